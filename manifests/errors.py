@@ -1,0 +1,15 @@
+"""The two errors that a command turns into an exit code; everything else is a bug and shows its traceback."""
+
+
+class Refused(Exception):
+    """Work was refused before it began (exit code 2): a recipe, key, path, library or hash is wrong.
+
+    The message is one line that names the key, the path or the command that mends it. Nothing has been written.
+    """
+
+
+class Stopped(Exception):
+    """The machine stopped the work midway (exit code 3): disk full, store down.
+
+    What is finished stays valid, and the same command run again resumes.
+    """

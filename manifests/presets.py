@@ -1,0 +1,158 @@
+"""View presets: named, typed descriptions of one set of views, kept in views/*.toml.
+
+A preset names a backend and everything that changes a byte of what the backend writes. Its hash is part of a view
+set's identity, so a preset holds no policy (workers, time limits).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from manifests.recipes import Value, digest, load_toml, merge, names_in, refuse_invalid, unknown_name
+
+FOLDER = Path(__file__).parent / "views"
+Positive = Annotated[float, Field(gt=0)]
+Rotation = Annotated[list[Annotated[list[float], Field(min_length=3, max_length=3)]], Field(min_length=3, max_length=3)]
+
+
+class _Views(BaseModel):
+    """What every preset holds.
+
+    Views are given by `azimuth_deg` and `elevation_deg` (camera direction (cos e sin a, sin e, cos e cos a), +Y up) or
+    by `rotations` (world-to-camera, rows right, down, forward), never both; poles are written as rotations. Depth is
+    encoded between distance - depth_range and distance + depth_range (world units; the object has radius 1).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str = ""
+    image_size: Annotated[int, Field(ge=8, le=4096)] = 224
+    azimuth_deg: list[float] = []
+    elevation_deg: list[float] = []
+    rotations: list[Rotation] = []
+    projection: Literal["perspective", "orthographic"] = "perspective"
+    fov_deg: Annotated[float, Field(gt=0, lt=180)] = 60.0
+    half_extent: Positive = 1.0
+    distance: Positive = 2.0
+    depth_range: Positive = 1.25
+    mapping: Literal["clip2point", "linear"] = "clip2point"
+    normalize: Literal["clip", "imagenet", "none"] = "clip"
+
+    @model_validator(mode="after")
+    def _one_rig(self) -> _Views:
+        if bool(self.rotations) == bool(self.azimuth_deg):
+            raise ValueError("give either azimuth_deg with elevation_deg or rotations")
+        if len(self.elevation_deg) not in (1, len(self.azimuth_deg)) and self.azimuth_deg:
+            raise ValueError(f"elevation_deg holds {len(self.elevation_deg)} values, azimuth_deg {len(self.azimuth_deg)}")
+        for i, rotation in enumerate(self.rotations):
+            matrix = np.asarray(rotation)
+            if not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-6) or np.linalg.det(matrix) < 0:
+                raise ValueError(f"rotations[{i}] is not a rotation (rows right, down, forward; determinant +1)")
+        if not self.rotations and any(abs(abs(e % 180) - 90) < 1e-6 for e in self.elevation_deg):
+            raise ValueError("a view from straight above or below has no azimuth: write it as a rotation matrix")
+        return self
+
+    @property
+    def num_views(self) -> int:
+        return len(self.rotations) or len(self.azimuth_deg)
+
+    @property
+    def near(self) -> float:
+        """Depth of code 1, world units."""
+        return max(self.distance - self.depth_range, 0.0)
+
+    @property
+    def far(self) -> float:
+        """Depth of code 65535, world units."""
+        return self.distance + self.depth_range
+
+
+class MeshViews(_Views):
+    """RGB and depth of a mesh, drawn by ray casting.
+
+    Light comes from the camera with PyTorch3D's default constants (ambient 0.5, diffuse 0.3, specular 0.2,
+    shininess 64; CLIP2Point's released RGB path).
+    """
+
+    backend: Literal["raycast"]
+    channels: list[Literal["rgb", "depth"]] = Field(default=["rgb", "depth"], min_length=1)
+    rgb_format: Literal["jpg", "png"] = "jpg"
+    two_sided: bool = True
+    normals: Literal["crease", "smooth", "flat"] = "crease"
+    crease_deg: Annotated[float, Field(ge=0, le=180)] = 40.0
+    texture_wrap: Literal["repeat", "clamp"] = "repeat"
+    supersample: Literal[1, 2] = 1
+    ambient: Annotated[float, Field(ge=0)] = 0.5
+    diffuse: Annotated[float, Field(ge=0)] = 0.3
+    specular: Annotated[float, Field(ge=0)] = 0.2
+    shininess: Annotated[int, Field(ge=1)] = 64
+    background: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)] = [1.0, 1.0, 1.0]
+
+
+class PointViews(_Views):
+    """Depth of the first `points` points of the stored cloud (a farthest-point sample; CLIP2Point section 3.2).
+
+    merge: `minimum` (eq. 10) or `weighted` (eq. 8), each over a square of side `dilation`; `disc`: the released
+    renderer, nearest point within `disc_radius` (half image = 1) of a pixel's centre.
+    """
+
+    backend: Literal["depth"]
+    points: Annotated[int, Field(ge=1)] = 1024
+    merge: Literal["minimum", "weighted", "disc"] = "minimum"
+    dilation: Annotated[int, Field(ge=1, le=16)] = 2
+    disc_radius: Positive = 0.02
+
+    @model_validator(mode="after")
+    def _projection_of_merge(self) -> PointViews:
+        if self.merge == "disc" and self.projection != "orthographic":
+            raise ValueError("merge=disc is the released renderer, which is orthographic: set projection=orthographic")
+        if self.merge != "disc" and self.projection != "perspective":
+            raise ValueError("eq. 8-10 project in perspective: set projection=perspective or merge=disc")
+        return self
+
+
+Preset = Annotated[MeshViews | PointViews, Field(discriminator="backend")]
+_ADAPTER: TypeAdapter[MeshViews | PointViews] = TypeAdapter(Preset)
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets, sorted."""
+    return names_in(FOLDER)
+
+
+def parse_preset(values: dict[str, Value], where: str) -> MeshViews | PointViews:
+    """A typed preset from plain values. Raises Refused naming `where`, the key and the nearest valid one."""
+    with refuse_invalid(where, [MeshViews, PointViews]):
+        return _ADAPTER.validate_python(values)
+
+
+def load_preset(name: str, changes: dict[str, Value] | None = None) -> tuple[str, MeshViews | PointViews]:
+    """A shipped preset with changes applied, and the name of its view set.
+
+    An unchanged preset keeps its name; a changed one is `<name>-<6 hex of its hash>` unless `changes` holds `name`.
+    Raises Refused when there is no such preset or a value does not fit.
+    """
+    changes = dict(changes or {})
+    given = changes.pop("name", None)
+    if name not in preset_names():
+        raise unknown_name("view preset", name, preset_names(), "python -m pipeline presets lists them")
+    shipped = load_toml(FOLDER / f"{name}.toml")
+    preset = parse_preset(merge(shipped, changes), f"preset {name}")
+    if given is not None:
+        return str(given), preset
+    changed = preset != parse_preset(shipped, f"preset {name}")
+    return (f"{name}-{preset_hash(preset)[:6]}" if changed else name), preset
+
+
+def preset_hash(preset: MeshViews | PointViews) -> str:
+    """sha256 of everything in a preset but its title."""
+    return digest(preset.model_dump(exclude={"title"}))
+
+
+def is_mesh_preset(preset: MeshViews | PointViews) -> bool:
+    """Whether the preset draws the mesh (and so skips an object without one)."""
+    return isinstance(preset, MeshViews)

@@ -1,0 +1,179 @@
+"""Recipes: one TOML file and `key=value` changes become one frozen typed object, or one line that says why not.
+
+A value on the command line is TOML and a bare word is a string; dots reach inside (`views.rgb12.image_size=128`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from manifests.errors import Refused
+
+Value = Any  # what TOML holds: str, int, float, bool, list or dict of these
+Recipe = TypeVar("Recipe", bound=BaseModel)
+
+
+def load_toml(path: Path) -> dict[str, Value]:
+    """The values of a TOML file. Raises Refused naming the file when it is missing or does not parse."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"cannot read {path}: {error}") from error
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names (without .toml) of the files in a folder, sorted."""
+    return sorted(p.stem for p in folder.glob("*.toml"))
+
+
+def unknown_name(what: str, name: str, known: Sequence[str], hint: str = "") -> Refused:
+    """A Refused for a name that is not in a list, naming the nearest one that is."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    guess = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    return Refused(f"unknown {what} {name}{guess}" + (f" ({hint})" if hint else ""))
+
+
+def find_recipe(name: str, folder: Path) -> Path:
+    """The file of a recipe: a path ending in .toml, or the name of one shipped in `folder`."""
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise Refused(f"no recipe file {name}")
+        return Path(name)
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        raise unknown_name("recipe", name, names_in(folder))
+    return path
+
+
+def parse_changes(assignments: Iterable[str]) -> dict[str, Value]:
+    """Nested values from `key=value` arguments. Raises Refused naming the argument that is none."""
+    changes: dict[str, Value] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", key):
+            raise Refused(f"{assignment!r} is not key=value")
+        *path, last = key.split(".")
+        table = changes
+        for part in path:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise Refused(f"{key}: {part} was already given a value")
+        table[last] = _parse_value(text)
+    return changes
+
+
+def _parse_value(text: str) -> Value:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def merge(values: dict[str, Value], changes: dict[str, Value]) -> dict[str, Value]:
+    """`values` with `changes` laid over it, table by table; neither argument is changed."""
+    merged = dict(values)
+    for key, change in changes.items():
+        inside = merged.get(key)
+        merged[key] = merge(inside, change) if isinstance(inside, dict) and isinstance(change, dict) else change
+    return merged
+
+
+def parse_recipe(kind: type[Recipe], values: dict[str, Value], where: str) -> Recipe:
+    """A typed recipe from plain values. Raises Refused naming `where`, the key and the nearest valid one."""
+    with refuse_invalid(where, [kind]):
+        return kind.model_validate(values)
+
+
+@contextmanager
+def refuse_invalid(where: str, kinds: Sequence[type[BaseModel]]) -> Iterator[None]:
+    """Turns pydantic's report into one line: the first key that is wrong, why, and the nearest key that exists."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if part not in ("raycast", "depth"))
+        if first["type"] == "extra_forbidden":
+            name = str(first["loc"][-1])
+            near = difflib.get_close_matches(name, sorted(_all_keys(kinds)), n=1, cutoff=0.5)
+            raise Refused(f"{where}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")) from error
+        got = "" if first["type"] in ("missing", "value_error") else f", got {_short(first['input'])}"
+        message = first["msg"].removeprefix("Value error, ")
+        raise Refused(f"{where}: {key + ': ' if key else ''}{message}{got}") from error
+
+
+def _all_keys(kinds: Iterable[Any]) -> set[str]:
+    """Names of all fields of the models, those of their nested models included."""
+    keys: set[str] = set()
+    todo, seen = list(kinds), set()
+    while todo:
+        kind = todo.pop()
+        if kind in seen:
+            continue
+        seen.add(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys |= set(kind.model_fields)
+            todo += [field.annotation for field in kind.model_fields.values()]
+        else:
+            todo += [inner for inner in get_args(kind) if isinstance(inner, type) or get_args(inner)]
+    return keys
+
+
+def _short(value: Value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def digest(value: Value) -> str:
+    """sha256 of plain values, the same for equal values in any order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def first_difference(old: dict[str, Value], new: dict[str, Value], prefix: str = "") -> str | None:
+    """`key: old value -> new value` of the first key (sorted, dotted) in which two recipes differ, or None."""
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            inside = first_difference(a, b, f"{prefix}{key}.")
+            if inside:
+                return inside
+        elif a != b:
+            return f"{prefix}{key}: {_short(a)} -> {_short(b)}"
+    return None
+
+
+def to_toml(values: dict[str, Value]) -> str:
+    """Plain values as TOML, keys in order, tables last. None is left out, as TOML has no word for it."""
+    return "\n".join(_toml_lines(values, ())) + "\n"
+
+
+def _toml_lines(table: dict[str, Value], path: tuple[str, ...]) -> Iterator[str]:
+    plain = {k: v for k, v in table.items() if not isinstance(v, dict) and v is not None}
+    if path and (plain or not table):
+        yield f"\n[{'.'.join(path)}]"
+    for key, value in plain.items():
+        yield f"{key} = {_toml_value(value)}"
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _toml_lines(value, (*path, key))
+
+
+def _toml_value(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return {"inf": "inf", "-inf": "-inf", "nan": "nan"}.get(repr(value), repr(value))
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    raise TypeError(f"no TOML for {type(value).__name__}")

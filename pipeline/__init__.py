@@ -1,0 +1,1 @@
+"""From raw 3D datasets to shards."""

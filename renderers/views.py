@@ -1,0 +1,35 @@
+"""What every backend returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from renderers.cameras import Camera
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture of one object and the camera that took it.
+
+    rgb: uint8 (H, W, 3) or None. depth: float32 (H, W), distance along the optical axis in world units, +inf where
+    nothing was hit, or None. gray: uint8 (H, W) or None, for methods that define a picture and no depth.
+    """
+
+    camera: Camera
+    rgb: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    gray: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        size = (self.camera.height, self.camera.width)
+        for name, array, dtype, shape in (
+            ("rgb", self.rgb, np.uint8, (*size, 3)),
+            ("depth", self.depth, np.float32, size),
+            ("gray", self.gray, np.uint8, size),
+        ):
+            if array is not None and (array.dtype != dtype or array.shape != shape):
+                raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
+        if self.rgb is None and self.depth is None and self.gray is None:
+            raise ValueError("a view holds at least one picture")

@@ -1,0 +1,33 @@
+"""Fixtures that every test folder uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def shared_folder() -> Path:
+    """The folder of real samples and golden data: environment variable CROSS_MOST_SHARED, default ../shared."""
+    return Path(os.environ.get("CROSS_MOST_SHARED", REPOSITORY.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data; a test that needs it is skipped where it is missing."""
+    folder = shared_folder()
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set CROSS_MOST_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    """Inputs and outputs computed with the upstream implementations."""
+    folder = shared / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"no golden data at {folder}")
+    return folder
