@@ -16,6 +16,7 @@ from manifests.recipes import Value, digest, load_toml, merge, names_in, refuse_
 
 FOLDER = Path(__file__).parent / "views"
 Positive = Annotated[float, Field(gt=0)]
+Color = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
 Rotation = Annotated[list[Annotated[list[float], Field(min_length=3, max_length=3)]], Field(min_length=3, max_length=3)]
 
 
@@ -47,7 +48,9 @@ class _Views(BaseModel):
         if bool(self.rotations) == bool(self.azimuth_deg):
             raise ValueError("give either azimuth_deg with elevation_deg or rotations")
         if len(self.elevation_deg) not in (1, len(self.azimuth_deg)) and self.azimuth_deg:
-            raise ValueError(f"elevation_deg holds {len(self.elevation_deg)} values, azimuth_deg {len(self.azimuth_deg)}")
+            raise ValueError(
+                f"elevation_deg holds {len(self.elevation_deg)} values, azimuth_deg {len(self.azimuth_deg)}"
+            )
         for i, rotation in enumerate(self.rotations):
             matrix = np.asarray(rotation)
             if not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-6) or np.linalg.det(matrix) < 0:
@@ -90,7 +93,11 @@ class MeshViews(_Views):
     diffuse: Annotated[float, Field(ge=0)] = 0.3
     specular: Annotated[float, Field(ge=0)] = 0.2
     shininess: Annotated[int, Field(ge=1)] = 64
-    background: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)] = [1.0, 1.0, 1.0]
+    background: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)] = [
+        1.0,
+        1.0,
+        1.0,
+    ]
 
 
 class PointViews(_Views):

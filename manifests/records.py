@@ -1,0 +1,170 @@
+"""What happened to assets and shards: Asset, Failure, Skipped and Record, and how they are written as JSON.
+
+A record beside a tar is written last: the record *is* "done", and rerunning is resuming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from manifests import store
+
+MAX_KEY_BYTES = 80
+STAGES = ("load", "sample", "mesh", "render", "encode")
+KINDS = ("timeout", "memory", "crash")
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One object of a raw dataset, before anything of it is read.
+
+    id: the dataset's own name for it. key: made from the id by `make_keys`, unique over all splits. source: path
+    relative to the dataset's folder (or a description, for made objects). class_name: None where unknown.
+    """
+
+    id: str
+    key: str
+    source: str
+    split: str
+    class_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An asset that gave no object, or an object that gave no views.
+
+    stage: load, sample, mesh, render or encode. reason: one line; it begins with `timeout:`, `memory:` or `crash:`
+    where the machine ended the attempt, and says what is wrong with the data otherwise.
+    """
+
+    key: str
+    id: str
+    stage: str
+    reason: str
+
+    @property
+    def kind(self) -> str:
+        """timeout, memory, crash or data: what `--retry` selects by."""
+        kind = self.reason.partition(":")[0]
+        return kind if kind in KINDS else "data"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An object that a view set leaves out by rule, such as `no mesh` for a mesh preset."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one tar holds: written beside it, last.
+
+    keys and offsets have one entry a sample, in the tar's order; offsets are bytes of the sample's first header.
+    """
+
+    format: int
+    count: int
+    bytes: int
+    sha256: str
+    hash: str
+    keys: tuple[str, ...]
+    offsets: tuple[int, ...]
+    failures: tuple[Failure, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    max_rss_mb: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, in the order of the fields."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Record:
+        """The record of plain values. Raises ValueError naming the key that is missing or unknown."""
+        try:
+            values = dict(values)
+            values["keys"], values["offsets"] = tuple(values["keys"]), tuple(values["offsets"])
+            values["failures"] = tuple(Failure(**f) for f in values["failures"])
+            values["skipped"] = tuple(Skipped(**s) for s in values["skipped"])
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a record: {error}") from error
+
+
+def read_record(path: str) -> Record | None:
+    """The record at `path`, or None where there is none. Raises ValueError naming the path when it is damaged."""
+    values = read_json(path)
+    if values is None:
+        return None
+    try:
+        return Record.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """The JSON object at `path`, or None where there is none. Raises ValueError naming the path when it is damaged."""
+    data = store.read_bytes(path)
+    if data is None:
+        return None
+    try:
+        values = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return values
+
+
+def write_json(path: str, values: dict[str, Any]) -> None:
+    """Writes one JSON object whole or not at all."""
+    store.write_bytes(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def record_path(tar_path: str) -> str:
+    """`a/train-00017.tar` -> `a/train-00017.json`."""
+    return tar_path.removesuffix(".tar") + ".json"
+
+
+def make_keys(ids: list[str]) -> list[str]:
+    """One key for each id: `[A-Za-z0-9_-]+`, at most 80 bytes, all different.
+
+    Other characters become `_`. Ids that clash (also in letter case, which some file systems drop) or are overlong all
+    get `-` and 8 hex digits of the id's sha256, so a key does not depend on the order of the ids.
+    Raises ValueError when the same id comes twice.
+    """
+    if len(set(ids)) != len(ids):
+        twice = next(i for i in sorted(ids) if ids.count(i) > 1)
+        raise ValueError(f"the id {twice} comes twice")
+    plain = [re.sub(r"[^A-Za-z0-9_-]+", "_", i) for i in ids]
+    times: dict[str, int] = {}
+    for key in plain:
+        times[key.lower()] = times.get(key.lower(), 0) + 1
+    return [
+        key if times[key.lower()] == 1 and 0 < len(key) <= MAX_KEY_BYTES else _hashed(key, i)
+        for key, i in zip(plain, ids, strict=True)
+    ]
+
+
+def _hashed(key: str, id: str) -> str:
+    return f"{key[: MAX_KEY_BYTES - 9]}-{hashlib.sha256(id.encode()).hexdigest()[:8]}"
+
+
+def asset_list_hash(assets: list[Asset]) -> str:
+    """sha256 of the ordered asset list: a source that gained, lost or renamed an object has another hash."""
+    sha = hashlib.sha256()
+    for asset in assets:
+        sha.update(asset_line(asset))
+    return sha.hexdigest()
+
+
+def asset_line(asset: Asset) -> bytes:
+    """One line of OUT/assets.jsonl, which lets a refused rerun name the first asset that differs."""
+    return json.dumps([asset.split, asset.key, asset.id, asset.class_name, asset.source]).encode() + b"\n"
