@@ -22,15 +22,15 @@ KINDS = ("timeout", "memory", "crash")
 class Asset:
     """One object of a raw dataset, before anything of it is read.
 
-    id: the dataset's own name for it. key: made from the id by `make_keys`, unique over all splits. source: path
-    relative to the dataset's folder (or a description, for made objects). class_name: None where unknown.
+    id: the dataset's own name for it. source: path relative to the dataset's folder (or a description, for made
+    objects). class_name: None where unknown. key: made from the id, unique over all splits; the plan fills it in.
     """
 
     id: str
-    key: str
     source: str
     split: str
     class_name: str | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True)

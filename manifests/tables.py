@@ -16,16 +16,17 @@ FOLDER = Path(__file__).parent / "datasets"
 class DatasetTable(BaseModel):
     """What is fixed about a dataset.
 
-    classes: names as the dataset writes them, in label order; empty for a dataset of anyone's own. prompt_names: the
-    same in words for prompts. counts: expected objects of each split of a complete copy. axes: for each world axis,
-    the signed source axis it is (`["y", "z", "x"]`: world = (source y, source z, source x)); determinant +1.
+    reader: the file of pipeline/datasets that reads it, by default the one of its name. classes: names as the dataset
+    writes them, in label order; empty for a dataset of anyone's own. prompt_names: the same in words for prompts.
+    counts: expected objects of each split of a complete copy. axes: for each world axis, the signed source axis it is
+    (`["y", "z", "x"]`: world = (source y, source z, source x)); determinant +1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     title: str = ""
-    source: str = ""
+    reader: str = ""
     classes: tuple[str, ...] = ()
     prompt_names: tuple[str, ...] = ()
     counts: dict[str, int] = {}

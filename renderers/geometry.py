@@ -88,6 +88,13 @@ def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(points, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
+def rigid_scale(scale: float, translation: np.ndarray) -> np.ndarray:
+    """The 4x4 similarity p -> scale * p + translation."""
+    matrix = np.diag([scale, scale, scale, 1.0])
+    matrix[:3, 3] = translation
+    return matrix
+
+
 def join(meshes: list[Mesh]) -> Mesh:
     """One mesh from several, materials kept apart. Raises ValueError on an empty list."""
     if not meshes:

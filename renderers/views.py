@@ -14,13 +14,15 @@ class View:
     """One picture of one object and the camera that took it.
 
     rgb: uint8 (H, W, 3) or None. depth: float32 (H, W), distance along the optical axis in world units, +inf where
-    nothing was hit, or None. gray: uint8 (H, W) or None, for methods that define a picture and no depth.
+    nothing was hit, or None. gray: uint8 (H, W) or None, for methods that define a picture and no depth. coverage:
+    share of pixels that show the object, where the backend knows it better than depth tells.
     """
 
     camera: Camera
     rgb: np.ndarray | None = None
     depth: np.ndarray | None = None
     gray: np.ndarray | None = None
+    coverage: float | None = None
 
     def __post_init__(self) -> None:
         size = (self.camera.height, self.camera.width)

@@ -1,0 +1,445 @@
+"""Building one shard: Asset -> Shape -> Views -> tars. Pure Python, no Ray.
+
+One pass an asset: read, sample, write GLB bytes, read them back, draw every view set, encode. Views are drawn from the
+mesh as read back from its own GLB bytes, so pictures redrawn later from the shards are the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import webdataset as wds
+
+from manifests import store
+from manifests.errors import Refused, Stopped
+from manifests.presets import MeshViews, PointViews, is_mesh_preset
+from manifests.records import Asset, Failure, Record, Skipped, read_record, record_path, write_json
+from manifests.samples import (
+    COLORS,
+    FORMAT,
+    JSON,
+    MESH,
+    PARTS,
+    POINTS,
+    Sample,
+    decode_array,
+    depth_codes,
+    encode_array,
+    encode_json,
+    encode_picture,
+    read_samples,
+    view_member,
+)
+from manifests.shards import meshes_tar, shapes_tar, views_tar
+from pipeline.load import Shape, decode_mesh, encode_mesh, make_shape
+from pipeline.plan import Job, Plan, ViewSet, dataset_module
+from renderers.backends import draw
+from renderers.geometry import Mesh
+from renderers.views import View
+
+Members = dict[str, bytes]
+NO_MESH = "no mesh"
+
+
+@dataclass(frozen=True)
+class BuiltObject:
+    """The members of one object, tar by tar.
+
+    mesh: None where the object has none or meshes are not stored. views: view set name -> its members, or why there
+    are none.
+    """
+
+    key: str
+    shape: Members
+    mesh: Members | None
+    views: dict[str, Members | Failure | Skipped]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a running job reports: objects and failures since its last report."""
+
+    objects: int = 0
+    failures: int = 0
+
+
+Outcome = BuiltObject | Failure
+ViewResults = dict[str, Members | Failure | Skipped]
+Report = Callable[[str, BuiltObject | None], None]
+
+
+def _no_report(stage: str, built: BuiltObject | None) -> None:
+    """Nobody listens in the plain way."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of at most 300 characters, naming its type unless it is a plain ValueError."""
+    text = " ".join(str(error).split())[:300]
+    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcome:
+    """Everything of one asset. A bad asset is a Failure with its stage; Refused and Stopped pass through.
+
+    report: told each stage as it begins, and what is built by then once that is a whole shape.
+    """
+    stage = "load"
+    try:
+        report(stage, None)
+        raw = dataset_module(plan.table).read(asset, None if plan.source is None else Path(plan.source))
+        stage = "sample"
+        report(stage, None)
+        recipe = plan.recipe
+        shape = make_shape(
+            asset,
+            raw,
+            axes=plan.axes,
+            seed=recipe.seed,
+            num_points=recipe.num_points,
+            fps_prefix=recipe.fps_prefix,
+            normalize=recipe.normalize,
+        )
+        stage = "mesh"
+        report(stage, None)
+        glb = encode_mesh(shape.mesh) if shape.mesh is not None and _wants_mesh(plan) else None
+        stage = "encode"
+        members = shape_members(shape, plan)
+    except (Refused, Stopped):
+        raise
+    except MemoryError as error:
+        return Failure(asset.key, asset.id, stage, f"memory: {one_line(error)}")
+    except Exception as error:  # whatever a bad file makes a library raise is that file's Failure
+        return Failure(asset.key, asset.id, stage, one_line(error))
+    mesh_members = {MESH: glb} if glb is not None and plan.recipe.store_meshes else None
+    report("render", BuiltObject(asset.key, members, mesh_members, {}))
+    views = draw_view_sets(asset.key, asset.id, shape.points, glb, plan.view_sets)
+    return BuiltObject(asset.key, members, mesh_members, views)
+
+
+def _wants_mesh(plan: Plan) -> bool:
+    return plan.recipe.store_meshes or _any_mesh(plan.view_sets)
+
+
+def shape_members(shape: Shape, plan: Plan) -> Members:
+    """Members of an object in a tar of shapes."""
+    asset = shape.asset
+    values = {
+        "format": FORMAT,
+        "key": asset.key,
+        "id": asset.id,
+        "dataset": plan.table.name,
+        "split": asset.split,
+        "label": plan.label(asset.class_name),
+        "class": asset.class_name,
+        "source": asset.source,
+        "world_from_source": shape.world_from_source.tolist(),
+        "num_points": len(shape.points),
+        "num_faces": 0 if shape.mesh is None else len(shape.mesh.faces),
+        "warnings": [{"type": kind, "count": n} for kind, n in sorted(shape.warnings.items())],
+    }
+    members = {JSON: encode_json(values), POINTS: encode_array(shape.points)}
+    if shape.colors is not None:
+        members[COLORS] = encode_array(shape.colors)
+    if shape.parts is not None:
+        members[PARTS] = encode_array(shape.parts)
+    return members
+
+
+def draw_view_sets(
+    key: str, id: str, points: np.ndarray, glb: bytes | None, view_sets: tuple[ViewSet, ...]
+) -> ViewResults:
+    """Members of every view set of one object; a Failure or Skipped in place of those that cannot be drawn."""
+    results: ViewResults = {}
+    mesh: Mesh | None = None
+    for view_set in view_sets:
+        if is_mesh_preset(view_set.preset) and glb is None:
+            results[view_set.name] = Skipped(key, NO_MESH)
+            continue
+        stage = "render"
+        try:
+            if mesh is None and is_mesh_preset(view_set.preset):
+                mesh = decode_mesh(glb)
+            views = draw(view_set.preset, mesh=mesh, points=points)
+            stage = "encode"
+            results[view_set.name] = view_members(key, view_set, views)
+        except (Refused, Stopped):
+            raise
+        except MemoryError as error:
+            results[view_set.name] = Failure(key, id, stage, f"memory: {one_line(error)}")
+        except Exception as error:  # as in make_object: data that breaks a renderer is that object's Failure
+            results[view_set.name] = Failure(key, id, stage, one_line(error))
+    return results
+
+
+def view_members(key: str, view_set: ViewSet, views: list[View]) -> Members:
+    """Members of one object in a tar of views. coverage: the share of pixels that show the object."""
+    members: Members = {}
+    described, clipped = [], 0
+    for number, view in enumerate(views):
+        camera = view.camera
+        if view.rgb is not None:
+            suffix = _rgb_format(view_set.preset)
+            members[view_member(number, "rgb", suffix)] = encode_picture(view.rgb, suffix)
+        if view.depth is not None:
+            codes, outside = depth_codes(view.depth, camera.near, camera.far)
+            clipped += outside
+            members[view_member(number, "depth", "png")] = encode_picture(codes, "png")
+        if view.gray is not None:
+            members[view_member(number, "gray", "png")] = encode_picture(view.gray, "png")
+        described.append(
+            {
+                "model": camera.model,
+                "camera_from_world": camera.camera_from_world.tolist(),
+                "K": camera.K.tolist(),
+                "width": camera.width,
+                "height": camera.height,
+                "near": camera.near,
+                "far": camera.far,
+                "coverage": round(_coverage(view), 6),
+            }
+        )
+    warnings = [{"type": "depth outside near..far", "count": clipped}] if clipped else []
+    blank = sum(view["coverage"] == 0 for view in described)
+    warnings += [{"type": "blank view", "count": blank}] if blank else []
+    values = {"format": FORMAT, "key": key, "preset": view_set.name, "views": described, "warnings": warnings}
+    return {JSON: encode_json(values), **members}
+
+
+def _rgb_format(preset: MeshViews | PointViews) -> str:
+    return preset.rgb_format if isinstance(preset, MeshViews) else "png"
+
+
+def _coverage(view: View) -> float:
+    if view.coverage is not None:
+        return float(view.coverage)
+    if view.depth is not None:
+        return float(np.isfinite(view.depth).mean())
+    return float((view.gray < 255).mean())
+
+
+class ShardWriter:
+    """One tar on its way: samples are appended, and the tar with its record appears when the block ends well."""
+
+    def __init__(self, path: str, file: IO[bytes], hash: str) -> None:
+        self.path, self.hash = path, hash
+        self.keys: list[str] = []
+        self.offsets: list[int] = []
+        self.failures: list[Failure] = []
+        self.skipped: list[Skipped] = []
+        self._file = _Hashing(file)
+        self._tar = wds.TarWriter(self._file, encoder=False, mtime=0, user="", group="")
+
+    def add(self, key: str, outcome: Members | Failure | Skipped) -> None:
+        """Appends a sample, or notes why there is none."""
+        if isinstance(outcome, Failure):
+            self.failures.append(outcome)
+        elif isinstance(outcome, Skipped):
+            self.skipped.append(outcome)
+        else:
+            self.keys.append(key)
+            self.offsets.append(self._tar.tarstream.offset)
+            self._tar.write({"__key__": key, **outcome})
+
+    def close(self) -> None:
+        """Ends the tar (the file stays open for its owner)."""
+        self._tar.close()
+
+    def record(self, versions: dict[str, str], seconds: float) -> Record:
+        """The record of the closed tar."""
+        return Record(
+            format=FORMAT,
+            count=len(self.keys),
+            bytes=self._file.count,
+            sha256=self._file.sha256.hexdigest(),
+            hash=self.hash,
+            keys=tuple(self.keys),
+            offsets=tuple(self.offsets),
+            failures=tuple(self.failures),
+            skipped=tuple(self.skipped),
+            versions=versions,
+            seconds=round(seconds, 3),
+            max_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        )
+
+
+@dataclass
+class _Hashing:
+    """A file that counts and hashes what is written through it."""
+
+    file: IO[bytes]
+    count: int = 0
+    sha256: Any = field(default_factory=hashlib.sha256)
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.count += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def is_done(tar: str, hash: str) -> bool:
+    """Whether a tar has its record, with this hash, and is there. A damaged record counts as none."""
+    try:
+        record = read_record(record_path(tar))
+    except ValueError:
+        return False
+    return record is not None and record.hash == hash and store.exists(tar)
+
+
+def missing_tars(job: Job, plan: Plan) -> tuple[bool, list[ViewSet]]:
+    """(whether shapes or meshes of a job are missing, the view sets that are missing)."""
+    shapes = [shapes_tar(plan.out, job.split, job.shard)]
+    if plan.recipe.store_meshes:
+        shapes.append(meshes_tar(plan.out, job.split, job.shard))
+    views = [s for s in plan.view_sets if not is_done(views_tar(plan.out, s.name, job.split, job.shard), s.hash)]
+    return not all(is_done(tar, plan.shapes_hash) for tar in shapes), views
+
+
+class Maker(Protocol):
+    """How one object is made: here, or in a child process (`pipeline.careful`)."""
+
+    def build(self, asset: Asset) -> Outcome:
+        """Everything of one raw asset."""
+
+    def redraw(self, shape: Sample, glb: bytes | None, view_sets: tuple[ViewSet, ...]) -> ViewResults:
+        """View sets of one stored object."""
+
+
+class PlainMaker:
+    """The plain way: a call in this process."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def build(self, asset: Asset) -> Outcome:
+        """See Maker."""
+        return make_object(asset, self._plan)
+
+    def redraw(self, shape: Sample, glb: bytes | None, view_sets: tuple[ViewSet, ...]) -> ViewResults:
+        """See Maker."""
+        return redraw_object(shape, glb, self._plan, view_sets)
+
+
+def run_job(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
+    """Makes whatever of one shard is missing, reporting each object. Raises Stopped when the disk is full."""
+    shapes_missing, view_sets = missing_tars(job, plan)
+    if shapes_missing:
+        yield from build_shard(job, plan, maker)
+    elif view_sets:
+        yield from redraw_shard(job, plan, maker, tuple(view_sets))
+
+
+def build_shard(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
+    """Writes all tars of one shard from the raw assets; their records come last."""
+    paths = {"shapes": shapes_tar(plan.out, job.split, job.shard)}
+    hashes = {"shapes": plan.shapes_hash, "meshes": plan.shapes_hash}
+    if plan.recipe.store_meshes:
+        paths["meshes"] = meshes_tar(plan.out, job.split, job.shard)
+    for view_set in plan.view_sets:
+        paths[f"views/{view_set.name}"] = views_tar(plan.out, view_set.name, job.split, job.shard)
+        hashes[f"views/{view_set.name}"] = view_set.hash
+    for path in paths.values():
+        store.remove(record_path(path))
+    start = time.monotonic()
+    with ExitStack() as stack:
+        writers = {
+            name: ShardWriter(p, stack.enter_context(store.writing(p)), hashes[name]) for name, p in paths.items()
+        }
+        for asset in job.assets:
+            outcome = maker.build(asset)
+            if isinstance(outcome, Failure):
+                writers["shapes"].add(outcome.key, outcome)
+                yield Progress(failures=1)
+                continue
+            writers["shapes"].add(outcome.key, outcome.shape)
+            if "meshes" in writers and outcome.mesh is not None:
+                writers["meshes"].add(outcome.key, outcome.mesh)
+            for name, result in outcome.views.items():
+                writers[f"views/{name}"].add(outcome.key, result)
+            yield Progress(objects=1, failures=any(isinstance(v, Failure) for v in outcome.views.values()))
+        for writer in writers.values():
+            writer.close()
+    _write_records(list(writers.values()), plan, time.monotonic() - start)
+
+
+def _write_records(writers: list[ShardWriter], plan: Plan, seconds: float) -> None:
+    for writer in writers:
+        write_json(record_path(writer.path), writer.record(plan.versions, seconds).to_json())
+
+
+def redraw_shard(job: Job, plan: Plan, maker: Maker, view_sets: tuple[ViewSet, ...]) -> Iterator[Progress]:
+    """Draws view sets of one shard from its shapes and meshes; needs the raw dataset only where no mesh is stored."""
+    start = time.monotonic()
+    paths = [views_tar(plan.out, s.name, job.split, job.shard) for s in view_sets]
+    for path in paths:
+        store.remove(record_path(path))
+    with ExitStack() as stack:
+        writers = [
+            ShardWriter(path, stack.enter_context(store.writing(path)), s.hash)
+            for path, s in zip(paths, view_sets, strict=True)
+        ]
+        for shape, glb in stored_objects(job, plan, _any_mesh(view_sets)):
+            results = maker.redraw(shape, glb, view_sets)
+            for writer, result in zip(writers, results.values(), strict=True):
+                writer.add(shape.key, result)
+            yield Progress(objects=1, failures=any(isinstance(v, Failure) for v in results.values()))
+        for writer in writers:
+            writer.close()
+    _write_records(writers, plan, time.monotonic() - start)
+
+
+def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple[ViewSet, ...]) -> ViewResults:
+    """Members of view sets of one stored object; where no mesh is stored, its file is read again."""
+    values = shape.json
+    if glb is None and values["num_faces"] and not plan.recipe.store_meshes and _any_mesh(view_sets):
+        try:
+            glb = _read_again(shape, plan)
+        except (ValueError, OSError) as error:
+            failure = Failure(shape.key, values["id"], "load", one_line(error))
+            points_only = tuple(s for s in view_sets if not is_mesh_preset(s.preset))
+            drawn = redraw_object(shape, None, plan, points_only) if points_only else {}
+            return {s.name: drawn.get(s.name, failure) for s in view_sets}
+    return draw_view_sets(shape.key, values["id"], decode_array(shape.members[POINTS]), glb, view_sets)
+
+
+def _any_mesh(view_sets: tuple[ViewSet, ...]) -> bool:
+    return any(is_mesh_preset(s.preset) for s in view_sets)
+
+
+def stored_objects(job: Job, plan: Plan, with_meshes: bool) -> Iterator[tuple[Sample, bytes | None]]:
+    """(shape sample, stored GLB bytes or None) of every object of a finished shard, in order."""
+    with ExitStack() as stack:
+        shapes = stack.enter_context(store.open_reading(shapes_tar(plan.out, job.split, job.shard)))
+        meshes: Iterator[tuple[int, Sample]] = iter(())
+        if with_meshes and plan.recipe.store_meshes:
+            file = stack.enter_context(store.open_reading(meshes_tar(plan.out, job.split, job.shard)))
+            meshes = read_samples(file)
+        _, mesh = next(meshes, (0, None))
+        for _, shape in read_samples(shapes):
+            glb = None
+            if mesh is not None and mesh.key == shape.key:
+                glb = mesh.members[MESH]
+                _, mesh = next(meshes, (0, None))
+            yield shape, glb
+        if mesh is not None:
+            raise ValueError(f"{meshes_tar(plan.out, job.split, job.shard)}: {mesh.key} is not among the shapes")
+
+
+def _read_again(shape: Sample, plan: Plan) -> bytes:
+    """GLB bytes of an object whose mesh was not stored, read again from its source."""
+    values = shape.json
+    asset = Asset(values["id"], values["source"], values["split"], values["class"], shape.key)
+    raw = dataset_module(plan.table).read(asset, None if plan.source is None else Path(plan.source))
+    if raw.mesh is None:
+        raise ValueError(f"{values['source']} has no mesh any more")
+    return encode_mesh(raw.mesh.transformed(np.array(values["world_from_source"])))

@@ -1,0 +1,308 @@
+"""Asset -> Shape: reading files, turning them into the world frame, sampling, normalising. The home of trimesh.
+
+Files of users are only ever read. Textures are looked for inside the source folder and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from manifests.errors import Refused
+from manifests.records import Asset
+from manifests.tables import axes_matrix
+from pipeline.off import parse_off
+from renderers.geometry import GREY, Material, Mesh, from_trimesh, transform
+from renderers.sampling import farthest_points, has_color, normalization, sample_surface
+
+try:
+    import trimesh
+except ImportError as error:
+    raise Refused("trimesh is missing: pip install 'cross-most[build]'") from error
+
+MESH_SUFFIXES = (".off", ".obj", ".ply", ".stl", ".glb", ".gltf")
+_BOUND = 1e18  # beyond this, areas overflow in float64 when multiplied up
+
+
+@dataclass(frozen=True)
+class RawShape:
+    """What one file held, in its own frame.
+
+    mesh: or None for a file of points. points: float64 (N, 3), or None where there is a mesh. colors: uint8 (N, 3)
+    of the points, or None. parts: uint8 (N,) part labels of the points, or None. warnings: type -> count.
+    """
+
+    mesh: Mesh | None = None
+    points: np.ndarray | None = None
+    colors: np.ndarray | None = None
+    parts: np.ndarray | None = None
+    warnings: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object in the world frame (+Y up), normalised.
+
+    points: float32 (N, 3), the first `fps_prefix` of them in farthest-point order. colors: uint8 (N, 3) or None.
+    parts: uint8 (N,) or None. mesh: normalised by the same matrix, or None. world_from_source: float64 (4, 4).
+    """
+
+    asset: Asset
+    points: np.ndarray
+    colors: np.ndarray | None
+    parts: np.ndarray | None
+    mesh: Mesh | None
+    world_from_source: np.ndarray
+    warnings: dict[str, int]
+
+    def __post_init__(self) -> None:
+        if self.points.dtype != np.float32 or self.points.ndim != 2 or self.points.shape[1] != 3:
+            raise ValueError(f"points must be float32 (N, 3), got {self.points.dtype} {self.points.shape}")
+        if not np.isfinite(self.points).all():
+            raise ValueError("a normalised point is not finite")
+
+
+def read_mesh(path: Path, root: Path) -> RawShape:
+    """Reads off, obj, ply, stl, glb or gltf by its suffix; textures must lie below `root`.
+
+    Raises ValueError with one line on what is wrong with the file.
+    """
+    if path.is_dir():
+        raise ValueError("a folder in place of a file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    if not data.strip():
+        raise ValueError("the file is empty")
+    suffix = path.suffix.lower()
+    if suffix == ".off":
+        vertices, faces, colors = parse_off(data)
+        raw = _from_off(vertices, faces, colors)
+    else:
+        raw = _from_scene(_load_scene(path, data, suffix, root), suffix == ".obj" and b"mtllib" in data)
+    return _checked(raw)
+
+
+def _from_off(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None) -> RawShape:
+    if not len(faces):
+        return RawShape(points=vertices, colors=None if colors is None else colors[:, :3])
+    materials = (Material(GREY if colors is None else (1.0, 1.0, 1.0, 1.0)),)
+    return RawShape(mesh=_finite_mesh(vertices, faces, materials, colors))
+
+
+def _finite_mesh(vertices: np.ndarray, faces: np.ndarray, materials: tuple, colors: np.ndarray | None) -> Mesh:
+    if not np.isfinite(vertices[np.unique(faces)]).all():
+        raise ValueError("a vertex is not finite (NaN or infinity)")
+    return Mesh(np.nan_to_num(vertices), faces, materials, vertex_colors=colors)
+
+
+def _load_scene(path: Path, data: bytes, suffix: str, root: Path) -> Any:
+    """A trimesh scene. trimesh raises whatever its parsers trip over; all of it means that the file is bad."""
+    resolver = _Resolver(path, root)
+    try:
+        return trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver, process=False)
+    except MemoryError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"not a readable {suffix[1:]} file ({type(error).__name__}: {text})") from error
+
+
+class _Resolver(trimesh.resolvers.FilePathResolver):
+    """Finds a mesh's side files: relative to the mesh, backslashes mended, nothing outside the source folder.
+
+    trimesh's own refuses every `../`, which ShapeNet v2 needs (its textures lie in ../images), or opens everything.
+    """
+
+    def __init__(self, path: Path, root: Path) -> None:
+        super().__init__(str(path))
+        self._folder, self._root = path.resolve().parent, root.resolve()
+
+    def get(self, name: str) -> bytes:
+        path = (self._folder / name.strip().replace("\\", "/")).resolve()
+        if not path.is_relative_to(self._root):
+            raise FileNotFoundError(f"{name} lies outside the source folder")
+        if not path.is_file():
+            same = (
+                [p for p in path.parent.glob("*") if p.name.lower() == path.name.lower()]
+                if path.parent.is_dir()
+                else []
+            )
+            if not same:
+                raise FileNotFoundError(name)
+            path = same[0]
+        return path.read_bytes()
+
+    def namespaced(self, namespace: str) -> _Resolver:
+        return _Resolver(self._folder / namespace / "file", self._root)
+
+
+def _from_scene(scene: Any, named_materials: bool) -> RawShape:
+    geometries = [g for g in scene.dump(concatenate=False) if len(getattr(g, "vertices", ()))]
+    meshes = [g for g in geometries if len(getattr(g, "faces", ()))]
+    warnings: Counter[str] = Counter()
+    if not meshes:
+        clouds = [g for g in geometries if len(getattr(g, "entities", ())) == 0]
+        if not clouds:
+            raise ValueError("the file holds neither faces nor points")
+        points = np.concatenate([np.asarray(g.vertices, np.float64) for g in clouds])
+        return RawShape(points=points, colors=_cloud_colors(clouds))
+    for geometry in meshes:
+        if _is_placeholder(geometry):
+            geometry.visual = trimesh.visual.ColorVisuals()
+            warnings["material not found"] += named_materials
+        elif _lost_texture(geometry):
+            warnings["texture not found"] += 1
+    finite = [g for g in meshes if np.isfinite(np.asarray(g.vertices)[np.unique(g.faces)]).all()]
+    if len(finite) < len(meshes):
+        raise ValueError("a vertex is not finite (NaN or infinity)")
+    return RawShape(mesh=from_trimesh(meshes), warnings={kind: n for kind, n in warnings.items() if n})
+
+
+def _is_placeholder(geometry: Any) -> bool:
+    """Whether the material is the dark 2x2 picture that trimesh puts where an OBJ has none or its file is missing."""
+    material = getattr(geometry.visual, "material", None)
+    image = getattr(material, "image", None)
+    return image is not None and image.size == (2, 2) and getattr(material, "kwargs", None) == {}
+
+
+def _lost_texture(geometry: Any) -> bool:
+    """Whether the material names a texture that was not loaded (trimesh says nothing about it)."""
+    material = getattr(geometry.visual, "material", None)
+    named = any(key in getattr(material, "kwargs", {}) for key in ("map_kd", "map_Kd"))
+    return named and getattr(material, "image", None) is None
+
+
+def _cloud_colors(clouds: list[Any]) -> np.ndarray | None:
+    colors = [np.asarray(getattr(cloud, "colors", ())) for cloud in clouds]
+    if any(c.shape[:1] != (len(cloud.vertices),) or c.ndim != 2 for c, cloud in zip(colors, clouds, strict=True)):
+        return None
+    return np.concatenate(colors)[:, :3].astype(np.uint8)
+
+
+def _checked(raw: RawShape) -> RawShape:
+    points = raw.mesh.vertices if raw.mesh is not None else raw.points
+    if points is None or not len(points):
+        raise ValueError("the file holds no points")
+    if not np.isfinite(points).all():
+        raise ValueError("a point is not finite (NaN or infinity)")
+    if np.abs(points).max() > _BOUND:
+        raise ValueError(f"a coordinate of {np.abs(points).max():.1e} is no length")
+    return raw
+
+
+def asset_rng(seed: int, key: str) -> np.random.Generator:
+    """The generator of everything random about one object: seeded by (recipe seed, key), never by a worker."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:16], "big"))
+
+
+def make_shape(
+    asset: Asset,
+    raw: RawShape,
+    *,
+    axes: tuple[str, str, str],
+    seed: int,
+    num_points: int,
+    fps_prefix: int,
+    normalize: str,
+) -> Shape:
+    """Samples the surface (or the given points), puts a farthest-point prefix first and normalises.
+
+    num_points: N, area-weighted samples of a mesh; a source with fewer points keeps what it has. normalize: a name of
+    renderers.sampling.NORMALIZATIONS. Raises ValueError when the surface or the extent is zero.
+    """
+    rng, turn = asset_rng(seed, asset.key), axes_matrix(axes)
+    colors, parts = raw.colors, raw.parts
+    if raw.mesh is not None:
+        points, sampled = sample_surface(raw.mesh, num_points, rng)
+        colors = sampled if has_color(raw.mesh) else None
+    else:
+        points = raw.points
+        if len(points) > num_points:
+            chosen = np.sort(rng.permutation(len(points))[:num_points])
+            points = points[chosen]
+            colors = None if colors is None else colors[chosen]
+            parts = None if parts is None else parts[chosen]
+    turned = transform(turn, points)
+    vertices = None if raw.mesh is None else transform(turn, raw.mesh.vertices)
+    world_from_source = normalization(normalize, turned, vertices) @ turn
+    points = transform(world_from_source, points).astype(np.float32)
+    order = prefix_order(points, fps_prefix)
+    return Shape(
+        asset=asset,
+        points=np.ascontiguousarray(points[order]),
+        colors=None if colors is None else np.ascontiguousarray(colors[order]),
+        parts=None if parts is None else np.ascontiguousarray(parts[order]),
+        mesh=None if raw.mesh is None else raw.mesh.transformed(world_from_source),
+        world_from_source=world_from_source,
+        warnings=raw.warnings,
+    )
+
+
+def prefix_order(points: np.ndarray, fps_prefix: int) -> np.ndarray:
+    """An order of points (N, 3): farthest-point samples from index 0 first, then the rest as they came."""
+    first = farthest_points(points, min(fps_prefix, len(points)))
+    rest = np.ones(len(points), bool)
+    rest[first] = False
+    return np.concatenate([first, np.flatnonzero(rest)])
+
+
+def encode_mesh(mesh: Mesh) -> bytes:
+    """GLB bytes of a mesh: one geometry a material, textures as PNG, float32 vertices, +Y up as it stands."""
+    scene = trimesh.Scene()
+    for index, material in enumerate(mesh.materials):
+        chosen = np.flatnonzero(mesh.face_material == index)
+        if len(chosen):
+            scene.add_geometry(_geometry(mesh, chosen, material, index), geom_name=f"part{index:04d}")
+    return scene.export(file_type="glb")
+
+
+def _geometry(mesh: Mesh, chosen: np.ndarray, material: Material, index: int) -> trimesh.Trimesh:
+    """A trimesh geometry of some faces. A vertex that has several texture coordinates is repeated."""
+    corners = mesh.faces[chosen].reshape(-1)
+    with_uv = material.texture is not None and mesh.corner_uvs is not None
+    if with_uv:
+        uv = mesh.corner_uvs[chosen].reshape(-1, 2)
+        table = np.concatenate([corners[:, None].astype(np.float64), uv.astype(np.float64)], axis=1)
+        rows, inverse = np.unique(table, axis=0, return_inverse=True)
+        used, uvs = rows[:, 0].astype(np.int64), rows[:, 1:].astype(np.float32)
+    else:
+        used, inverse = np.unique(corners, return_inverse=True)
+        uvs = None
+    image = None if material.texture is None or not with_uv else Image.fromarray(material.texture)
+    pbr = trimesh.visual.material.PBRMaterial(
+        name=f"material{index:04d}",
+        baseColorTexture=image,
+        baseColorFactor=np.rint(np.array(material.base_color) * 255).astype(np.uint8),
+        alphaMode="BLEND" if material.base_color[3] < 1 or _transparent(material) else None,
+        metallicFactor=0.0,
+    )
+    visual = trimesh.visual.TextureVisuals(uv=uvs, material=pbr)
+    if mesh.vertex_colors is not None:
+        visual.vertex_attributes["color"] = mesh.vertex_colors[used]
+    return trimesh.Trimesh(mesh.vertices[used], inverse.reshape(-1, 3), visual=visual, process=False, validate=False)
+
+
+def _transparent(material: Material) -> bool:
+    return material.texture is not None and bool((material.texture[..., 3] < 255).any())
+
+
+def decode_mesh(data: bytes) -> Mesh:
+    """The mesh of GLB bytes that `encode_mesh` made. Raises ValueError when they are damaged."""
+    try:
+        scene = trimesh.load_scene(io.BytesIO(data), file_type="glb", process=False)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"damaged mesh.glb ({type(error).__name__}: {error})") from error
+    names = sorted(scene.geometry, key=lambda name: int(re.sub(r"\D", "", name) or 0))
+    return from_trimesh([scene.geometry[name] for name in names])

@@ -1,0 +1,254 @@
+"""Assets -> jobs: the build recipe, and the plan that a recipe and a source make. One job is one shard.
+
+Jobs are the assets of each split in the order of sha256(recipe seed, key), cut into slices of `shard_size`: every shard
+is a random sample of its split, and shard 17 is shard 17 on any cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from manifests import store
+from manifests.errors import Refused
+from manifests.presets import MeshViews, PointViews, load_preset
+from manifests.recipes import Value, digest, find_recipe, load_toml, merge, parse_recipe
+from manifests.records import Asset, asset_line, asset_list_hash, make_keys
+from manifests.samples import CONTENT, FORMAT
+from manifests.shards import library_versions, view_set_hash
+from manifests.tables import DatasetTable, axes_matrix, default_prompt_name, load_table
+from pipeline.datasets.parametric import ParametricOptions
+
+RECIPES = Path(__file__).parent / "recipes"
+POLICY = frozenset({"asset_seconds", "asset_memory_mb", "max_failed_fraction", "allow_partial"})
+OPTIONS = ("parametric",)  # datasets with a table of their own in the recipe
+LIBRARIES = ("numpy", "pillow", "trimesh", "open3d", "open3d-cpu", "webdataset")
+
+
+class BuildRecipe(BaseModel):
+    """What to make of which dataset.
+
+    num_points: samples of a surface. fps_prefix: how many of them come first, in farthest-point order. axes: replaces
+    the dataset's own. classes: keeps these only, in this label order (for folders without classes: the candidates).
+    splits: keeps these only. views: a table of preset name -> changed keys, or a list of names.
+    Policy keys (asset_seconds without progress, asset_memory_mb a process, max_failed_fraction, allow_partial) change
+    no byte and are in no hash.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    seed: int = 0
+    num_points: Annotated[int, Field(ge=1)] = 8192
+    fps_prefix: Annotated[int, Field(ge=0)] = 1024
+    normalize: Literal["sphere_mean_points", "sphere_mean_verts", "bbox_unit_cube", "bbox_0.8", "none"] = (
+        "sphere_mean_points"
+    )
+    axes: tuple[str, str, str] | None = None
+    store_meshes: bool = True
+    shard_size: Annotated[int, Field(ge=1)] = 256
+    classes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    views: dict[str, dict[str, Any]] = {}
+    parametric: ParametricOptions = ParametricOptions()
+    asset_seconds: Annotated[float, Field(gt=0)] = 120.0
+    asset_memory_mb: Annotated[int, Field(ge=200)] = 2000
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    allow_partial: bool = False
+
+    @field_validator("views", mode="before")
+    @classmethod
+    def _list_of_names(cls, views: Value) -> Value:
+        return {str(name): {} for name in views} if isinstance(views, list) else views
+
+    @field_validator("axes")
+    @classmethod
+    def _turns(cls, axes: tuple[str, str, str] | None) -> tuple[str, str, str] | None:
+        if axes is not None:
+            axes_matrix(axes)
+        return axes
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that change shapes and meshes, as plain values."""
+        left_out = {*POLICY, "views", *(name for name in OPTIONS if name != self.dataset)}
+        return self.model_dump(mode="json", exclude=left_out)
+
+    def shapes_hash(self) -> str:
+        """sha256 of what changes shapes and meshes, FORMAT and CONTENT."""
+        return digest({"recipe": self.identity(), "format": FORMAT, "content": CONTENT})
+
+
+@dataclass(frozen=True)
+class ViewSet:
+    """One view set to draw: its name in views/, its preset and its hash."""
+
+    name: str
+    preset: MeshViews | PointViews
+    hash: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard: which split, which number, which assets in which order."""
+
+    split: str
+    shard: int
+    assets: tuple[Asset, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a worker must know. `source` is an absolute folder, or None for a made dataset or old shards."""
+
+    recipe: BuildRecipe
+    table: DatasetTable
+    source: str | None
+    out: str
+    classes: tuple[str, ...]
+    prompt_names: tuple[str, ...]
+    shapes_hash: str
+    assets_hash: str
+    view_sets: tuple[ViewSet, ...]
+    versions: dict[str, str]
+
+    @property
+    def axes(self) -> tuple[str, str, str]:
+        return self.recipe.axes or self.table.axes
+
+    def label(self, class_name: str | None) -> int | None:
+        """The class's number in the manifest's order, or None."""
+        return self.classes.index(class_name) if class_name in self.classes else None
+
+
+def read_recipe(name: str, changes: dict[str, Value]) -> BuildRecipe:
+    """A recipe file with changes applied, presets included. Raises Refused naming what does not fit."""
+    values = load_toml(find_recipe(name, RECIPES))
+    if isinstance(values.get("views"), list):
+        values["views"] = {str(view): {} for view in values["views"]}
+    return parse_recipe(BuildRecipe, merge(values, changes), f"recipe {name}")
+
+
+def dataset_module(table: DatasetTable) -> ModuleType:
+    """The file of pipeline/datasets that reads a dataset: `assets(root, table, options)` and `read(asset, root)`."""
+    return importlib.import_module(f"pipeline.datasets.{table.reader or table.name}")
+
+
+def make_view_sets(recipe: BuildRecipe, shapes_hash: str) -> tuple[ViewSet, ...]:
+    """The view sets that a recipe asks for. Raises Refused on an unknown preset or when two get one name."""
+    sets = []
+    for preset_name, changes in recipe.views.items():
+        name, preset = load_preset(preset_name, changes)
+        if any(known.name == name for known in sets):
+            raise Refused(f"views: two view sets are named {name}")
+        sets.append(ViewSet(name, preset, view_set_hash(preset, shapes_hash)))
+    return tuple(sets)
+
+
+def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, list[Job]]:
+    """Lists the assets of a source and cuts them into jobs; reads no shape and writes nothing.
+
+    Raises Refused when the source is missing, holds nothing of the dataset, or is a partial copy.
+    """
+    table = load_table(recipe.dataset)
+    root = _source_folder(table, source)
+    shapes_hash = recipe.shapes_hash()
+    view_sets = make_view_sets(recipe, shapes_hash)
+    assets = list_assets(recipe, table, root)
+    classes, prompt_names = _classes(recipe, table, assets)
+    plan = Plan(
+        recipe=recipe,
+        table=table,
+        source=None if root is None else str(root),
+        out=store.absolute(out),
+        classes=classes,
+        prompt_names=prompt_names,
+        shapes_hash=shapes_hash,
+        assets_hash=asset_list_hash(assets),
+        view_sets=view_sets,
+        versions=library_versions(*LIBRARIES),
+    )
+    return plan, cut_jobs(assets, recipe.seed, recipe.shard_size)
+
+
+def _source_folder(table: DatasetTable, source: str | None) -> Path | None:
+    if not getattr(dataset_module(table), "NEEDS_SOURCE", True):
+        return None
+    if source is None:
+        raise Refused(f"{table.name} is read from files: give --source DIR")
+    root = Path(source).absolute()
+    if not root.is_dir():
+        raise Refused(f"--source {source}: no such folder")
+    return root
+
+
+def list_assets(recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> list[Asset]:
+    """The dataset's assets with their keys, restricted to the recipe's classes and splits, sorted by split and key."""
+    module = dataset_module(table)
+    found = list(module.assets(root, table, getattr(recipe, table.name, None) if table.name in OPTIONS else None))
+    _refuse_partial(recipe, table, found)
+    for class_name in recipe.classes:
+        if table.classes and class_name not in table.classes:
+            raise Refused(f"classes: {table.name} has no class {class_name}; it has {', '.join(table.classes)}")
+    splits = {asset.split for asset in found}
+    for split in recipe.splits:
+        if split not in splits:
+            raise Refused(f"splits: no split {split} in the source; it has {', '.join(sorted(splits))}")
+    with_classes = any(asset.class_name in recipe.classes for asset in found)
+    kept = [
+        asset
+        for asset in found
+        if (not recipe.splits or asset.split in recipe.splits)
+        and (not recipe.classes or not with_classes or asset.class_name in recipe.classes)
+    ]
+    if not kept:
+        raise Refused(f"no object of {table.name} is left in {root}")
+    keys = make_keys([asset.id for asset in kept])
+    return sorted(
+        (replace(asset, key=key) for asset, key in zip(kept, keys, strict=True)), key=lambda a: (a.split, a.key)
+    )
+
+
+def _refuse_partial(recipe: BuildRecipe, table: DatasetTable, found: list[Asset]) -> None:
+    counts = Counter(asset.split for asset in found)
+    wrong = [
+        f"{split} {counts[split]:,} of {expected:,}"
+        for split, expected in table.counts.items()
+        if counts[split] != expected and (not recipe.splits or split in recipe.splits)
+    ]
+    if wrong and not recipe.allow_partial:
+        raise Refused(f"not the whole {table.name}: {', '.join(wrong)}; to build it all the same: allow_partial=true")
+
+
+def _classes(recipe: BuildRecipe, table: DatasetTable, assets: list[Asset]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names in label order and their prompt names: the recipe's, else the table's, else the folders'."""
+    words = dict(zip(table.classes, table.prompt_names, strict=True))
+    names = recipe.classes or table.classes
+    if not names:
+        names = tuple(sorted({asset.class_name for asset in assets if asset.class_name is not None}))
+    return names, tuple(words.get(name, default_prompt_name(name)) for name in names)
+
+
+def cut_jobs(assets: list[Asset], seed: int, shard_size: int) -> list[Job]:
+    """One job for each `shard_size` assets of a split, in the order of sha256(seed, key)."""
+    jobs = []
+    for split in sorted({asset.split for asset in assets}):
+        ordered = sorted(
+            (asset for asset in assets if asset.split == split),
+            key=lambda asset: hashlib.sha256(f"{seed}/{asset.key}".encode()).digest(),
+        )
+        for shard, start in enumerate(range(0, len(ordered), shard_size)):
+            jobs.append(Job(split, shard, tuple(ordered[start : start + shard_size])))
+    return jobs
+
+
+def assets_file(jobs: list[Job]) -> bytes:
+    """OUT/assets.jsonl: every asset, in the order in which the asset list's hash is taken."""
+    assets = sorted((asset for job in jobs for asset in job.assets), key=lambda a: (a.split, a.key))
+    return b"".join(asset_line(asset) for asset in assets)

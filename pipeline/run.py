@@ -1,0 +1,350 @@
+"""A whole build or a whole view set: OUT is compared with the plan, missing jobs are run, the manifest is finished."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from manifests import store
+from manifests.errors import Refused
+from manifests.presets import load_preset
+from manifests.recipes import Value, first_difference, parse_recipe, to_toml
+from manifests.records import Asset, Failure, Record, read_record, record_path
+from manifests.shards import (
+    ASSETS,
+    MESHES,
+    RECIPE,
+    SHAPES,
+    VIEWS,
+    BuildManifest,
+    SplitCounts,
+    ViewSetManifest,
+    library_versions,
+    read_manifest,
+    read_view_set,
+    shapes_tar,
+    view_set_hash,
+    view_set_names,
+    views_tar,
+    write_manifest,
+    write_view_set,
+)
+from manifests.tables import load_table
+from pipeline.build import PlainMaker, Progress, missing_tars, run_job
+from pipeline.lock import build_lock
+from pipeline.plan import LIBRARIES, BuildRecipe, Job, Plan, ViewSet, assets_file, cut_jobs
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that happened to a job: progress, its end, or its being run again after its worker died."""
+
+    job: Job
+    progress: Progress | None = None
+    state: Literal["running", "again", "done"] = "running"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where jobs run: `count` processes of this machine (0: this very process), or the Ray cluster at `address`."""
+
+    count: int = 0
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a build or a view set ended.
+
+    failures: of assets (a build) or of the view set. skipped: reason -> count. samples: objects written.
+    """
+
+    samples: int
+    failures: tuple[Failure, ...]
+    skipped: dict[str, int]
+    attempted: int
+
+    @property
+    def failed_fraction(self) -> float:
+        """Share of the attempted that failed."""
+        return len(self.failures) / self.attempted if self.attempted else 0.0
+
+
+OnStart = Callable[[int, int], None]  # (objects to make, objects already there)
+OnEvent = Callable[[JobEvent], None]
+
+
+def run_here(jobs: list[Job], plan: Plan) -> Iterator[JobEvent]:
+    """Runs jobs one after the other in this process (`--workers 0`): for debuggers, without isolation."""
+    maker = PlainMaker(plan)
+    for job in jobs:
+        for progress in run_job(job, plan, maker):
+            yield JobEvent(job, progress)
+        yield JobEvent(job, state="done")
+
+
+def _run(jobs: list[Job], plan: Plan, workers: Workers) -> Iterator[JobEvent]:
+    if workers.address is None and workers.count == 0:
+        return run_here(jobs, plan)
+    from pipeline import cluster  # imports Ray, which a build in this process does not need
+
+    return cluster.run_jobs(jobs, plan, workers.count, workers.address)
+
+
+def refuse_other_build(plan: Plan, jobs: list[Job]) -> None:
+    """Raises Refused, naming the first difference, when OUT holds a build of another recipe or another source."""
+    try:
+        manifest = read_manifest(plan.out)
+    except ValueError as error:
+        raise Refused(f"{error}; delete it to build again") from error
+    if manifest is None:
+        if any(name not in (".", "..") and not name.startswith(".") for name in store.list_names(plan.out)):
+            raise Refused(f"--out {plan.out} is not empty and no build (it has no manifest.json)")
+        return
+    if manifest.shapes_hash != plan.shapes_hash:
+        change = first_difference(manifest.recipe, plan.recipe.identity())
+        raise Refused(f"{plan.out} holds another recipe: {change or 'made by another version'}; choose another --out")
+    if manifest.assets_hash != plan.assets_hash:
+        raise Refused(
+            f"{plan.out} was built from another source: {_asset_difference(plan, jobs)}; choose another --out"
+        )
+    for view_set in plan.view_sets:
+        refuse_other_view_set(plan.out, view_set)
+
+
+def refuse_other_view_set(out: str, view_set: ViewSet) -> None:
+    """Raises Refused when OUT holds a view set of this name drawn with another preset."""
+    known = read_view_set(out, view_set.name)
+    if known is not None and known.hash != view_set.hash:
+        change = first_difference(known.preset.model_dump(), view_set.preset.model_dump()) or "drawn from other shapes"
+        folder = store.join(out, VIEWS, view_set.name)
+        raise Refused(f"{folder} holds another preset: {change}; give it another name=, or delete the folder")
+
+
+def _asset_difference(plan: Plan, jobs: list[Job]) -> str:
+    """The first asset that one list has and the other has not, or that differs."""
+    old = [tuple(json.loads(line)) for line in (store.read_bytes(store.join(plan.out, ASSETS)) or b"").splitlines()]
+    new = [tuple(json.loads(line)) for line in assets_file(jobs).splitlines()]
+    known_old, known_new = set(old), set(new)
+    gone = next((asset for asset in old if asset not in known_new), None)
+    come = next((asset for asset in new if asset not in known_old), None)
+    if gone and come and gone[1] == come[1]:
+        return f"{gone[1]} was {gone[4]} and is {come[4]}"
+    if come:
+        return f"{come[4]} is new ({len(old):,} assets then, {len(new):,} now)"
+    return f"{gone[4] if gone else 'the list'} is gone ({len(old):,} assets then, {len(new):,} now)"
+
+
+def build(
+    plan: Plan,
+    jobs: list[Job],
+    workers: Workers,
+    on_start: OnStart,
+    on_event: OnEvent,
+    retry: frozenset[str] = frozenset(),
+) -> Summary:
+    """Runs the missing jobs of a plan and finishes the manifest.
+
+    retry: kinds of failures (timeout, memory, crash, data) whose shards are built anew.
+    Raises Refused (OUT of another recipe or source, a live build) before anything is written, Stopped midway.
+    """
+    refuse_other_build(plan, jobs)
+    with build_lock(plan.out) as lock:
+        if retry:
+            plan = replace(plan, view_sets=_with_existing(plan))
+        _prepare(plan, jobs)
+        if retry:
+            _forget_failures(plan, jobs, retry)
+        missing = [job for job in jobs if missing_tars(job, plan) != (False, [])]
+        _start(jobs, missing, on_start)
+        for event in _run(missing, plan, workers):
+            lock.renew()
+            on_event(event)
+        return _finish(plan, jobs)
+
+
+def _start(jobs: list[Job], missing: list[Job], on_start: OnStart) -> None:
+    todo = sum(len(job.assets) for job in missing)
+    on_start(todo, sum(len(job.assets) for job in jobs) - todo)
+
+
+def _prepare(plan: Plan, jobs: list[Job]) -> None:
+    """Deletes what killed writers left, and writes the manifests of an unfinished build."""
+    for folder in (SHAPES, MESHES, *(store.join(VIEWS, s.name) for s in plan.view_sets), ""):
+        store.delete_temporaries(store.join(plan.out, folder) if folder else plan.out)
+    if read_manifest(plan.out) is None:
+        store.write_bytes(store.join(plan.out, ASSETS), assets_file(jobs))
+        write_manifest(plan.out, _manifest(plan, jobs, {}, complete=False))
+    store.write_bytes(store.join(plan.out, RECIPE), _resolved(plan).encode())
+    for view_set in plan.view_sets:
+        write_view_set_manifest(plan, view_set)
+
+
+def _resolved(plan: Plan) -> str:
+    recipe = plan.recipe.model_dump(mode="json", exclude_none=True)
+    return f"# The resolved recipe of this build; shapes hash {plan.shapes_hash}\n{to_toml(recipe)}"
+
+
+def write_view_set_manifest(plan: Plan, view_set: ViewSet) -> None:
+    """Writes OUT/views/<set>/manifest.json unless it is there."""
+    if read_view_set(plan.out, view_set.name) is None:
+        manifest = ViewSetManifest(
+            name=view_set.name,
+            preset=view_set.preset,
+            hash=view_set.hash,
+            shapes_hash=plan.shapes_hash,
+            versions=plan.versions,
+        )
+        write_view_set(plan.out, manifest)
+
+
+def _with_existing(plan: Plan) -> tuple[ViewSet, ...]:
+    """The plan's view sets and all others of OUT: a shard that is built anew is drawn anew in every one."""
+    sets = {s.name: s for s in plan.view_sets}
+    for name in view_set_names(plan.out):
+        known = read_view_set(plan.out, name)
+        if known is not None and known.shapes_hash == plan.shapes_hash:
+            sets.setdefault(name, ViewSet(name, known.preset, known.hash))
+    return tuple(sets.values())
+
+
+def _forget_failures(plan: Plan, jobs: list[Job], kinds: frozenset[str]) -> None:
+    """Removes the records of shards (or of single view sets' shards) with failures of some kinds."""
+    for job in jobs:
+        tars = [shapes_tar(plan.out, job.split, job.shard)]
+        tars += [views_tar(plan.out, s.name, job.split, job.shard) for s in plan.view_sets]
+        for tar in tars:
+            record = read_record(record_path(tar))
+            if record is not None and any(failure.kind in kinds for failure in record.failures):
+                store.remove(record_path(tar))
+
+
+def _finish(plan: Plan, jobs: list[Job]) -> Summary:
+    """Writes the finished manifest and sums the records up."""
+    records = {(job.split, job.shard): _record(shapes_tar(plan.out, job.split, job.shard)) for job in jobs}
+    write_manifest(plan.out, _manifest(plan, jobs, records, complete=True))
+    failures = [f for record in records.values() for f in record.failures]
+    skipped: Counter[str] = Counter()
+    for view_set in plan.view_sets:
+        summary = view_set_summary(plan, jobs, view_set)
+        failures += [f for f in summary.failures if f.key not in {known.key for known in failures}]
+        skipped.update(summary.skipped)
+    samples = sum(record.count for record in records.values())
+    return Summary(samples, tuple(failures), dict(skipped), sum(len(job.assets) for job in jobs))
+
+
+def _record(tar: str) -> Record:
+    record = read_record(record_path(tar))
+    if record is None:
+        raise ValueError(f"{tar} has no record")
+    return record
+
+
+def view_set_summary(plan: Plan, jobs: list[Job], view_set: ViewSet) -> Summary:
+    """Samples, failures and skipped of one finished view set."""
+    records = [_record(views_tar(plan.out, view_set.name, job.split, job.shard)) for job in jobs]
+    skipped = Counter(s.reason for record in records for s in record.skipped)
+    failures = tuple(f for record in records for f in record.failures)
+    samples = sum(record.count for record in records)
+    return Summary(samples, failures, dict(skipped), samples + len(failures))
+
+
+def _manifest(plan: Plan, jobs: list[Job], records: dict[tuple[str, int], Record], complete: bool) -> BuildManifest:
+    splits = {}
+    for split in sorted({job.split for job in jobs}):
+        of_split = [job for job in jobs if job.split == split]
+        done = [records[split, job.shard] for job in of_split if (split, job.shard) in records]
+        splits[split] = SplitCounts(
+            assets=sum(len(job.assets) for job in of_split),
+            samples=sum(record.count for record in done),
+            failures=sum(len(record.failures) for record in done),
+            shards=len(of_split),
+        )
+    return BuildManifest(
+        dataset=plan.table.name,
+        classes=plan.classes,
+        prompt_names=plan.prompt_names,
+        splits=splits,
+        shapes_hash=plan.shapes_hash,
+        assets_hash=plan.assets_hash,
+        recipe=plan.recipe.identity(),
+        complete=complete,
+        versions=plan.versions,
+        seconds=round(sum(record.seconds for record in records.values()), 3),
+        max_rss_mb=max((record.max_rss_mb for record in records.values()), default=0.0),
+    )
+
+
+def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: str | None) -> tuple[Plan, list[Job]]:
+    """The plan that draws one view set from the shards of a finished build.
+
+    Raises Refused when OUT is no finished build, the preset is unknown, or the name is taken by another preset.
+    """
+    out = store.absolute(out)
+    try:
+        manifest = read_manifest(out)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    if manifest is None:
+        raise Refused(f"--shards {out} holds no build (no manifest.json)")
+    if not manifest.complete:
+        raise Refused(f"--shards {out} is not finished: run its build again first")
+    recipe = parse_recipe(BuildRecipe, manifest.recipe, f"{out}/manifest.json")
+    name, preset = load_preset(preset_name, changes)
+    view_set = ViewSet(name, preset, view_set_hash(preset, manifest.shapes_hash))
+    refuse_other_view_set(out, view_set)
+    assets = [
+        Asset(id=id, source=path, split=split, class_name=class_name, key=key)
+        for split, key, id, class_name, path in map(json.loads, _assets_lines(out))
+    ]
+    plan = Plan(
+        recipe=recipe,
+        table=load_table(manifest.dataset),
+        source=source,
+        out=out,
+        classes=manifest.classes,
+        prompt_names=manifest.prompt_names,
+        shapes_hash=manifest.shapes_hash,
+        assets_hash=manifest.assets_hash,
+        view_sets=(view_set,),
+        versions=library_versions(*LIBRARIES),
+    )
+    return plan, cut_jobs(assets, recipe.seed, recipe.shard_size)
+
+
+def _assets_lines(out: str) -> list[bytes]:
+    data = store.read_bytes(store.join(out, ASSETS))
+    if data is None:
+        raise Refused(f"{store.join(out, ASSETS)} is missing: run the build again")
+    return data.splitlines()
+
+
+def draw_view_set(plan: Plan, jobs: list[Job], workers: Workers, on_start: OnStart, on_event: OnEvent) -> Summary:
+    """Draws what is missing of the plan's one view set. Raises Refused before, Stopped midway."""
+    (view_set,) = plan.view_sets
+    with build_lock(plan.out) as lock:
+        store.delete_temporaries(store.join(plan.out, VIEWS, view_set.name))
+        unfinished = [job for job in jobs if missing_tars(job, plan)[0]]
+        if unfinished:
+            tar = shapes_tar(plan.out, unfinished[0].split, unfinished[0].shard)
+            raise Refused(f"{tar} or its meshes or record are missing: run the build again first")
+        write_view_set_manifest(plan, view_set)
+        missing = [job for job in jobs if missing_tars(job, plan)[1]]
+        _start(jobs, missing, on_start)
+        for event in _run(missing, plan, workers):
+            lock.renew()
+            on_event(event)
+    return view_set_summary(plan, jobs, view_set)
+
+
+def estimate_bytes(plan: Plan, num_assets: int) -> int:
+    """A rough size of the build: measured averages of one object (a point, a coloured point, a view by pixels)."""
+    pixels = sum(
+        s.preset.num_views * s.preset.image_size**2 * (0.95 if s.preset.backend == "raycast" else 0.35)
+        for s in plan.view_sets
+    )
+    meshes = 250_000 if plan.recipe.store_meshes else 0
+    return int(num_assets * (plan.recipe.num_points * 15 + pixels + meshes + 4096))

@@ -1,0 +1,49 @@
+"""Which backend draws which preset. A backend's module, and so its library, is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+
+from manifests.presets import MeshViews, PointViews
+from renderers.cameras import Camera, orbit_rotation, rig
+from renderers.geometry import Mesh
+from renderers.views import View
+
+# backend -> (module, function, what it draws)
+BACKENDS = {
+    "raycast": ("renderers.raycast", "draw_mesh", "mesh"),
+    "depth": ("renderers.depth", "draw_points", "points"),
+}
+
+
+def preset_cameras(preset: MeshViews | PointViews) -> list[Camera]:
+    """The cameras of a preset, in the order of its views."""
+    if preset.rotations:
+        rotations = np.asarray(preset.rotations)
+    else:
+        elevations = preset.elevation_deg * (len(preset.azimuth_deg) // len(preset.elevation_deg))
+        rotations = np.stack([orbit_rotation(a, e) for a, e in zip(preset.azimuth_deg, elevations, strict=True)])
+    return rig(
+        rotations,
+        distance=preset.distance,
+        image_size=preset.image_size,
+        near=preset.near,
+        far=preset.far,
+        model=preset.projection,
+        fov_deg=preset.fov_deg,
+        half_extent=preset.half_extent,
+    )
+
+
+def draw(preset: MeshViews | PointViews, *, mesh: Mesh | None = None, points: np.ndarray | None = None) -> list[View]:
+    """Every view of a preset, of a mesh or of points float32 (N, 3), in the normalised world frame.
+
+    Raises ValueError when what the backend draws is not given, Refused when the backend's library is missing.
+    """
+    module, function, what = BACKENDS[preset.backend]
+    shape = mesh if what == "mesh" else points
+    if shape is None:
+        raise ValueError(f"backend {preset.backend} draws {what}, and there are none")
+    return getattr(importlib.import_module(module), function)(shape, preset, preset_cameras(preset))

@@ -1,0 +1,107 @@
+"""Depth maps of point clouds in numpy, so that build machines need no torch.
+
+Paper: CLIP2Point section 3.2. A point (X, Y, Z) in the camera lands on pixel (ceil(x/z), ceil(y/z)) (eq. 9; ours:
+f = S/2 / tan(fov/2), principal value S/2 - 1, 0-based) and spreads over a square of side R: it covers pixel p where
+p - R/2 <= ceil < p + R/2, so R=2 covers {c, c+1}. `minimum` keeps the nearest depth (eq. 10), `weighted` the harmonic
+mean (eq. 8). `disc` is the released renderer instead: orthographic, discs of a fixed radius, nearest point.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from manifests.presets import PointViews
+from renderers.cameras import Camera
+from renderers.views import View
+
+_WEIGHT_EPSILON = 1e-12  # eq. 8 as PointCLIP wrote it: weights are 1 / (z + 1e-12)
+_MIN_DEPTH = 1e-6
+
+
+def draw_points(points: np.ndarray, preset: PointViews, cameras: list[Camera]) -> list[View]:
+    """One depth View a camera of the first `preset.points` points of points float32 (N, 3), world frame."""
+    chosen = np.asarray(points[: preset.points], np.float32)
+    return [View(camera, depth=draw_depth(chosen, preset, camera)) for camera in cameras]
+
+
+def draw_depth(points: np.ndarray, preset: PointViews, camera: Camera) -> np.ndarray:
+    """Depth float32 (H, W) of points (N, 3), +inf where no point lands."""
+    x, y, z = _in_camera(points, camera)
+    if preset.merge == "disc":
+        return _discs(x, y, z, camera, preset.disc_radius)
+    in_front = z > _MIN_DEPTH
+    if not in_front.all():
+        x, y, z = x[in_front], y[in_front], z[in_front]
+    column, row = pixel_indices(x, y, z, camera)
+    if preset.merge == "minimum":
+        return _spread_minimum(column, row, z, preset.dilation, camera)
+    return _spread_weighted(column, row, z, preset.dilation, camera)
+
+
+def _in_camera(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    pose = camera.camera_from_world.astype(np.float32)
+    moved = pose[:3, :3] @ points.T + pose[:3, 3:]
+    return moved[0], moved[1], moved[2]
+
+
+def pixel_indices(x: np.ndarray, y: np.ndarray, z: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """0-based (column, row) of eq. 9's ceil for camera coordinates (N,), perspective."""
+    K = camera.K
+    column = np.ceil(np.float32(K[0, 0]) * x / z + np.float32(K[0, 2] - 1)).astype(np.int64)
+    row = np.ceil(np.float32(K[1, 1]) * y / z + np.float32(K[1, 2] - 1)).astype(np.int64)
+    return column, row
+
+
+def dilation_offsets(dilation: int) -> range:
+    """Offsets o such that a point of ceil value c covers pixel c + o: p - R/2 <= c < p + R/2."""
+    return range(-((dilation - 1) // 2), dilation // 2 + 1)
+
+
+def _spread_minimum(column: np.ndarray, row: np.ndarray, z: np.ndarray, dilation: int, camera: Camera) -> np.ndarray:
+    width, height = camera.width, camera.height
+    pad = dilation  # points just outside the picture may spread into it
+    padded = np.full((height + 2 * pad) * (width + 2 * pad), np.inf, np.float32)
+    inside = (column >= -pad) & (column < width + pad) & (row >= -pad) & (row < height + pad)
+    if not inside.all():
+        column, row, z = column[inside], row[inside], z[inside]
+    for down in dilation_offsets(dilation):
+        for right in dilation_offsets(dilation):
+            r = np.clip(row + (down + pad), 0, height + 2 * pad - 1)
+            c = np.clip(column + (right + pad), 0, width + 2 * pad - 1)
+            np.minimum.at(padded, r * (width + 2 * pad) + c, z)
+    return np.ascontiguousarray(padded.reshape(height + 2 * pad, -1)[pad : pad + height, pad : pad + width])
+
+
+def _spread_weighted(column: np.ndarray, row: np.ndarray, z: np.ndarray, dilation: int, camera: Camera) -> np.ndarray:
+    size = camera.width * camera.height
+    z = z.astype(np.float64)
+    sums, weights = np.zeros(size), np.zeros(size)
+    for down in dilation_offsets(dilation):
+        for right in dilation_offsets(dilation):
+            r, c = row + down, column + right
+            inside = (r >= 0) & (r < camera.height) & (c >= 0) & (c < camera.width)
+            index, depth = r[inside] * camera.width + c[inside], z[inside]
+            sums += np.bincount(index, depth / (depth + _WEIGHT_EPSILON), size)
+            weights += np.bincount(index, 1 / depth, size)
+    depth = np.divide(sums, weights, out=np.full(size, np.inf), where=weights > 0)
+    return depth.reshape(camera.height, camera.width).astype(np.float32)
+
+
+def _discs(x: np.ndarray, y: np.ndarray, z: np.ndarray, camera: Camera, radius: float) -> np.ndarray:
+    """The released renderer: pixel centres strictly within `radius` (half image = 1), depth not negative."""
+    size = camera.width
+    half = np.float32(size / 2)
+    scale = np.float32(camera.K[0, 0]) / half  # orthographic: normalised device units a world unit
+    nx, ny = x * scale, y * scale
+    reach = int(np.ceil(radius * size / 2)) + 1
+    column, row = np.floor((nx + 1) * half).astype(np.int64), np.floor((ny + 1) * half).astype(np.int64)
+    flat = np.full(size * size, np.inf, np.float32)
+    limit = np.float32(radius) ** 2
+    for down in range(-reach, reach + 1):
+        for right in range(-reach, reach + 1):
+            r, c = row + down, column + right
+            px, py = (2 * c + 1) / np.float32(size) - np.float32(1), (2 * r + 1) / np.float32(size) - np.float32(1)
+            near = (nx - px.astype(np.float32)) ** 2 + (ny - py.astype(np.float32)) ** 2 < limit
+            near &= (r >= 0) & (r < size) & (c >= 0) & (c < size) & (z >= 0)
+            np.minimum.at(flat, r[near] * size + c[near], z[near])
+    return flat.reshape(size, size)
