@@ -1,0 +1,153 @@
+"""Command line of training: fit, evaluate, recipes.
+
+Exit codes: 0 done; 2 refused before work began; 3 stopped midway by the machine or by a loss that is not finite; 130
+Ctrl-C. Progress and messages go to stderr, `--json` prints one object on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from manifests.errors import Refused, Stopped
+from manifests.recipes import find_recipe, names_in, parse_changes
+
+RECIPES = Path(__file__).parent / "recipes"
+LOG_LINE = ("loss", "loss_cls", "loss_align", "loss_fair", "loss_mim", "loss_mpm", "loss_lg_align", "confident_image")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parse(arguments)
+    console = Console(stderr=True, soft_wrap=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        return options.run_command(options, console)
+    except Refused as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in ("manifests", "renderers", "training"):
+            raise
+        console.print(f"{error.name} is missing: pip install 'cross-most[train]'", style="red", markup=False)
+        return 2
+    except Stopped as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        return 3
+    except KeyboardInterrupt:
+        console.print("stopped; the last checkpoint is kept, run the same again to go on")
+        return 130
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Options; `key=value` may stand anywhere (argparse alone wants them in one place)."""
+    parser = argparse.ArgumentParser(prog="python -m training", description="Shards into a label-free 3D classifier.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    fit = commands.add_parser("fit", help="train")
+    fit.add_argument("recipe", help="name of a shipped recipe (`recipes` lists them) or a .toml file")
+    fit.add_argument("changes", nargs="*", metavar="key=value", help="changed keys, such as optimizer.steps=100")
+    fit.add_argument("--shards", required=True, help="a finished build")
+    fit.add_argument("--run", required=True, help="folder of this run; a run that was stopped goes on")
+    fit.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    fit.set_defaults(run_command=_fit)
+    evaluate = commands.add_parser("evaluate", help="accuracies of a checkpoint")
+    evaluate.add_argument("checkpoint", help="a run (its last step) or one of its checkpoints/step-* folders")
+    evaluate.add_argument("--shards", required=True)
+    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    evaluate.add_argument("--classes-from-text", action="store_true", help="a classifier from the shards' class names")
+    evaluate.add_argument("--json", action="store_true")
+    evaluate.set_defaults(run_command=_evaluate)
+    commands.add_parser("recipes", help="list the shipped recipes").set_defaults(run_command=_recipes)
+    options, rest = parser.parse_known_args(arguments)
+    if any(text.startswith("-") or "=" not in text for text in rest) or (rest and not hasattr(options, "changes")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.changes += rest
+    return options
+
+
+def _device(name: str):
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise Refused("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return torch.device(name)
+
+
+def _fit(options: argparse.Namespace, console: Console) -> int:
+    from training.fit import Logged, fit
+    from training.recipe import read_recipe
+
+    recipe = read_recipe(options.recipe, parse_changes(options.changes))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("steps", total=None)
+
+        def on_log(logged: Logged) -> None:
+            values = logged.values
+            rate = recipe.optimizer.batch_size / values["ms_per_step"] * 1000
+            shown = "  ".join(f"{name.removeprefix('loss_')} {values[name]:.3g}" for name in LOG_LINE)
+            console.print(f"step {logged.step}/{logged.total_steps}  {shown}  {rate:.0f} samples/s", highlight=False)
+
+        folder = fit(
+            recipe,
+            options.shards,
+            options.run,
+            _device(options.device),
+            on_log,
+            lambda step, total: bar.update(task, completed=step, total=total),
+        )
+    console.print(f"{folder}: python -m training evaluate {options.run} --shards {options.shards}", highlight=False)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from training.checkpoint import open_checkpoint
+    from training.evaluate import COLUMNS, evaluate
+
+    checkpoint = open_checkpoint(options.checkpoint)
+    with console.status("evaluating") as status:
+        result = evaluate(
+            checkpoint,
+            options.shards,
+            options.split,
+            _device(options.device),
+            options.classes_from_text,
+            lambda done, total: status.update(f"evaluating {done:,} of {total:,} objects"),
+        )
+    if options.json:
+        print(json.dumps(result))
+        return 0
+    table = Table(title=f"{result['dataset']} {split_line(result)}")
+    table.add_column("accuracy, %")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for who in ("student", "teacher"):
+        table.add_row(who, *(f"{result[who][name]:.1f}" for name in COLUMNS))
+        table.add_row(f"{who}, mean per class", *(f"{result[who]['mean_per_class'][name]:.1f}" for name in COLUMNS))
+    Console().print(table)
+    return 0
+
+
+def split_line(result: dict) -> str:
+    """`test, n=60, step 100`."""
+    return f"{result['split']}, n={result['n']}, step {result['step']}"
+
+
+def _recipes(options: argparse.Namespace, console: Console) -> int:
+    for name in names_in(RECIPES):
+        first = find_recipe(name, RECIPES).read_text().splitlines()[0]
+        print(f"{name:18} {first.lstrip('# ')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""The training loop: streams batches, follows the schedule, moves the teacher, logs, saves, resumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from manifests import store
+from manifests.errors import Refused, Stopped
+from manifests.recipes import first_difference, load_toml, to_toml
+from manifests.shards import library_versions
+from training.checkpoint import (
+    CLASSES,
+    MODEL,
+    RECIPE,
+    STATE,
+    TEACHER,
+    build_model,
+    load_weights,
+    prune,
+    save_step,
+    step_folders,
+    tensors_of,
+)
+from training.data import Form, UnlabelledSamples, unlabelled
+from training.objectives import cross_most
+from training.recipe import FitRecipe, OptimizerSettings
+from training.teacher import Teacher
+
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
+LOG = "log.csv"
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One row of log.csv: what a progress bar shows as well."""
+
+    step: int
+    total_steps: int
+    values: dict[str, float]
+
+
+def learning_rate(step: int, total: int, warmup: int, settings: OptimizerSettings) -> float:
+    """lr batch_size / 256, linear over `warmup` steps, then half a cosine down to its floor; step counts from 0."""
+    peak = settings.lr * settings.batch_size / 256
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    along = (step - warmup) / max(total - warmup, 1)
+    low = peak * settings.floor
+    return low + (peak - low) * (1 + math.cos(math.pi * min(along, 1.0))) / 2
+
+
+@dataclass
+class _Run:
+    """Everything that moves during a run."""
+
+    folder: Path
+    recipe: FitRecipe
+    device: torch.device
+    student: cross_most.CrossMoST
+    teacher: Teacher
+    optimizer: torch.optim.Optimizer
+    samples: UnlabelledSamples
+    loader: Any
+    step: int = 0
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return self.samples.num_batches
+
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.optimizer.steps or self.recipe.optimizer.epochs * self.steps_an_epoch
+
+
+def fit(
+    recipe: FitRecipe,
+    shards: str,
+    run: str,
+    device: torch.device,
+    on_log: Callable[[Logged], None] = lambda logged: None,
+    on_step: Callable[[int, int], None] = lambda step, total: None,
+) -> Path:
+    """Trains to the last step, going on from the last checkpoint of `run` if there is one. Returns its folder.
+
+    Raises Refused when shards or recipe do not fit (before anything is written), Stopped on a loss that is not finite
+    or a full disk.
+    """
+    folder = Path(run).absolute()
+    _refuse_other_run(folder, recipe)
+    torch.set_flush_denormal(True)
+    state, text = _set_up(folder, recipe, shards, device)
+    if not step_folders(folder):
+        _write_run_files(state, text)
+        _save(state)
+    else:
+        _resume(state)
+    started, first = time.monotonic(), state.step
+    _loop(state, on_log, on_step)
+    last = _save(state)
+    _write_seconds(folder, time.monotonic() - started, state.step - first)
+    return last
+
+
+def _refuse_other_run(folder: Path, recipe: FitRecipe) -> None:
+    known = folder / RECIPE
+    if not known.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise Refused(f"--run {folder} is not empty and no run (it has no {RECIPE})")
+        return
+    old, new = load_toml(known), recipe.model_dump(mode="json")
+    change = first_difference(old, new)
+    if change:
+        raise Refused(f"--run {folder} holds a run of another recipe: {change}; choose another --run")
+
+
+def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) -> tuple[_Run, nn.Module]:
+    """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
+    from training.data import open_source
+
+    manifest = open_source(shards, recipe.data).manifest
+    if not manifest.classes:
+        raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
+    student, text = build_model(recipe, manifest.prompt_names)
+    form = Form(student.image.image_size, student.image.patch, recipe.mask.image_cell, recipe.mask.image_ratio)
+    if form.mask_cell % form.patch or form.image_size % form.mask_cell:
+        raise Refused(
+            f"mask.image_cell={form.mask_cell} must be whole patches of {form.patch} and divide {form.image_size}"
+        )
+    settings = recipe.optimizer
+    samples, loader = unlabelled(shards, recipe.data, recipe.augment, form, settings.batch_size, recipe.seed)
+    student.to(device).train()
+    teacher = Teacher(student, recipe.ema)
+    groups = cross_most.parameter_groups(student, settings.weight_decay, settings.layer_decay, settings.lr)
+    return _Run(folder, recipe, device, student, teacher, torch.optim.AdamW(groups), samples, loader), text
+
+
+def _write_run_files(state: _Run, text: nn.Module) -> None:
+    """recipe.toml, run.json and the text tower: what prediction and evaluation need beside a checkpoint."""
+    manifest = state.samples.source.manifest
+    store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
+    about = {
+        "dataset": manifest.dataset,
+        "classes": list(manifest.classes),
+        "prompt_names": list(manifest.prompt_names),
+        "shapes_hash": manifest.shapes_hash,
+        "view_set": state.samples.source.view_set.name,
+        "versions": library_versions(*LIBRARIES),
+        "seconds": 0.0,
+        "max_rss_mb": 0.0,
+    }
+    store.write_bytes(str(state.folder / CLASSES), json.dumps(about, indent=1).encode())
+    store.write_bytes(str(state.folder / "text" / "text.safetensors"), save(tensors_of(text)))
+
+
+def _write_seconds(folder: Path, seconds: float, steps: int) -> None:
+    about = json.loads((folder / CLASSES).read_text())
+    about["seconds"] = round(about["seconds"] + seconds, 3)
+    about["max_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    if steps:
+        about["ms_per_step"] = round(1000 * seconds / steps, 1)
+    store.write_bytes(str(folder / CLASSES), json.dumps(about, indent=1).encode())
+
+
+def _resume(state: _Run) -> None:
+    """Student, teacher, optimiser, step and random numbers of the last checkpoint."""
+    folder = step_folders(state.folder)[-1]
+    load_weights(state.student, folder / MODEL)
+    load_weights(state.teacher.model, folder / TEACHER)
+    try:
+        saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Refused(f"{folder / STATE} is damaged: delete {folder} to go on from the one before") from error
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.step = saved["step"]
+    torch.set_rng_state(saved["torch_rng"])
+    _cut_log(state.folder / LOG, state.step)
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drops the rows of log.csv behind the checkpoint that a run goes on from."""
+    if path.is_file():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = lines[:1] + [line for line in lines[1:] if int(line.partition(",")[0]) <= step]
+        store.write_bytes(str(path), "".join(kept).encode())
+
+
+def _save(state: _Run) -> Path:
+    saved = {"step": state.step, "optimizer": state.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
+    folder = save_step(state.folder, state.step, state.student, state.teacher.model, saved, state.recipe)
+    prune(state.folder, state.recipe.keep_last)
+    return folder
+
+
+def _loop(state: _Run, on_log: Callable[[Logged], None], on_step: Callable[[int, int], None]) -> None:
+    recipe, total = state.recipe, state.total_steps
+    torch.manual_seed(recipe.seed) if state.step == 0 else None
+    seen = time.monotonic()
+    while state.step < total:
+        epoch, skip = divmod(state.step, state.steps_an_epoch)
+        state.samples.set_epoch(epoch)
+        for number, batch in enumerate(state.loader):
+            if number < skip:
+                continue
+            if state.step >= total:
+                return
+            result, rate = _update(state, batch.to(state.device))
+            state.step += 1
+            on_step(state.step, total)
+            if state.step % recipe.log_every == 0 or state.step == total:
+                now = time.monotonic()
+                done = recipe.log_every if state.step % recipe.log_every == 0 else state.step % recipe.log_every
+                values = _values(result, recipe, rate, 1000 * (now - seen) / done)
+                seen = now
+                _append(state.folder / LOG, state.step, values)
+                on_log(Logged(state.step, total, values))
+            if state.step % recipe.save_every == 0 and state.step < total:
+                _save(state)
+
+
+def _update(state: _Run, batch: Any) -> tuple[cross_most.Step, float]:
+    """One optimiser step and one step of the teacher. Raises Stopped naming step and term when a loss is not finite."""
+    settings = state.recipe.optimizer
+    warmup = round(settings.warmup_epochs * state.steps_an_epoch)
+    rate = learning_rate(state.step, state.total_steps, min(warmup, state.total_steps // 2), settings)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+    result = cross_most.step(state.student, state.teacher.model, batch, state.recipe.objective())
+    if not torch.isfinite(result.total):
+        bad = [name for name, value in result.terms.items() if not torch.isfinite(value)]
+        raise Stopped(f"step {state.step + 1}: the loss {', '.join(bad) or 'total'} is not finite; lower optimizer.lr")
+    state.optimizer.zero_grad(set_to_none=True)
+    result.total.backward()
+    state.optimizer.step()
+    state.teacher.update(state.student, state.step)
+    return result, rate
+
+
+def _values(result: cross_most.Step, recipe: FitRecipe, rate: float, milliseconds: float) -> dict[str, float]:
+    """Every loss unweighted and weighted, the figures, the learning rate and the time of a step."""
+    weights = recipe.weights.model_dump()
+    values = {"loss": result.total.item()}
+    values |= {f"loss_{name}": value.item() for name, value in result.terms.items()}
+    values |= {f"weighted_{name}": weights[name] * value.item() for name, value in result.terms.items()}
+    values |= {name: value.item() for name, value in result.figures.items()}
+    return values | {"lr": rate, "ms_per_step": milliseconds}
+
+
+def _append(path: Path, step: int, values: dict[str, float]) -> None:
+    """Adds a row to log.csv, with the names first where the file is new."""
+    with store.stopping(str(path)), open(path, "a", newline="") as file:
+        writer = csv.writer(file)
+        if file.tell() == 0:
+            writer.writerow(["step", *values])
+        writer.writerow([step, *(f"{value:.8g}" for value in values.values())])

@@ -1,0 +1,101 @@
+"""The six losses of Cross-MoST as pure functions: tensors in, a scalar out. Paper: section 3, equations 2-4.
+
+Shape letters: B batch, C classes, E embedding, L tokens, D token width. Confident sets and masks are multiplied, never
+indexed, so that an empty one gives exactly zero with finite gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows in rank order; backward sums the gradients of all ranks' use of one's own rows."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.count
+        return gradient[start : start + ctx.count]
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows of all processes, with gradients, where torch.distributed runs; the rows themselves elsewhere."""
+    return _Gather.apply(rows) if dist.is_available() and dist.is_initialized() else rows
+
+
+def confident_cross_entropy(logits_BC: Tensor, label_B: Tensor, confident_B: Tensor) -> Tensor:
+    """L_cls of one modality, eq. 2: the sum over confident samples divided by B.
+
+    confident_B: float, 1 where the pseudo-label counts. (Released code: divides by the number selected; NaN for none.)
+    """
+    each = cross_entropy(logits_BC, label_B, reduction="none")
+    return (each * confident_B.to(each.dtype)).sum() / len(each)
+
+
+def fairness(logits_BC: Tensor) -> Tensor:
+    """L_fair of one modality, eq. 4: -1/C sum_c log(mean over the global batch of softmax_c).
+
+    Computed from log-softmax, so that a vanishing class gives a large number and not infinity.
+    """
+    log_probability = gather(log_softmax(logits_BC, dim=1))
+    count = torch.log(torch.tensor(float(len(log_probability)), dtype=logits_BC.dtype, device=logits_BC.device))
+    return -(torch.logsumexp(log_probability, dim=0) - count).mean()
+
+
+def alignment(
+    image_BE: Tensor,
+    points_BE: Tensor,
+    temperature: float,
+    reduction: Literal["mean", "sum"] = "mean",
+    global_negatives: bool = True,
+) -> Tensor:
+    """L_align, eq. 3: half of both directions' cross-entropies between unit features of the same objects.
+
+    reduction: `sum` as printed, `mean` divided by B (default; the printed sum grows with the batch). (Released code:
+    temperature 1, local negatives, and only while masking is on.)
+    """
+    if global_negatives:
+        image_BE, points_BE = gather(image_BE), gather(points_BE)
+    similarity = image_BE @ points_BE.T / temperature
+    target = torch.arange(len(similarity), device=similarity.device)
+    both = cross_entropy(similarity, target, reduction=reduction)
+    return (both + cross_entropy(similarity.T, target, reduction=reduction)) / 2
+
+
+def masked_image(predicted: Tensor, image: Tensor, pixel_mask: Tensor) -> Tensor:
+    """L_mim: mean absolute error over masked pixels and channels of the normalised strong image.
+
+    predicted, image: (B, 3, H, W). pixel_mask: float (B, H, W), 1 where masked. (Released code divides by 197, not 3.)
+    """
+    error = (predicted - image).abs().sum(dim=1)
+    return (error * pixel_mask).sum() / (pixel_mask.sum() * image.shape[1]).clamp(min=1)
+
+
+def masked_points(predicted_BLD: Tensor, token_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    """L_mpm: mean absolute error over masked tokens and their dimensions.
+
+    token_BLD: the original tokens; they are detached here. (Released code: the target is the mask token itself, and the
+    sum is divided by the batch size.)
+    """
+    error = (predicted_BLD - token_BLD.detach()).abs().sum(dim=2)
+    return (error * mask_BL).sum() / (mask_BL.sum() * token_BLD.shape[2]).clamp(min=1)
+
+
+def local_global(local_BLE: Tensor, global_BE: Tensor, mask_BL: Tensor) -> Tensor:
+    """L_lg-align of one modality: squared distance of unit vectors, mean over masked tokens, no stop-gradient."""
+    distance = (local_BLE - global_BE[:, None]).pow(2).sum(dim=2)
+    return (distance * mask_BL).sum() / mask_BL.sum().clamp(min=1)

@@ -1,0 +1,77 @@
+"""The typed recipe of a run: each part's settings stand beside the code that they configure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from manifests.recipes import Value, find_recipe, load_toml, merge, parse_recipe
+from training.augment import AugmentSettings
+from training.data import DataSettings
+from training.objectives.cross_most import (
+    AlignSettings,
+    CrossMostSettings,
+    LocalGlobalSettings,
+    MaskSettings,
+    Weights,
+)
+from training.teacher import EMASettings, LabelSettings
+from training.towers.clip import ImageSettings, TextSettings
+from training.towers.points import PointSettings
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class OptimizerSettings(BaseModel):
+    """AdamW. lr: base, times batch_size / 256. steps: in all, or 0 for `epochs`. floor: lowest lr, as a share of lr.
+
+    warmup_epochs: linear from 0. Released: lr 2e-5, floor 1/20, decay 0.05, layer decay 0.65, one warm-up epoch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.05
+    batch_size: Annotated[int, Field(ge=1)] = 512
+    epochs: Annotated[int, Field(ge=1)] = 200
+    steps: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
+
+
+class FitRecipe(BaseModel):
+    """What to train on what. log_every, save_every: steps; keep_last: newest checkpoints that stay beside the first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["cross_most"] = "cross_most"
+    seed: int = 0
+    image: ImageSettings = ImageSettings()
+    text: TextSettings = TextSettings()
+    points: PointSettings = PointSettings()
+    data: DataSettings = DataSettings()
+    augment: AugmentSettings = AugmentSettings()
+    labels: LabelSettings = LabelSettings()
+    weights: Weights = Weights()
+    align: AlignSettings = AlignSettings()
+    mask: MaskSettings = MaskSettings()
+    lg_align: LocalGlobalSettings = LocalGlobalSettings()
+    ema: EMASettings = EMASettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    log_every: Annotated[int, Field(ge=1)] = 10
+    save_every: Annotated[int, Field(ge=1)] = 1000
+    keep_last: Annotated[int, Field(ge=1)] = 2
+
+    def objective(self) -> CrossMostSettings:
+        """The objective's own settings."""
+        return CrossMostSettings(
+            labels=self.labels, weights=self.weights, align=self.align, mask=self.mask, lg_align=self.lg_align
+        )
+
+
+def read_recipe(name: str, changes: dict[str, Value]) -> FitRecipe:
+    """A recipe file with changes applied. Raises Refused naming what does not fit."""
+    return parse_recipe(FitRecipe, merge(load_toml(find_recipe(name, RECIPES)), changes), f"recipe {name}")

@@ -1,0 +1,1 @@
+"""Image and text tower (clip), point tower (points)."""

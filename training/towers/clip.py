@@ -1,0 +1,181 @@
+"""Image and text tower on open_clip: mask tokens, a linear pixel decoder, a convolutional stem. Home of open_clip.
+
+Shape letters: B pictures, L patches, D token width, E embedding, p patch size.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from manifests.errors import Refused
+
+SMALL_CONFIG = Path(__file__).parent / "cross_most_small.json"
+DEFAULT_PROMPTS = ("a photo of a {}.", "a 3D model of a {}.")
+
+
+class ImageSettings(BaseModel):
+    """Which CLIP. model: an open_clip name or `cross_most_small` (ours, for CPUs). pretrained: a tag or a file.
+
+    stem: `patch` (one convolution, CLIP's own) or `conv` (three stride-2 convolutions, for small towers from scratch;
+    masked pixels are zeroed before it, or neighbours would leak).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "ViT-B-16-quickgelu"
+    pretrained: str = ""
+    stem: Literal["patch", "conv"] = "patch"
+
+
+class TextSettings(BaseModel):
+    """Prompts of the text-initialised classifier; `{}` is the class name in words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompts: tuple[str, ...] = DEFAULT_PROMPTS
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """What a pass gives: feature (B, E), not normalised, and patches (B, L, D), before any last norm."""
+
+    feature: Tensor
+    patches: Tensor
+
+
+def create_clip(settings: ImageSettings) -> open_clip.CLIP:
+    """The CLIP model of the settings, with its weights where `pretrained` names some; random weights otherwise.
+
+    Raises Refused when the name is unknown, or the weights are missing, unreachable or made for QuickGELU only.
+    """
+    if settings.model == SMALL_CONFIG.stem:
+        open_clip.add_model_config(SMALL_CONFIG)
+    if settings.model not in open_clip.list_models():
+        raise Refused(f"image.model={settings.model}: open_clip has no such model (open_clip.list_models() names them)")
+    if settings.pretrained == "openai" and "quickgelu" not in settings.model:
+        raise Refused(f"image.pretrained=openai needs QuickGELU: image.model={settings.model}-quickgelu")
+    root = logging.getLogger()
+    level = root.level
+    if not settings.pretrained:
+        root.setLevel(logging.ERROR)  # open_clip warns that the weights are random, which is what was asked for
+    try:
+        return open_clip.create_model(settings.model, pretrained=settings.pretrained or None, precision="fp32")
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Refused(f"image.pretrained={settings.pretrained}: no usable weights ({reason})") from error
+    finally:
+        root.setLevel(level)
+
+
+class ImageTower(nn.Module):
+    """A CLIP vision transformer that can be shown masked pictures and can reconstruct them."""
+
+    def __init__(self, visual: Any, stem: Literal["patch", "conv"] = "patch") -> None:
+        super().__init__()
+        self.visual = visual
+        self.stem = stem
+        width = visual.class_embedding.shape[0]
+        self.patch = int(visual.patch_size[0])
+        self.image_size = int(visual.image_size[0])
+        self.grid = self.image_size // self.patch
+        if stem == "conv":
+            visual.conv1 = conv_stem(width, self.patch)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.ln_patch = nn.LayerNorm(width)
+        self.decoder = nn.Linear(width, 3 * self.patch**2)
+
+    @property
+    def embed_dim(self) -> int:
+        """E."""
+        return self.visual.proj.shape[1]
+
+    def forward(self, pictures: Tensor, mask: Tensor | None = None) -> ImageTokens:
+        """pictures (B, 3, S, S), normalised; mask (B, S/p, S/p), true for hidden patches.
+
+        Masked patch embeddings become the mask token before class token and positions are added (MUST).
+        """
+        if mask is not None and self.stem == "conv":
+            pictures = pictures * (1 - pixel_mask(mask, self.patch).to(pictures.dtype))[:, None]
+        x = self.visual.conv1(pictures).flatten(2).transpose(1, 2)
+        if mask is not None:
+            x = torch.lerp(x, self.mask_token.expand_as(x), mask.flatten(1).to(x.dtype)[..., None])
+        cls = self.visual.class_embedding.expand(len(x), 1, -1)
+        x = torch.cat([cls, x], dim=1) + self.visual.positional_embedding
+        x = self.visual.transformer(self.visual.ln_pre(x))
+        feature = self.visual.ln_post(x[:, 0]) @ self.visual.proj
+        return ImageTokens(feature, x[:, 1:])
+
+    def project_tokens(self, patches: Tensor) -> Tensor:
+        """f^I of patches (B, L, D) -> (B, L, E)."""
+        return self.ln_patch(patches) @ self.visual.proj
+
+    def reconstruct(self, patches: Tensor) -> Tensor:
+        """Pictures (B, 3, S, S) predicted from patches, one linear map a patch (MUST)."""
+        pixels = self.decoder(self.ln_patch(patches)).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return nn.functional.pixel_shuffle(pixels, self.patch)
+
+
+def conv_stem(width: int, patch: int) -> nn.Sequential:
+    """Stride-2 3x3 convolutions down to one token a patch, group norm and GELU between them.
+
+    Raises Refused unless the patch is a power of two.
+    """
+    steps = patch.bit_length() - 1
+    if 2**steps != patch or steps < 1:
+        raise Refused(f"image.stem=conv needs a patch size that is a power of two, not {patch}")
+    widths = [3, *(max(width // 2 ** (steps - 1 - i), 8) for i in range(steps))]
+    layers: list[nn.Module] = []
+    for i in range(steps):
+        last = i == steps - 1
+        layers.append(nn.Conv2d(widths[i], width if last else widths[i + 1], 3, stride=2, padding=1))
+        if not last:
+            layers += [nn.GroupNorm(1, widths[i + 1]), nn.GELU()]
+    return nn.Sequential(*layers)
+
+
+def pixel_mask(mask: Tensor, patch: int) -> Tensor:
+    """A patch mask (B, g, g) at pixel resolution (B, g p, g p)."""
+    return mask.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
+
+
+class TextTower(nn.Module):
+    """The text half of a CLIP model and its tokenizer."""
+
+    def __init__(self, clip: open_clip.CLIP, tokenizer: Any) -> None:
+        super().__init__()
+        self.clip = clip
+        self._tokenizer = tokenizer
+
+    @torch.no_grad()
+    def classifier(self, class_names: tuple[str, ...], settings: TextSettings) -> Tensor:
+        """(E, C): for each class the prompts' unit embeddings averaged and made unit again."""
+        columns = []
+        for name in class_names:
+            tokens = self._tokenizer([prompt.format(name) for prompt in settings.prompts])
+            columns.append(average_prompts(self.clip.encode_text(tokens)))
+        return torch.stack(columns, dim=1)
+
+
+def average_prompts(embeddings: Tensor) -> Tensor:
+    """(P, E) prompt embeddings -> unit (E,): normalised, averaged, normalised again."""
+    return normalize(normalize(embeddings, dim=1).mean(dim=0), dim=0)
+
+
+def build_towers(settings: ImageSettings) -> tuple[ImageTower, TextTower, float]:
+    """Image tower, text tower and the initial logit_scale (a logarithm) of one CLIP model. Raises Refused."""
+    clip = create_clip(settings)
+    visual, scale = clip.visual, float(clip.logit_scale.detach())
+    if not hasattr(visual, "class_embedding"):
+        raise Refused(f"image.model={settings.model} is no plain vision transformer")
+    tower = ImageTower(visual, settings.stem)
+    clip.visual = None
+    return tower, TextTower(clip.eval(), open_clip.get_tokenizer(settings.model)), scale
