@@ -12,10 +12,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt tests/system_libraries.sh
+$(STAMP): pyproject.toml constraints.txt .ci/system_libraries.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
-	@sh tests/system_libraries.sh $(PYTHON)
+	@sh .ci/system_libraries.sh $(PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,train,dev]'
 	@touch $(STAMP)

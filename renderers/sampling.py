@@ -44,7 +44,7 @@ def surface_colors(mesh: Mesh, face: np.ndarray, weights: np.ndarray) -> np.ndar
 
     Textures are read bilinearly and repeat, as glTF and ShapeNet mean it.
     """
-    base = np.array([m.base_color for m in mesh.materials])
+    base = np.array([m.base_color for m in mesh.materials], np.float64)
     rgb = base[mesh.face_material[face], :3]
     if mesh.corner_uvs is not None:
         uv = np.einsum("nk,nkd->nd", weights, mesh.corner_uvs[face].astype(np.float64))

@@ -1,0 +1,106 @@
+"""Slow and literal: what "correct" means for every backend. float64, loops over pixels, equation by equation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from manifests.presets import MeshViews, PointViews
+from renderers.cameras import Camera
+from renderers.geometry import Mesh
+
+_EPSILON = 1e-12
+
+
+def depth_of_points(points: np.ndarray, preset: PointViews, camera: Camera) -> np.ndarray:
+    """Depth float64 (H, W), +inf where empty, of points (N, 3): CLIP2Point eq. 8-10, or the released discs."""
+    moved = points.astype(np.float64) @ camera.camera_from_world[:3, :3].T + camera.camera_from_world[:3, 3]
+    picture = np.full((camera.height, camera.width), np.inf)
+    for row in range(camera.height):
+        for column in range(camera.width):
+            if preset.merge == "disc":
+                depths = _on_disc(moved, row, column, camera, preset.disc_radius)
+            else:
+                depths = _on_square(moved, row, column, camera, preset.dilation)
+            if len(depths) and preset.merge == "weighted":
+                picture[row, column] = (depths / (depths + _EPSILON)).sum() / (1 / depths).sum()
+            elif len(depths):
+                picture[row, column] = depths.min()
+    return picture
+
+
+def _on_square(moved: np.ndarray, row: int, column: int, camera: Camera, dilation: int) -> np.ndarray:
+    """Depths of the set M of eq. 10: p - R/2 <= ceil < p + R/2 in both axes."""
+    x, y, z = moved[moved[:, 2] > 0].T
+    c = np.ceil(camera.K[0, 0] * x / z + camera.K[0, 2] - 1)
+    r = np.ceil(camera.K[1, 1] * y / z + camera.K[1, 2] - 1)
+    half = dilation / 2
+    inside = (column - half <= c) & (c < column + half) & (row - half <= r) & (r < row + half)
+    return z[inside]
+
+
+def _on_disc(moved: np.ndarray, row: int, column: int, camera: Camera, radius: float) -> np.ndarray:
+    x, y, z = moved.T
+    scale = camera.K[0, 0] * 2 / camera.width
+    px, py = (2 * column + 1) / camera.width - 1, (2 * row + 1) / camera.height - 1
+    return z[((x * scale - px) ** 2 + (y * scale - py) ** 2 < radius**2) & (z >= 0)]
+
+
+def depth_of_mesh(mesh: Mesh, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """(depth float64 (H, W), face int64 (H, W)): every ray through a pixel's centre against every triangle.
+
+    Empty pixels are +inf and -1. Opaque faces only.
+    """
+    corners = mesh.vertices[mesh.faces]
+    edge1, edge2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    depth = np.full((camera.height, camera.width), np.inf)
+    face = np.full((camera.height, camera.width), -1)
+    for row in range(camera.height):
+        for column in range(camera.width):
+            origin, direction = ray_of_pixel(camera, row, column)
+            cross = np.cross(direction, edge2)
+            determinant = np.einsum("fk,fk->f", edge1, cross)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                offset = origin - corners[:, 0]
+                u = np.einsum("fk,fk->f", offset, cross) / determinant
+                other = np.cross(offset, edge1)
+                v = other @ direction / determinant
+                t = np.einsum("fk,fk->f", other, edge2) / determinant
+                hit = (np.abs(determinant) > 1e-14) & (u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0)
+            if hit.any():
+                nearest = np.flatnonzero(hit)[t[hit].argmin()]
+                depth[row, column], face[row, column] = t[nearest], nearest
+    return depth, face
+
+
+def ray_of_pixel(camera: Camera, row: int, column: int) -> tuple[np.ndarray, np.ndarray]:
+    """Origin and direction (3,) of the ray through a pixel's centre; its component along the optical axis is 1."""
+    right, down, forward = camera.camera_from_world[:3, :3]
+    x = (column + 0.5 - camera.K[0, 2]) / camera.K[0, 0]
+    y = (row + 0.5 - camera.K[1, 2]) / camera.K[1, 1]
+    if camera.model == "perspective":
+        return camera.position, x * right + y * down + forward
+    return camera.position + x * right + y * down, forward
+
+
+def flat_shaded(mesh: Mesh, camera: Camera, preset: MeshViews) -> np.ndarray:
+    """RGB float64 (H, W, 3) in [0, 1] of an untextured mesh with flat normals and the light at the camera."""
+    depth, face = depth_of_mesh(mesh, camera)
+    corners = mesh.vertices[mesh.faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    light = camera.position / np.linalg.norm(camera.position)
+    picture = np.tile(np.asarray(preset.background, float), (camera.height, camera.width, 1))
+    for row, column in np.argwhere(np.isfinite(depth)):
+        which = face[row, column]
+        _, direction = ray_of_pixel(camera, row, column)
+        to_camera = -direction / np.linalg.norm(direction)
+        normal = normals[which]
+        if preset.two_sided and normal @ to_camera < 0:
+            normal = -normal
+        facing = normal @ light
+        mirrored = 2 * facing * normal - light
+        shine = max(to_camera @ mirrored, 0.0) ** preset.shininess if facing > 0 else 0.0
+        color = np.asarray(mesh.materials[mesh.face_material[which]].base_color[:3])
+        lit = (preset.ambient + preset.diffuse * max(facing, 0.0)) * color + preset.specular * shine
+        picture[row, column] = np.clip(lit, 0, 1)
+    return picture

@@ -1,0 +1,139 @@
+"""Depth maps of points: numpy and torch against the literal reference and against golden data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from manifests.mappings import to_picture
+from manifests.presets import load_preset
+from renderers import reference
+from renderers.backends import draw, preset_cameras
+from renderers.cameras import orthographic_K, perspective_K, rig
+from renderers.depth import draw_depth
+from renderers.live import depth_maps, to_pictures
+
+OBJECTS = ("mn10_chair_0890", "sn_car_2cbe6850")
+
+
+def sphere_points(count: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(count, 3))
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+def plane_points(count: int) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    x, y = rng.uniform(-0.8, 0.8, (2, count))
+    return np.stack([x, y, 0.5 * x - 0.3 * y], axis=1).astype(np.float32)
+
+
+def cube_points(count: int) -> np.ndarray:
+    rng = np.random.default_rng(2)
+    points = rng.uniform(-0.55, 0.55, (count, 3))
+    axis = rng.integers(3, size=count)
+    points[np.arange(count), axis] = np.sign(points[np.arange(count), axis]) * 0.55
+    return points.astype(np.float32)
+
+
+CLOUDS = {"sphere": sphere_points, "plane": plane_points, "cube": cube_points}
+VARIANTS = [
+    ("depth10", {"merge": merge, "dilation": dilation})
+    for merge in ("minimum", "weighted")
+    for dilation in (1, 2, 3, 4)
+] + [("depth10_release", {"disc_radius": 0.11})]
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize(("name", "changes"), VARIANTS)
+def test_numpy_and_torch_equal_the_reference(cloud: str, name: str, changes: dict) -> None:
+    _, preset = load_preset(name, {**changes, "image_size": 24, "points": 150})
+    points = CLOUDS[cloud](200)
+    views = draw(preset, points=points)
+    live = depth_maps(
+        torch.from_numpy(points[None, :150]),
+        preset_cameras(preset),
+        merge=preset.merge,
+        dilation=preset.dilation,
+        disc_radius=preset.disc_radius,
+    )[0].numpy()
+    for number in (0, 1, 4):
+        expected = reference.depth_of_points(points[:150], preset, views[number].camera)
+        assert np.isfinite(expected).any()
+        for got in (views[number].depth, live[number]):
+            differ = np.isfinite(got) != np.isfinite(expected)
+            assert differ.sum() == 0
+            hit = np.isfinite(expected)
+            np.testing.assert_allclose(got[hit], expected[hit], rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+@pytest.mark.parametrize("size", [64, 224])
+def test_equations_8_and_10_equal_golden(golden, name: str, size: int) -> None:
+    data = np.load(golden / "render" / f"eq10_depth_{name}.npz")
+    cameras = rig(data["W"], distance=2, image_size=size, near=0.75, far=3.25)
+    assert cameras[0].K[0, 0] == pytest.approx(float(data[f"focal_S{size}"]))
+    for merge, key in (("minimum", "min"), ("weighted", "weighted")):
+        for dilation in (1, 2, 4):
+            _, preset = load_preset("depth10", {"image_size": size, "merge": merge, "dilation": dilation})
+            live = depth_maps(torch.from_numpy(data["points"][None]), cameras, merge=merge, dilation=dilation)[
+                0
+            ].numpy()
+            for number, camera in enumerate(cameras):
+                expected = data[f"{key}_S{size}_R{dilation}"][number]
+                for depth in (draw_depth(data["points"], preset, camera), live[number]):
+                    assert ((expected > 0) == np.isfinite(depth)).all()
+                    np.testing.assert_allclose(depth[expected > 0], expected[expected > 0], rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_released_renderer_equals_golden(golden, name: str) -> None:
+    data = np.load(golden / "render" / f"clip2point_depth_{name}.npz")
+    _, preset = load_preset("depth10_release")
+    views = draw(preset, points=data["points_world"])
+    live = depth_maps(torch.from_numpy(data["points_world"][None]), preset_cameras(preset), merge="disc")[0]
+    for number, view in enumerate(views):
+        zbuf, picture = data["v10_zbuf"][number], data["v10_depth"][number]
+        for depth in (view.depth, live[number].numpy()):
+            same = (zbuf >= 0) == np.isfinite(depth)
+            assert (~same).sum() <= 3
+            both = (zbuf >= 0) & np.isfinite(depth)
+            np.testing.assert_allclose(depth[both], zbuf[both], atol=1e-6)
+        np.testing.assert_allclose(to_picture(view.depth, "clip2point")[same], picture[same], atol=1e-6)
+        np.testing.assert_allclose(to_pictures(live[number]).numpy()[same], picture[same], atol=1e-6)
+
+
+def test_released_random_distance_is_a_zoom(golden) -> None:
+    """The released random distance d: points are divided by d and the camera stands at d (golden README 1)."""
+    data = np.load(golden / "render" / "clip2point_depth_mn10_chair_0890.npz")
+    _, preset = load_preset("depth10_release")
+    for repeat, distance in enumerate(data["aug_dist"]):
+        changed = preset.model_copy(update={"distance": float(distance), "depth_range": 1.5})
+        views = draw(changed, points=data["points_world"] / np.float32(distance))
+        for number, view in enumerate(views):
+            index, z = data["aug_idx"][repeat * 10 + number], data["aug_z"][repeat * 10 + number]
+            differ = (index >= 0) != np.isfinite(view.depth)
+            assert differ.sum() <= 3
+            both = (index >= 0) & np.isfinite(view.depth)
+            np.testing.assert_allclose(view.depth[both], z[index[both]], atol=2e-6)
+
+
+def test_picture_mapping_by_hand() -> None:
+    empty = np.full((2, 2), np.inf, np.float32)
+    assert (to_picture(empty, "clip2point") == 1).all()
+    two = np.array([[0.5, 1.5], [np.inf, np.inf]], np.float32)
+    np.testing.assert_allclose(to_picture(two, "clip2point"), [[0, 1 / 1.5 * 200 / 255], [1, 1]], rtol=1e-6)
+    far = np.array([[1.5, np.inf]], np.float32)
+    np.testing.assert_allclose(to_picture(far, "clip2point"), [[0.5 / 1.5 * 200 / 255, 1]], rtol=1e-6)
+    np.testing.assert_allclose(to_picture(two, "linear"), [[1, 0.2], [0, 0]], rtol=1e-6)
+
+
+def test_points_behind_the_camera_are_not_drawn() -> None:
+    _, preset = load_preset("depth10", {"image_size": 32})
+    camera = preset_cameras(preset)[0]
+    assert not np.isfinite(draw_depth(np.array([[0, 0, 5.0]], np.float32), preset, camera)).any()
+
+
+def test_orthographic_and_perspective_are_held_apart() -> None:
+    assert orthographic_K(64, 1)[0, 2] == perspective_K(64, 60)[0, 2] == 32

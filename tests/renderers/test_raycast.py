@@ -1,0 +1,276 @@
+"""Ray casting against the literal reference, against golden data, and its features one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from manifests.presets import MeshViews, load_preset
+from renderers import reference
+from renderers.backends import draw, preset_cameras
+from renderers.cameras import rig
+from renderers.geometry import Material, Mesh
+from renderers.normals import corner_normals, face_normals, unique_faces, unit, weld
+from renderers.raycast import draw_mesh
+from renderers.shading import Texture, phong
+
+CUBE = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float) * 0.5
+QUADS = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
+CUBE_FACES = np.array([[q[i] for i in t] for q in QUADS for t in ((0, 1, 2), (0, 2, 3))])
+
+
+def cube() -> Mesh:
+    return Mesh(CUBE, CUBE_FACES)
+
+
+def sphere(rings: int = 10) -> Mesh:
+    theta, phi = np.meshgrid(np.linspace(0, np.pi, rings + 1), np.linspace(0, 2 * np.pi, 2 * rings + 1), indexing="ij")
+    points = np.stack([np.sin(theta) * np.sin(phi), np.cos(theta), np.sin(theta) * np.cos(phi)], -1).reshape(-1, 3)
+    columns = 2 * rings + 1
+    faces = []
+    for i in range(rings):
+        for j in range(2 * rings):
+            a, b = i * columns + j, (i + 1) * columns + j
+            faces += [[a, b, b + 1], [a, b + 1, a + 1]]
+    return Mesh(0.8 * points, np.array(faces))
+
+
+def tilted_plane() -> Mesh:
+    corners = np.array([[-0.6, -0.5, 0.2], [0.6, -0.5, -0.2], [0.6, 0.5, -0.4], [-0.6, 0.5, 0.0]])
+    return Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]))
+
+
+MESHES = {"cube": cube, "sphere": sphere, "tilted plane": tilted_plane}
+
+
+def preset(**changes: object) -> MeshViews:
+    values = {"image_size": 28, "azimuth_deg": [0, 40, 200], "elevation_deg": [0, 25, -30], **changes}
+    return load_preset("rgb12", values)[1]
+
+
+@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("projection", ["perspective", "orthographic"])
+def test_depth_equals_the_reference(name: str, projection: str) -> None:
+    mesh, settings = MESHES[name](), preset(projection=projection)
+    for view in draw(settings, mesh=mesh):
+        expected, _ = reference.depth_of_mesh(mesh, view.camera)
+        hit = np.isfinite(expected)
+        assert 0.02 < hit.mean() < 0.9
+        assert (np.isfinite(view.depth) != hit).sum() <= 2  # a ray may graze an edge
+        both = hit & np.isfinite(view.depth)
+        np.testing.assert_allclose(view.depth[both], expected[both], atol=1e-5)
+        assert view.coverage == pytest.approx(np.isfinite(view.depth).mean())
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_flat_shading_equals_the_reference(name: str) -> None:
+    mesh, settings = MESHES[name](), preset(normals="flat")
+    for view in draw(settings, mesh=mesh)[:2]:
+        expected = reference.flat_shaded(mesh, view.camera, settings)
+        difference = np.abs(view.rgb / 255.0 - expected).max(axis=2)
+        assert (difference > 0.6 / 255).sum() <= 6  # pixels whose centre lies on an edge
+        assert np.median(view.rgb[np.isfinite(view.depth)]) < 250
+
+
+def test_twins_with_opposite_winding_change_nothing() -> None:
+    single = sphere()
+    shared = Mesh(single.vertices, np.concatenate([single.faces, single.faces[:, ::-1]]))
+    own = Mesh(
+        np.concatenate([single.vertices] * 2),
+        np.concatenate([single.faces, single.faces[:, ::-1] + len(single.vertices)]),
+    )
+    for normals in ("crease", "smooth", "flat"):
+        first = draw(preset(normals=normals), mesh=single)[1]
+        for twin in (shared, own):
+            view = draw(preset(normals=normals), mesh=twin)[1]
+            np.testing.assert_array_equal(view.depth, first.depth)
+            assert np.abs(view.rgb.astype(int) - first.rgb).max() <= 1
+
+
+def test_crease_keeps_edges_and_smooths_curves() -> None:
+    for make, crease, expected in ((cube, 40.0, "faces"), (sphere, 40.0, "radial")):
+        mesh = make()
+        vertex = weld(mesh.vertices)[mesh.faces]
+        kept = unique_faces(vertex)
+        corners = mesh.vertices[mesh.faces[kept]].astype(np.float32)
+        normals = corner_normals(corners, vertex[kept], crease)
+        if expected == "faces":
+            assert (np.abs(normals).max(axis=2) > 0.999).all()
+        else:
+            radial = unit(corners.reshape(-1, 3)).reshape(normals.shape)
+            proper = np.linalg.norm(face_normals(corners), axis=1) > 1e-6  # the poles' own faces have no area
+            assert np.einsum("fck,fck->fc", normals, radial)[proper].min() > 0.98
+
+
+def test_inside_of_an_open_box_is_lit_only_when_two_sided() -> None:
+    open_box = Mesh(CUBE, np.array([f for f in CUBE_FACES if not (CUBE[f][:, 2] > 0).all()]))
+    bright = draw(preset(azimuth_deg=[0], elevation_deg=[0]), mesh=open_box)[0]
+    dark = draw(preset(azimuth_deg=[0], elevation_deg=[0], two_sided=False), mesh=open_box)[0]
+    middle = np.s_[12:16, 12:16]
+    assert dark.rgb[middle].max() == round(255 * 0.5 * 0.7)
+    assert bright.rgb[middle].min() > dark.rgb[middle].max() + 40
+
+
+def test_base_colours_vertex_colours_and_materials() -> None:
+    half = len(CUBE_FACES) // 2
+    red_blue = Mesh(
+        CUBE,
+        CUBE_FACES,
+        (Material((1, 0, 0, 1)), Material((0, 0, 1, 1))),
+        face_material=np.array([0] * half + [1] * half),
+    )
+    flat = {"ambient": 1.0, "diffuse": 0.0, "specular": 0.0}
+    colors = {tuple(c) for view in draw(preset(**flat), mesh=red_blue) for c in view.rgb.reshape(-1, 3)}
+    assert colors == {(255, 255, 255), (255, 0, 0), (0, 0, 255)}
+    green = np.tile(np.array([0, 255, 0, 255], np.uint8), (8, 1))
+    painted = Mesh(CUBE, CUBE_FACES, (Material((1, 1, 1, 1)),), vertex_colors=green)
+    view = draw(preset(**flat), mesh=painted)[0]
+    assert {tuple(c) for c in view.rgb[np.isfinite(view.depth)]} == {(0, 255, 0)}
+
+
+def textured_plane(picture: np.ndarray, repeat: float) -> Mesh:
+    corners = np.array([[-0.7, -0.7, 0], [0.7, -0.7, 0], [0.7, 0.7, 0], [-0.7, 0.7, 0]], float)
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    uv = np.array([[0, 0], [repeat, 0], [repeat, repeat], [0, repeat]], np.float32)
+    return Mesh(corners, faces, (Material((1, 1, 1, 1), picture),), corner_uvs=uv[faces])
+
+
+def test_textures_are_upright_and_wrap() -> None:
+    picture = np.zeros((2, 2, 4), np.uint8)
+    picture[..., 3] = 255
+    picture[0, 0] = [255, 0, 0, 255]  # top left of the picture
+    picture[1, 1] = [0, 0, 255, 255]  # bottom right
+    flat = {"ambient": 1.0, "diffuse": 0.0, "specular": 0.0, "azimuth_deg": [0], "elevation_deg": [0], "image_size": 64}
+    once = draw(preset(**flat, texture_wrap="clamp"), mesh=textured_plane(picture, 1.0))[0].rgb
+    assert tuple(once[20, 20]) == (255, 0, 0)
+    assert tuple(once[44, 44]) == (0, 0, 255)
+    assert tuple(once[20, 44]) == (0, 0, 0)
+    twice = draw(preset(**flat, texture_wrap="repeat"), mesh=textured_plane(picture, 2.0))[0].rgb
+    clamped = draw(preset(**flat, texture_wrap="clamp"), mesh=textured_plane(picture, 2.0))[0].rgb
+    assert twice[17, 17, 0] > 150  # the upper left quarter repeats the whole picture
+    assert tuple(clamped[17, 47]) == (0, 0, 0)
+
+
+def test_bilinear_reading_by_hand() -> None:
+    picture = np.zeros((1, 2, 4), np.uint8)
+    picture[0, 1] = 255
+    texture = Texture(picture, "clamp")
+    u = np.array([0.25, 0.5, 0.75, 0.0, 1.0], np.float32)
+    np.testing.assert_allclose(texture.read(u, np.full(5, 0.5, np.float32))[:, 0], [0, 0.5, 1, 0, 1], atol=1e-6)
+    repeating = Texture(picture, "repeat")
+    np.testing.assert_allclose(repeating.read(np.array([0.0, 1.0], np.float32), np.zeros(2, np.float32))[:, 0], 0.5)
+
+
+def test_alpha_shows_what_is_behind() -> None:
+    front = textured_plane(np.full((2, 2, 4), 255, np.uint8), 1.0)
+    glass = Mesh(
+        np.concatenate([front.vertices + np.array([0, 0, 0.3]), front.vertices]),
+        np.array([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]]),
+        (Material((1, 0, 0, 0.25)), Material((0, 0, 1, 1.0))),
+        face_material=np.array([0, 0, 1, 1]),
+    )
+    flat = {"ambient": 1.0, "diffuse": 0.0, "specular": 0.0, "azimuth_deg": [0], "elevation_deg": [0]}
+    view = draw(preset(**flat), mesh=glass)[0]
+    np.testing.assert_allclose(view.rgb[14, 14], [64, 0, 191], atol=1)
+    assert view.depth[14, 14] == pytest.approx(2.2, abs=1e-3)  # the first surface with alpha of at least one half
+    alone = Mesh(glass.vertices, glass.faces[:2], glass.materials)
+    view = draw(preset(**flat), mesh=alone)[0]
+    np.testing.assert_allclose(view.rgb[14, 14], [255, 191, 191], atol=1)
+    assert not np.isfinite(view.depth).any()
+
+
+def test_supersampling_averages_edges() -> None:
+    plain, fine = draw(preset(), mesh=cube())[1], draw(preset(supersample=2), mesh=cube())[1]
+    assert fine.rgb.shape == plain.rgb.shape
+    assert fine.depth.shape == plain.depth.shape
+    levels = {tuple(c) for c in fine.rgb.reshape(-1, 3)} - {tuple(c) for c in plain.rgb.reshape(-1, 3)}
+    assert len(levels) > 5
+    inside = np.isfinite(plain.depth)
+    assert np.isfinite(fine.depth)[inside].all()
+
+
+def test_drawing_twice_gives_the_same_bytes() -> None:
+    first, second = draw(preset(), mesh=sphere()), draw(preset(), mesh=sphere())
+    for a, b in zip(first, second, strict=True):
+        assert a.rgb.tobytes() == b.rgb.tobytes()
+        assert a.depth.tobytes() == b.depth.tobytes()
+
+
+def test_a_mesh_without_area_is_refused() -> None:
+    line = Mesh(np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0.0]]), np.array([[0, 1, 2]]))
+    with pytest.raises(ValueError, match="area"):
+        draw(preset(), mesh=line)
+
+
+@pytest.mark.parametrize("name", ["mn10_chair_0890_dedup", "sn_airplane_1a04e3ea_dedup"])
+def test_depth_equals_pytorch3d(golden, name: str) -> None:
+    data = np.load(golden / "render" / f"pytorch3d_mesh_{name}.npz")
+    flip = np.diag([-1.0, -1.0, 1.0])
+    rotations = np.stack([flip @ R.T for R in data["R"]])
+    cameras = rig(rotations, distance=2, image_size=112, near=0.5, far=3.5, fov_deg=60)
+    mesh = Mesh(data["verts"], data["faces"])
+    for number, view in enumerate(draw_mesh(mesh, preset(image_size=112), cameras)):
+        expected = data["zbuf"][number].reshape(112, 112)
+        clear = ~data["ambig_edge"][number].reshape(112, 112)
+        hit = expected > 0
+        assert ((np.isfinite(view.depth) != hit) & clear).sum() == 0
+        both = hit & np.isfinite(view.depth) & clear
+        np.testing.assert_allclose(view.depth[both], expected[both], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["mn10_chair_0890", "sn_airplane_1a04e3ea"])
+def test_raw_double_sided_meshes_have_the_golden_mask_and_depth(golden, name: str) -> None:
+    data = np.load(golden / "render" / f"pytorch3d_mesh_{name}.npz")
+    flip = np.diag([-1.0, -1.0, 1.0])
+    cameras = rig(np.stack([flip @ R.T for R in data["R"]]), distance=2, image_size=112, near=0.5, far=3.5, fov_deg=60)
+    for number, view in enumerate(draw_mesh(Mesh(data["verts"], data["faces"]), preset(image_size=112), cameras)):
+        expected = data["zbuf"][number].reshape(112, 112)
+        clear = ~data["ambig_edge"][number].reshape(112, 112)
+        assert ((np.isfinite(view.depth) != (expected > 0)) & clear).sum() == 0
+        both = (expected > 0) & np.isfinite(view.depth) & clear
+        np.testing.assert_allclose(view.depth[both], expected[both], atol=2e-5)
+
+
+def test_phong_equals_pytorch3d(golden) -> None:
+    """Shading from the stored fragments, so that only the light is compared."""
+    data = np.load(golden / "render" / "pytorch3d_mesh_mn10_chair_0890_dedup.npz")
+    faces, normals, vertices = data["faces"], data["verts_normals"], data["verts"]
+    for number in range(4):
+        face = data["pix_to_face"][number].reshape(-1)
+        hit = face >= 0
+        weights = data["bary_coords"][number].reshape(-1, 3)[hit]
+        corner = faces[face[hit] % len(faces)]
+        normal = unit(np.einsum("nk,nkd->nd", weights, normals[corner]))
+        point = np.einsum("nk,nkd->nd", weights, vertices[corner])
+        to_camera = unit(data["cam_pos"][number] - point)
+        constants = _constants(data)
+        got = phong(
+            normal,
+            to_camera,
+            constants.pop("light"),
+            np.full((len(point), 3), float(data["vertex_colour"].reshape(-1)[0])),
+            **constants,
+        )
+        expected = data["rgb_directional"][number].reshape(-1, 3)[hit]
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def _constants(data) -> dict:
+    def value(name: str) -> float:
+        return float(data[f"dirlight_{name}_color"].reshape(-1)[0] * data[f"dirmat_{name}_color"].reshape(-1)[0])
+
+    light = data["dirlight_direction"].reshape(-1)[:3].astype(float)
+    return {
+        "ambient": value("ambient"),
+        "diffuse": value("diffuse"),
+        "specular": value("specular"),
+        "shininess": int(data["dirmat_shininess"].reshape(-1)[0]),
+        "light": light / np.linalg.norm(light),
+    }
+
+
+def test_cameras_of_a_preset_are_its_angles() -> None:
+    cameras = preset_cameras(load_preset("rgb12")[1])
+    assert len(cameras) == 12
+    np.testing.assert_allclose(np.linalg.norm([c.position for c in cameras], axis=1), 2.2)
+    np.testing.assert_allclose([c.position[1] for c in cameras], 1.1)
