@@ -88,7 +88,7 @@ def read_mesh(path: Path, root: Path) -> RawShape:
         vertices, faces, colors = parse_off(data)
         raw = _from_off(vertices, faces, colors)
     else:
-        raw = _from_scene(_load_scene(path, data, suffix, root), suffix == ".obj" and b"mtllib" in data)
+        raw = _from_scene(*_load_scene(path, data, suffix, root))
     return _checked(raw)
 
 
@@ -105,67 +105,66 @@ def _finite_mesh(vertices: np.ndarray, faces: np.ndarray, materials: tuple, colo
     return Mesh(np.nan_to_num(vertices), faces, materials, vertex_colors=colors)
 
 
-def _load_scene(path: Path, data: bytes, suffix: str, root: Path) -> Any:
-    """A trimesh scene. trimesh raises whatever its parsers trip over; all of it means that the file is bad."""
+def _load_scene(path: Path, data: bytes, suffix: str, root: Path) -> tuple[Any, dict[str, int]]:
+    """A trimesh scene, and warnings about side files that were not found.
+
+    trimesh raises whatever its parsers trip over; all of it means that the file is bad.
+    """
     resolver = _Resolver(path, root)
     try:
-        return trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver, process=False)
+        scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver, process=False)
     except MemoryError:
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise ValueError(f"not a readable {suffix[1:]} file ({type(error).__name__}: {text})") from error
+    lost = Counter("material" if name.lower().endswith(".mtl") else "texture" for name in resolver.missing)
+    return scene, {f"{kind} not found": count for kind, count in lost.items()}
 
 
 class _Resolver(trimesh.resolvers.FilePathResolver):
     """Finds a mesh's side files: relative to the mesh, backslashes mended, nothing outside the source folder.
 
     trimesh's own refuses every `../`, which ShapeNet v2 needs (its textures lie in ../images), or opens everything.
+    `missing` names what was asked for and not found: trimesh says nothing about it.
     """
 
-    def __init__(self, path: Path, root: Path) -> None:
+    def __init__(self, path: Path, root: Path, missing: set[str] | None = None) -> None:
         super().__init__(str(path))
         self._folder, self._root = path.resolve().parent, root.resolve()
+        self.missing: set[str] = set() if missing is None else missing
 
     def get(self, name: str) -> bytes:
         path = (self._folder / name.strip().replace("\\", "/")).resolve()
-        if not path.is_relative_to(self._root):
-            raise FileNotFoundError(f"{name} lies outside the source folder")
-        if not path.is_file():
-            same = (
-                [p for p in path.parent.glob("*") if p.name.lower() == path.name.lower()]
-                if path.parent.is_dir()
-                else []
-            )
-            if not same:
-                raise FileNotFoundError(name)
-            path = same[0]
-        return path.read_bytes()
+        if path.is_relative_to(self._root):
+            if path.is_file():
+                return path.read_bytes()
+            for other in path.parent.glob("*") if path.parent.is_dir() else ():
+                if other.name.lower() == path.name.lower() and other.is_file():
+                    return other.read_bytes()
+        self.missing.add(name)
+        raise FileNotFoundError(f"{name} is not in the source folder")
 
     def namespaced(self, namespace: str) -> _Resolver:
-        return _Resolver(self._folder / namespace / "file", self._root)
+        return _Resolver(self._folder / namespace / "file", self._root, self.missing)
 
 
-def _from_scene(scene: Any, named_materials: bool) -> RawShape:
+def _from_scene(scene: Any, warnings: dict[str, int]) -> RawShape:
     geometries = [g for g in scene.dump(concatenate=False) if len(getattr(g, "vertices", ()))]
     meshes = [g for g in geometries if len(getattr(g, "faces", ()))]
-    warnings: Counter[str] = Counter()
     if not meshes:
         clouds = [g for g in geometries if len(getattr(g, "entities", ())) == 0]
         if not clouds:
             raise ValueError("the file holds neither faces nor points")
         points = np.concatenate([np.asarray(g.vertices, np.float64) for g in clouds])
-        return RawShape(points=points, colors=_cloud_colors(clouds))
+        return RawShape(points=points, colors=_cloud_colors(clouds), warnings=warnings)
     for geometry in meshes:
         if _is_placeholder(geometry):
             geometry.visual = trimesh.visual.ColorVisuals()
-            warnings["material not found"] += named_materials
-        elif _lost_texture(geometry):
-            warnings["texture not found"] += 1
     finite = [g for g in meshes if np.isfinite(np.asarray(g.vertices)[np.unique(g.faces)]).all()]
     if len(finite) < len(meshes):
         raise ValueError("a vertex is not finite (NaN or infinity)")
-    return RawShape(mesh=from_trimesh(meshes), warnings={kind: n for kind, n in warnings.items() if n})
+    return RawShape(mesh=from_trimesh(meshes), warnings=warnings)
 
 
 def _is_placeholder(geometry: Any) -> bool:
@@ -173,13 +172,6 @@ def _is_placeholder(geometry: Any) -> bool:
     material = getattr(geometry.visual, "material", None)
     image = getattr(material, "image", None)
     return image is not None and image.size == (2, 2) and getattr(material, "kwargs", None) == {}
-
-
-def _lost_texture(geometry: Any) -> bool:
-    """Whether the material names a texture that was not loaded (trimesh says nothing about it)."""
-    material = getattr(geometry.visual, "material", None)
-    named = any(key in getattr(material, "kwargs", {}) for key in ("map_kd", "map_Kd"))
-    return named and getattr(material, "image", None) is None
 
 
 def _cloud_colors(clouds: list[Any]) -> np.ndarray | None:

@@ -74,7 +74,7 @@ def bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
 def farthest_points(points: np.ndarray, count: int) -> np.ndarray:
     """Indices int64 (count,) of exact farthest-point sampling of points (N, 3), in order, from index 0.
 
-    Ties go to the lowest index; distances are float32, as in PyTorch3D's sampler. Three preallocated columns: 11 ms for
+    No index comes twice, also among equal points. Ties go to the lowest index; distances are float32, as in PyTorch3D's sampler. Three preallocated columns: 11 ms for
     1,024 of 8,192. Raises ValueError when there are fewer points than `count`.
     """
     if not 0 <= count <= len(points):
@@ -94,6 +94,7 @@ def farthest_points(points: np.ndarray, count: int) -> np.ndarray:
             np.multiply(term, term, out=term)
             np.add(distance, term, out=distance)
         np.minimum(nearest, distance, out=nearest)
+        nearest[last] = -1.0  # never again, also where all that is left are copies of chosen points
         chosen[i] = nearest.argmax()
     return chosen
 

@@ -58,10 +58,12 @@ def assets(root: Path | None, table: DatasetTable, options: ParametricOptions) -
 
 def _split(number: int, options: ParametricOptions) -> str:
     """The split of a class's n-th object: fractions are met as closely as whole objects allow, from the start on."""
-    for split, fraction in (("test", options.test_fraction), ("val", options.val_fraction)):
-        if int((number + 1) * fraction) > int(number * fraction):
-            return split
-    return "train"
+    held_out = options.test_fraction + options.val_fraction
+    before = int(number * held_out)
+    if int((number + 1) * held_out) == before:
+        return "train"
+    of_test = options.test_fraction / held_out
+    return "test" if int((before + 1) * of_test) > int(before * of_test) else "val"
 
 
 def read(asset: Asset, root: Path | None) -> RawShape:
