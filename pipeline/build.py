@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import webdataset as wds
@@ -69,6 +69,15 @@ class Progress:
 
     objects: int = 0
     failures: int = 0
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that happened to a job: progress, its end, or its being run again after its worker died."""
+
+    job: Job
+    progress: Progress | None = None
+    state: Literal["running", "again", "done"] = "running"
 
 
 Outcome = BuiltObject | Failure
@@ -226,7 +235,7 @@ def _coverage(view: View) -> float:
 
 
 class ShardWriter:
-    """One tar on its way: samples are appended, and the tar with its record appears when the block ends well."""
+    """One tar on its way into an open file; its record is made once it is closed."""
 
     def __init__(self, path: str, file: IO[bytes], hash: str) -> None:
         self.path, self.hash = path, hash
@@ -252,6 +261,10 @@ class ShardWriter:
         """Ends the tar (the file stays open for its owner)."""
         self._tar.close()
 
+    def let_go(self) -> None:
+        """Drops what is still written, so that the file's owner may close it: tar writers flush when collected."""
+        self._file.file = None
+
     def record(self, versions: dict[str, str], seconds: float) -> Record:
         """The record of the closed tar."""
         return Record(
@@ -272,19 +285,22 @@ class ShardWriter:
 
 @dataclass
 class _Hashing:
-    """A file that counts and hashes what is written through it."""
+    """A file that counts and hashes what is written through it; what comes after `file = None` is dropped."""
 
-    file: IO[bytes]
+    file: IO[bytes] | None
     count: int = 0
     sha256: Any = field(default_factory=hashlib.sha256)
 
     def write(self, data: bytes) -> int:
+        if self.file is None:
+            return len(data)
         self.sha256.update(data)
         self.count += len(data)
         return self.file.write(data)
 
     def flush(self) -> None:
-        self.file.flush()
+        if self.file is not None:
+            self.file.flush()
 
 
 def is_done(tar: str, hash: str) -> bool:
@@ -352,9 +368,7 @@ def build_shard(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
         store.remove(record_path(path))
     start = time.monotonic()
     with ExitStack() as stack:
-        writers = {
-            name: ShardWriter(p, stack.enter_context(store.writing(p)), hashes[name]) for name, p in paths.items()
-        }
+        writers = {name: _open_writer(stack, path, hashes[name]) for name, path in paths.items()}
         for asset in job.assets:
             outcome = maker.build(asset)
             if isinstance(outcome, Failure):
@@ -372,6 +386,13 @@ def build_shard(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
     _write_records(list(writers.values()), plan, time.monotonic() - start)
 
 
+def _open_writer(stack: ExitStack, path: str, hash: str) -> ShardWriter:
+    """A writer whose tar appears when the stack ends well, and not at all otherwise."""
+    writer = ShardWriter(path, stack.enter_context(store.writing(path)), hash)
+    stack.callback(writer.let_go)
+    return writer
+
+
 def _write_records(writers: list[ShardWriter], plan: Plan, seconds: float) -> None:
     for writer in writers:
         write_json(record_path(writer.path), writer.record(plan.versions, seconds).to_json())
@@ -384,10 +405,7 @@ def redraw_shard(job: Job, plan: Plan, maker: Maker, view_sets: tuple[ViewSet, .
     for path in paths:
         store.remove(record_path(path))
     with ExitStack() as stack:
-        writers = [
-            ShardWriter(path, stack.enter_context(store.writing(path)), s.hash)
-            for path, s in zip(paths, view_sets, strict=True)
-        ]
+        writers = [_open_writer(stack, path, s.hash) for path, s in zip(paths, view_sets, strict=True)]
         for shape, glb in stored_objects(job, plan, _any_mesh(view_sets)):
             results = maker.redraw(shape, glb, view_sets)
             for writer, result in zip(writers, results.values(), strict=True):

@@ -19,10 +19,9 @@ import manifests
 import pipeline
 import renderers
 from manifests.errors import Refused, Stopped
-from pipeline.build import PlainMaker, Progress, run_job
+from pipeline.build import JobEvent, PlainMaker, Progress, run_job
 from pipeline.careful import CarefulMaker, resident_mb
 from pipeline.plan import Job, Plan
-from pipeline.run import JobEvent
 
 ASSETS_PER_WORKER = 1000  # native libraries leak: a worker process is renewed after about so many
 MAX_LOST_NODES = 3
@@ -30,8 +29,11 @@ _OBJECT_STORE_BYTES = 80 << 20  # records travel, arrays do not; 80 MB is near R
 _WATCH_SECONDS = 0.1
 
 
-def _import_ray(private: bool) -> Any:
-    """Ray, with a token of its own for a private cluster: its ports listen on every interface."""
+def require(private: bool) -> Any:
+    """Ray, with a token of its own for a private cluster: its ports listen on every interface.
+
+    Raises Refused with the command to type where Ray is missing.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if private and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -45,7 +47,7 @@ def _import_ray(private: bool) -> Any:
 
 @contextmanager
 def _connected(workers: int, address: str | None) -> Iterator[Any]:
-    ray = _import_ray(private=address is None)
+    ray = require(private=address is None)
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:

@@ -157,7 +157,7 @@ def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, 
     Raises Refused when the source is missing, holds nothing of the dataset, or is a partial copy.
     """
     table = load_table(recipe.dataset)
-    root = _source_folder(table, source)
+    root = source_folder(table, source)
     shapes_hash = recipe.shapes_hash()
     view_sets = make_view_sets(recipe, shapes_hash)
     assets = list_assets(recipe, table, root)
@@ -177,7 +177,8 @@ def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, 
     return plan, cut_jobs(assets, recipe.seed, recipe.shard_size)
 
 
-def _source_folder(table: DatasetTable, source: str | None) -> Path | None:
+def source_folder(table: DatasetTable, source: str | None) -> Path | None:
+    """The absolute folder of a dataset that is read from files, None for a made one. Raises Refused where missing."""
     if not getattr(dataset_module(table), "NEEDS_SOURCE", True):
         return None
     if source is None:

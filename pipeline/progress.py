@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.run import JobEvent
+from pipeline.build import JobEvent
 
 LINE_SECONDS = 10.0
 

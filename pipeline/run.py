@@ -6,11 +6,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.presets import load_preset
+from manifests.presets import is_mesh_preset, load_preset
 from manifests.recipes import Value, first_difference, parse_recipe, to_toml
 from manifests.records import Asset, Failure, Record, read_record, record_path
 from manifests.shards import (
@@ -33,18 +32,11 @@ from manifests.shards import (
     write_view_set,
 )
 from manifests.tables import load_table
-from pipeline.build import PlainMaker, Progress, missing_tars, run_job
+from pipeline import cluster
+from pipeline.build import JobEvent, PlainMaker, missing_tars, run_job
 from pipeline.lock import build_lock
-from pipeline.plan import LIBRARIES, BuildRecipe, Job, Plan, ViewSet, assets_file, cut_jobs
-
-
-@dataclass(frozen=True)
-class JobEvent:
-    """Something that happened to a job: progress, its end, or its being run again after its worker died."""
-
-    job: Job
-    progress: Progress | None = None
-    state: Literal["running", "again", "done"] = "running"
+from pipeline.plan import LIBRARIES, BuildRecipe, Job, Plan, ViewSet, assets_file, cut_jobs, source_folder
+from renderers import backends
 
 
 @dataclass(frozen=True)
@@ -86,11 +78,19 @@ def run_here(jobs: list[Job], plan: Plan) -> Iterator[JobEvent]:
         yield JobEvent(job, state="done")
 
 
+def require(plan: Plan, workers: Workers) -> None:
+    """Raises Refused where a library that the plan or the workers need is missing."""
+    for view_set in plan.view_sets:
+        backends.require(view_set.preset)
+    if workers.address is not None or workers.count:
+        cluster.require(private=workers.address is None)
+
+
 def _run(jobs: list[Job], plan: Plan, workers: Workers) -> Iterator[JobEvent]:
+    if not jobs:
+        return iter(())
     if workers.address is None and workers.count == 0:
         return run_here(jobs, plan)
-    from pipeline import cluster  # imports Ray, which a build in this process does not need
-
     return cluster.run_jobs(jobs, plan, workers.count, workers.address)
 
 
@@ -152,6 +152,7 @@ def build(
     Raises Refused (OUT of another recipe or source, a live build) before anything is written, Stopped midway.
     """
     refuse_other_build(plan, jobs)
+    require(plan, workers)
     with build_lock(plan.out) as lock:
         if retry:
             plan = replace(plan, view_sets=_with_existing(plan))
@@ -296,14 +297,18 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
     name, preset = load_preset(preset_name, changes)
     view_set = ViewSet(name, preset, view_set_hash(preset, manifest.shapes_hash))
     refuse_other_view_set(out, view_set)
+    table = load_table(manifest.dataset)
+    root = None
+    if is_mesh_preset(preset) and not recipe.store_meshes:
+        root = source_folder(table, source)  # its meshes are read again
     assets = [
         Asset(id=id, source=path, split=split, class_name=class_name, key=key)
         for split, key, id, class_name, path in map(json.loads, _assets_lines(out))
     ]
     plan = Plan(
         recipe=recipe,
-        table=load_table(manifest.dataset),
-        source=source,
+        table=table,
+        source=None if root is None else str(root),
         out=out,
         classes=manifest.classes,
         prompt_names=manifest.prompt_names,
@@ -325,6 +330,7 @@ def _assets_lines(out: str) -> list[bytes]:
 def draw_view_set(plan: Plan, jobs: list[Job], workers: Workers, on_start: OnStart, on_event: OnEvent) -> Summary:
     """Draws what is missing of the plan's one view set. Raises Refused before, Stopped midway."""
     (view_set,) = plan.view_sets
+    require(plan, workers)
     with build_lock(plan.out) as lock:
         store.delete_temporaries(store.join(plan.out, VIEWS, view_set.name))
         unfinished = [job for job in jobs if missing_tars(job, plan)[0]]

@@ -18,6 +18,11 @@ BACKENDS = {
 }
 
 
+def require(preset: MeshViews | PointViews) -> None:
+    """Imports the preset's backend. Raises Refused with the command to type where its library is missing."""
+    importlib.import_module(BACKENDS[preset.backend][0])
+
+
 def preset_cameras(preset: MeshViews | PointViews) -> list[Camera]:
     """The cameras of a preset, in the order of its views."""
     if preset.rotations:

@@ -11,18 +11,25 @@ from pathlib import Path
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL = ("num_points=256", "fps_prefix=64", "views.rgb12.image_size=32", "views.depth10.image_size=32")
+SMALL = (
+    "num_points=256",
+    "fps_prefix=64",
+    "views.rgb12.image_size=32",
+    "views.rgb12.name=rgb12",
+    "views.depth10.image_size=32",
+    "views.depth10.name=depth10",
+)
 
 
 class Commands:
-    """Runs `python -m pipeline ...` in a subprocess, from the repository or from a copy of it."""
+    """Runs `python -m pipeline ...` (or training) in a subprocess, from the repository or from a copy of it."""
 
-    def __init__(self, tree: Path) -> None:
-        self.tree = tree
+    def __init__(self, tree: Path, program: str = "pipeline") -> None:
+        self.tree, self.program = tree, program
         self.environment = dict(os.environ, PYTHONPATH=str(tree), OMP_NUM_THREADS="1")
 
     def start(self, *arguments: object, **options: object) -> subprocess.Popen:
-        command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+        command = [sys.executable, "-m", self.program, *map(str, arguments)]
         return subprocess.Popen(command, cwd=self.tree, env=self.environment, **options)
 
     def __call__(self, *arguments: object, code: int = 0, **options: object) -> subprocess.CompletedProcess:

@@ -65,8 +65,7 @@ def create_clip(settings: ImageSettings) -> open_clip.CLIP:
         raise Refused(f"image.pretrained=openai needs QuickGELU: image.model={settings.model}-quickgelu")
     root = logging.getLogger()
     level = root.level
-    if not settings.pretrained:
-        root.setLevel(logging.ERROR)  # open_clip warns that the weights are random, which is what was asked for
+    root.setLevel(logging.CRITICAL)  # open_clip logs what is raised anyway, and that random weights are random
     try:
         return open_clip.create_model(settings.model, pretrained=settings.pretrained or None, precision="fp32")
     except (RuntimeError, OSError, ValueError) as error:

@@ -1,0 +1,42 @@
+"""kill -9 of the driver and all it started, at random moments; the rerun ends with the bytes of an unbroken build."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+from builders import SMALL, tar_hashes
+
+OBJECTS = ("parametric.objects=48", "shard_size=6", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def unbroken(pipeline, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    pipeline("build", "parametric", "--out", out, "--workers", 0, *OBJECTS)
+    return tar_hashes(out)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_and_run_again(pipeline, unbroken, tmp_path, seed: int) -> None:
+    """Seeds 0 to 3 kill Ray builds or in-process ones twice, seed 4 the redrawing of views as well."""
+    out, draw = tmp_path / "out", random.Random(seed)
+    command = ("build", "parametric", "--out", out, "--workers", 2 if seed % 2 == 0 else 0, *OBJECTS)
+    for _ in range(2):
+        process = pipeline.start(*command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (out / "shapes").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 1.2))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+    pipeline(*command)
+    assert tar_hashes(out) == unbroken
+    found = json.loads(pipeline("check", out, "--json").stdout)
+    assert (found["ok"], found["samples"]) == (True, 48)
+    assert not [p for p in out.rglob(".*.tmp") if time.time() - p.stat().st_mtime > 20]

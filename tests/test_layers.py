@@ -1,0 +1,137 @@
+"""The architecture, held by reading imports: who may import whom, and where each heavy library is at home."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGES = ("manifests", "renderers", "pipeline", "training")
+MAY_IMPORT = {
+    "manifests": {"manifests"},
+    "renderers": {"manifests", "renderers"},
+    "pipeline": {"manifests", "renderers", "pipeline"},
+    "training": {"manifests", "training"},
+}
+HOME = {
+    "ray": {"pipeline/cluster.py"},
+    "trimesh": {"pipeline/load.py"},
+    "open3d": {"renderers/raycast.py"},
+    "pytorch3d": {"renderers/rasterize.py"},
+    "open_clip": {"training/towers/clip.py"},
+}
+ROLE_BLOCKS = {
+    "pipeline": ("torch", "torchvision", "open_clip", "timm", "safetensors"),
+    "training": ("ray", "open3d", "trimesh"),
+}
+SUPERVISED: set[str] = set()  # objectives that may see labels
+
+
+def modules() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
+
+
+def imports(path: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """(module, imported names) of every import statement, also of those inside functions."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.append((node.module or "", tuple(alias.name for alias in node.names)))
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_imports_go_one_way(path: Path) -> None:
+    name = path.relative_to(REPOSITORY).as_posix()
+    package = name.partition("/")[0]
+    for module, _ in imports(path):
+        top = module.partition(".")[0]
+        if top in PACKAGES:
+            live = package == "training" and module == "renderers.live"
+            assert top in MAY_IMPORT[package] or live, f"{name} imports {module}"
+        for library, homes in HOME.items():
+            assert top != library or name in homes, f"{name} imports {library}, whose home is {homes}"
+        if top == "torch" and package in ("manifests", "pipeline", "renderers"):
+            assert name in ("renderers/live.py", "renderers/rasterize.py"), f"{name} imports torch"
+
+
+def test_only_evaluation_may_see_labels() -> None:
+    allowed = {"training/evaluate.py", "training/data.py", *SUPERVISED}
+    for path in modules():
+        name = path.relative_to(REPOSITORY).as_posix()
+        for module, names in imports(path):
+            if module == "training.data" and name not in allowed:
+                assert not {"LabelledBatch", "labelled"} & set(names), name
+
+
+def test_modules_are_of_a_readable_size() -> None:
+    sizes = {path.relative_to(REPOSITORY).as_posix(): len(path.read_text().splitlines()) for path in modules()}
+    assert max(sizes.values()) <= 600, max(sizes, key=sizes.get)
+    assert sorted(sizes.values())[len(sizes) // 2] <= 220
+
+
+def run_blocked(code: str, blocked: tuple[str, ...]) -> subprocess.CompletedProcess:
+    hook = (
+        "import sys\n"
+        f"blocked = {blocked!r}\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in blocked:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+    )
+    environment = dict(os.environ, PYTHONPATH=str(REPOSITORY))
+    return subprocess.run(
+        [sys.executable, "-c", hook + code], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("role", ROLE_BLOCKS)
+def test_a_role_needs_nothing_of_the_other(role: str) -> None:
+    files = [p for p in modules() if p.relative_to(REPOSITORY).parts[0] in (role, "manifests")]
+    names = [".".join(p.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for p in files]
+    names = [name for name in names if not name.endswith("__main__")] + [f"{role}.__main__"]
+    result = run_blocked("".join(f"import {name}\n" for name in names), ROLE_BLOCKS[role])
+    assert result.returncode == 0, result.stderr
+
+
+def test_importing_renderers_loads_numpy_only() -> None:
+    heavy = ("torch", "open3d", "trimesh", "ray", "scipy", "matplotlib")
+    code = f"import renderers.backends, sys\nassert not set({heavy!r}) & set(sys.modules)\n"
+    assert run_blocked(code, ()).returncode == 0
+
+
+def test_a_train_machine_without_its_libraries_is_told_what_to_type() -> None:
+    code = "import sys, runpy\nsys.argv = ['training', 'fit', 'small_cross_most', '--shards', 'x', '--run', 'y']\n"
+    result = run_blocked(code + "runpy.run_module('training', run_name='__main__')\n", ("open_clip",))
+    assert result.returncode == 2
+    assert result.stderr.strip() == "open_clip is missing: pip install 'cross-most[train]'"
+
+
+def test_the_packages_that_are_installed_are_those_that_there_are() -> None:
+    import tomllib
+
+    listed = set(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {
+        ".".join(path.parent.relative_to(REPOSITORY).parts)
+        for package in PACKAGES
+        for path in (REPOSITORY / package).rglob("__init__.py")
+    }
+    assert listed == there
+
+
+def test_constraints_name_no_registry_and_pin_what_belongs_together() -> None:
+    text = (REPOSITORY / "constraints.txt").read_text()
+    assert "://" not in text
+    assert "--" not in text
+    pins = dict(line.split("==") for line in text.splitlines() if "==" in line)
+    assert pins["torch"].startswith("2.15")
+    assert pins["torchvision"].startswith("0.29")

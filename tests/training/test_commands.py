@@ -1,0 +1,184 @@
+"""fit and evaluate as a person types them: logs, checkpoints, resuming, refusals; and no label reaches fit."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from training.fit import learning_rate
+from training.recipe import OptimizerSettings
+
+FEW = (
+    "data.num_points=128",
+    "optimizer.batch_size=4",
+    "optimizer.steps=6",
+    "log_every=2",
+    "save_every=3",
+    "points.depth=1",
+)
+
+
+@pytest.fixture(scope="module")
+def run(training, shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    training("fit", "small_cross_most", "--shards", shards, "--run", folder, *FEW)
+    return folder
+
+
+def rows(folder) -> list[dict[str, str]]:
+    with open(folder / "log.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder, step: int) -> str:
+    data = (folder / f"checkpoints/step-{step:08d}/model.safetensors").read_bytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_what_a_run_holds(run) -> None:
+    assert {p.name for p in run.iterdir()} == {"recipe.toml", "run.json", "log.csv", "text", "checkpoints"}
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [
+        "step-00000000",
+        "step-00000003",
+        "step-00000006",
+    ]
+    assert {p.name for p in (run / "checkpoints/step-00000006").iterdir()} == {
+        "model.safetensors",
+        "teacher.safetensors",
+        "state.pt",
+        "recipe.toml",
+    }
+    log = rows(run)
+    assert [row["step"] for row in log] == ["2", "4", "6"]
+    for name in ("cls", "align", "fair", "mim", "mpm", "lg_align"):
+        assert float(log[-1][f"loss_{name}"]) >= 0
+        assert f"weighted_{name}" in log[-1]
+    assert float(log[0]["weighted_lg_align"]) == pytest.approx(0.2 * float(log[0]["loss_lg_align"]), rel=1e-6)
+    about = json.loads((run / "run.json").read_text())
+    assert about["seconds"] > 0
+    assert about["max_rss_mb"] > 100
+    assert len(about["classes"]) == 19
+
+
+def test_evaluate_prints_one_object(training, shards, run) -> None:
+    result = json.loads(training("evaluate", run, "--shards", shards, "--json").stdout)
+    assert set(result) == {"dataset", "split", "n", "classes", "step", "student", "teacher"}
+    assert (result["dataset"], result["split"], result["n"], result["step"]) == ("parametric", "test", 22, 6)
+    for who in ("student", "teacher"):
+        assert set(result[who]) == {"image", "image_mean", "image_star", "points", "mean_per_class"}
+        assert all(0 <= result[who][name] <= 100 for name in ("image", "image_mean", "image_star", "points"))
+    zero_shot = json.loads(
+        training("evaluate", run / "checkpoints/step-00000000", "--shards", shards, "--json", "--split", "train").stdout
+    )
+    assert (zero_shot["step"], zero_shot["split"]) == (0, "train")
+    assert zero_shot["student"] == zero_shot["teacher"]
+    assert "image_star" in training("evaluate", run, "--shards", shards).stdout
+
+
+def test_killed_and_run_again_gives_the_same_losses(training, shards, run, tmp_path) -> None:
+    folder = tmp_path / "run"
+    command = ("fit", "small_cross_most", "--shards", shards, "--run", folder, *FEW)
+    process = training.start(*command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not (folder / "checkpoints/step-00000003").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+    training(*command)
+    skip = {"ms_per_step"}
+    assert [{k: v for k, v in row.items() if k not in skip} for row in rows(folder)] == [
+        {k: v for k, v in row.items() if k not in skip} for row in rows(run)
+    ]
+    assert weights(folder, 6) == weights(run, 6)
+
+
+def test_no_label_reaches_fit(training, shards, run, tmp_path) -> None:
+    """Every label of the train split is taken out of its shards: the checkpoint is the same to the last byte."""
+    import io
+
+    import webdataset as wds
+
+    from manifests.samples import encode_json, read_samples
+
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    for tar in sorted((out / "shapes").glob("train-*.tar")):
+        file = io.BytesIO()
+        writer = wds.TarWriter(file, encoder=False, mtime=0, user="", group="")
+        offsets = []
+        for _, sample in read_samples(io.BytesIO(tar.read_bytes())):
+            values = {**sample.json, "label": 0, "class": "airplane"}
+            offsets.append(writer.tarstream.offset)
+            writer.write({"__key__": sample.key, **sample.members, "json": encode_json(values)})
+        writer.close()
+        tar.write_bytes(file.getvalue())
+        record = json.loads(tar.with_suffix(".json").read_text())
+        tar.with_suffix(".json").write_text(json.dumps({**record, "offsets": offsets}))
+    training("fit", "small_cross_most", "--shards", out, "--run", tmp_path / "run", *FEW)
+    assert weights(tmp_path / "run", 6) == weights(run, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("small_cross_mist",), ["did you mean small_cross_most"]),
+        (("small_cross_most", "optimizer.leaning_rate=1"), ["optimizer.leaning_rate"]),
+        (("small_cross_most", "data.views=rgb99"), ["data.views=rgb99", "rgb12"]),
+        (("small_cross_most", "optimizer.batch_size=500"), ["batch_size=500", "38 objects"]),
+        (("small_cross_most", "mask.image_cell=24"), ["mask.image_cell=24"]),
+        (("small_cross_most", "image.pretrained=/nowhere.pt"), ["image.pretrained"]),
+    ],
+)
+def test_refusals_write_nothing(training, shards, tmp_path, arguments: tuple, words: list[str]) -> None:
+    message = training("fit", *arguments, "--shards", shards, "--run", tmp_path / "run", code=2).stderr.strip()
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_recipe_in_the_same_run_is_refused(training, shards, run, tmp_path) -> None:
+    common = ("fit", "small_cross_most", "--shards", shards, "--run", run)
+    assert "optimizer.lr: 0.004 -> 0.001" in training(*common, *FEW, "optimizer.lr=1e-3", code=2).stderr
+    assert "holds no build" in training(*common, *FEW, "--shards", tmp_path, code=2).stderr
+    assert "is no checkpoint" in training("evaluate", tmp_path, "--shards", shards, code=2).stderr
+
+
+def test_other_classes_are_refused_unless_made_from_text(training, shards, run, tmp_path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["classes"] = [name.upper() for name in manifest["classes"]]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert "--classes-from-text" in training("evaluate", run, "--shards", out, code=2).stderr
+    result = json.loads(training("evaluate", run, "--shards", out, "--classes-from-text", "--json").stdout)
+    assert result["classes"][0] == "AIRPLANE"
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_term(training, shards, tmp_path) -> None:
+    message = training(
+        "fit", "small_cross_most", "--shards", shards, "--run", tmp_path / "r", *FEW, "optimizer.lr=1e18", code=3
+    ).stderr
+    assert "is not finite" in message.strip().splitlines()[-1]
+    assert "step " in message.strip().splitlines()[-1]
+
+
+def test_the_schedule() -> None:
+    settings = OptimizerSettings(lr=1.0, batch_size=256, floor=0.1)
+    rates = [learning_rate(step, 100, 10, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55, abs=0.01)
+    assert 0.1 <= rates[-1] < 0.102
+    assert learning_rate(50, 100, 0, OptimizerSettings(lr=1.0, batch_size=128)) < 0.5
+
+
+def test_lists(training) -> None:
+    assert "small_cross_most" in training("recipes").stdout
