@@ -14,6 +14,14 @@ import numpy as np
 Projection = Literal["perspective", "orthographic"]
 
 
+_IDENTITY = np.eye(3)
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cross product of two vectors (3,); np.cross takes 20 microseconds for it."""
+    return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
+
+
 @dataclass(frozen=True)
 class Camera:
     """One camera.
@@ -35,7 +43,8 @@ class Camera:
         if pose.shape != (4, 4) or K.shape != (3, 3):
             raise ValueError(f"camera_from_world must be 4x4 and K 3x3, got {pose.shape} and {K.shape}")
         rotation = pose[:3, :3]
-        if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-5) or np.linalg.det(rotation) < 0:
+        turned = np.abs(rotation @ rotation.T - _IDENTITY).max() < 1e-5
+        if not turned or np.dot(_cross(rotation[0], rotation[1]), rotation[2]) < 0:
             raise ValueError("camera_from_world is not a rigid motion")
         if not 0 <= self.near < self.far:
             raise ValueError(f"near {self.near} and far {self.far} are no range")

@@ -45,11 +45,9 @@ def _in_camera(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarr
 
 
 def pixel_indices(x: np.ndarray, y: np.ndarray, z: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """0-based (column, row) of eq. 9's ceil for camera coordinates (N,), perspective."""
-    K = camera.K
-    column = np.ceil(np.float32(K[0, 0]) * x / z + np.float32(K[0, 2] - 1)).astype(np.int64)
-    row = np.ceil(np.float32(K[1, 1]) * y / z + np.float32(K[1, 2] - 1)).astype(np.int64)
-    return column, row
+    """0-based (column, row) int64 of eq. 9's ceil for camera coordinates (N,), perspective."""
+    fx, fy, cx, cy = (np.float32(v) for v in (camera.K[0, 0], camera.K[1, 1], camera.K[0, 2] - 1, camera.K[1, 2] - 1))
+    return np.ceil(fx * x / z + cx).astype(np.int64), np.ceil(fy * y / z + cy).astype(np.int64)
 
 
 def dilation_offsets(dilation: int) -> range:
@@ -58,18 +56,24 @@ def dilation_offsets(dilation: int) -> range:
 
 
 def _spread_minimum(column: np.ndarray, row: np.ndarray, z: np.ndarray, dilation: int, camera: Camera) -> np.ndarray:
-    width, height = camera.width, camera.height
-    pad = dilation  # points just outside the picture may spread into it
-    padded = np.full((height + 2 * pad) * (width + 2 * pad), np.inf, np.float32)
-    inside = (column >= -pad) & (column < width + pad) & (row >= -pad) & (row < height + pad)
-    if not inside.all():
-        column, row, z = column[inside], row[inside], z[inside]
-    for down in dilation_offsets(dilation):
-        for right in dilation_offsets(dilation):
-            r = np.clip(row + (down + pad), 0, height + 2 * pad - 1)
-            c = np.clip(column + (right + pad), 0, width + 2 * pad - 1)
-            np.minimum.at(padded, r * (width + 2 * pad) + c, z)
-    return np.ascontiguousarray(padded.reshape(height + 2 * pad, -1)[pad : pad + height, pad : pad + width])
+    """Smallest depth a pixel: one scatter for each of the R x R offsets, no pass over the picture."""
+    width, height, offsets = camera.width, camera.height, dilation_offsets(dilation)
+    picture = np.full(height * width, np.inf, np.float32)
+    if not len(z):
+        return picture.reshape(height, width)
+    low, high = offsets[0], offsets[-1]
+    whole = min(column.min(), row.min()) + low >= 0
+    whole = whole and column.max() + high < width and row.max() + high < height
+    flat = row * width + column
+    for down in offsets:
+        for right in offsets:
+            if whole:
+                np.minimum.at(picture, flat + (down * width + right), z)
+                continue
+            c, r = column + right, row + down
+            inside = (c >= 0) & (c < width) & (r >= 0) & (r < height)
+            np.minimum.at(picture, r[inside] * width + c[inside], z[inside])
+    return picture.reshape(height, width)
 
 
 def _spread_weighted(column: np.ndarray, row: np.ndarray, z: np.ndarray, dilation: int, camera: Camera) -> np.ndarray:

@@ -15,8 +15,13 @@ MAX_VALENCE = 64  # faces around a vertex beyond so many are not averaged
 def weld(vertices: np.ndarray) -> np.ndarray:
     """For each vertex (V, 3) the index (V,) of the first with the same float32 position."""
     keys = np.ascontiguousarray(vertices.astype(np.float32) + np.float32(0.0))  # -0.0 becomes 0.0
-    _, first, inverse = np.unique(keys.view(np.dtype((np.void, 12))).ravel(), return_index=True, return_inverse=True)
-    return first[inverse.ravel()]
+    bits = keys.view(np.uint32).astype(np.uint64)
+    order = np.lexsort((bits[:, 2], bits[:, 0] << np.uint64(32) | bits[:, 1]))
+    starts = np.ones(len(order), bool)
+    starts[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    first = np.empty(len(order), np.int64)
+    first[order] = order[np.flatnonzero(starts)][np.cumsum(starts) - 1]
+    return first
 
 
 def unique_faces(faces: np.ndarray) -> np.ndarray:
@@ -33,7 +38,9 @@ def unique_faces(faces: np.ndarray) -> np.ndarray:
 
 def face_normals(corners: np.ndarray) -> np.ndarray:
     """Normals (F, 3) of corners (F, 3, 3), as long as twice the face's area."""
-    return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    ax, ay, az = (corners[:, 1] - corners[:, 0]).T
+    bx, by, bz = (corners[:, 2] - corners[:, 0]).T
+    return np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], axis=1)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -53,27 +60,40 @@ def corner_normals(corners: np.ndarray, vertex: np.ndarray, crease_deg: float) -
     own = np.repeat(normals, 3, axis=0)
     if crease_deg <= 0:
         return unit(own).reshape(-1, 3, 3)
-    directions = unit(normals)
     order = np.argsort(vertex.reshape(-1), kind="stable")
-    at = vertex.reshape(-1)[order]
-    face = order // 3
-    limit = np.float32(np.cos(np.deg2rad(min(crease_deg, 90.0))) - 1e-6)
-    total = normals[face]
-    here = np.arange(len(order))
-    for step in range(1, MAX_VALENCE):
-        here = here[here + step < len(order)]
-        here = here[at[here] == at[here + step]]
-        if not len(here):
-            break
-        one, other = face[here], face[here + step]
-        cosine = np.einsum("nk,nk->n", directions[one], directions[other])
-        near = np.abs(cosine) >= limit
-        first, sign = here[near], np.sign(cosine[near])[:, None]
-        total[first] += sign * normals[other[near]]
-        total[first + step] += sign * normals[one[near]]
+    at, area = vertex.reshape(-1)[order], own[order]
+    total = _sum_of_neighbours(at, area, unit(area), np.float32(np.cos(np.deg2rad(min(crease_deg, 90.0))) - 1e-6))
     result = np.empty_like(total)
-    result[order] = total
-    result = unit(result)
+    result[order] = unit(total)
     lost = np.einsum("nk,nk->n", result, result) < 0.5  # opposite neighbours that cancel: keep the face's own
-    result[lost] = unit(own[lost])
+    if lost.any():
+        result[lost] = unit(own[lost])
     return result.reshape(-1, 3, 3)
+
+
+def _sum_of_neighbours(at: np.ndarray, area: np.ndarray, direction: np.ndarray, limit: np.float32) -> np.ndarray:
+    """For corners sorted by vertex `at` (N,): the sum (N, 3) of area normals at the vertex within the crease, signed.
+
+    Corner i meets corner i + 1, i + 2, ... of its vertex: whole arrays slide past each other while many pairs are left
+    (fast), single pairs are picked out when few are.
+    """
+    total = area.copy()
+    left = np.arange(len(at))
+    for step in range(1, MAX_VALENCE):
+        left = left[left + step < len(at)]
+        left = left[at[left] == at[left + step]]
+        if not len(left):
+            break
+        if len(left) > len(at) // 4:
+            cosine = np.einsum("nk,nk->n", direction[:-step], direction[step:])
+            sign = np.sign(cosine)
+            sign *= (np.abs(cosine) >= limit) & (at[:-step] == at[step:])
+            total[:-step] += sign[:, None] * area[step:]
+            total[step:] += sign[:, None] * area[:-step]
+        else:
+            cosine = np.einsum("nk,nk->n", direction[left], direction[left + step])
+            near = np.abs(cosine) >= limit
+            first, sign = left[near], np.sign(cosine[near])[:, None]
+            total[first] += sign * area[first + step]
+            total[first + step] += sign * area[first]
+    return total

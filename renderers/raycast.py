@@ -14,7 +14,7 @@ from manifests.errors import Refused
 from manifests.presets import MeshViews
 from renderers.cameras import Camera
 from renderers.geometry import Mesh
-from renderers.normals import corner_normals, unique_faces, weld
+from renderers.normals import corner_normals, face_normals, unique_faces, weld
 from renderers.shading import Texture, is_transparent, phong
 from renderers.views import View
 
@@ -66,9 +66,9 @@ def _prepare(mesh: Mesh, preset: MeshViews) -> _Surface:
     kept = unique_faces(vertex)
     vertices = mesh.vertices.astype(np.float32)
     corners = vertices[mesh.faces[kept]]
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    if not (area > 0).all():
-        kept, corners = kept[area > 0], corners[area > 0]
+    proper = face_normals(corners).any(axis=1)
+    if not proper.all():
+        kept, corners = kept[proper], corners[proper]
     if not len(kept):
         raise ValueError("no face has an area")
     crease = {"crease": preset.crease_deg, "smooth": 90.0, "flat": 0.0}[preset.normals]
@@ -123,8 +123,9 @@ def _draw(surface: _Surface, preset: MeshViews, camera: Camera) -> View:
     rays = _rays(camera, rows, columns, scale)
     depth = np.full((height, width), np.inf, np.float32)
     with_rgb = "rgb" in preset.channels
+    ground = np.rint(np.asarray(preset.background) * 255).astype(np.uint8)
     rgb = np.empty((height, width, 3), np.uint8)
-    rgb[:] = np.rint(np.asarray(preset.background) * 255).astype(np.uint8)
+    rgb[:] = np.tile(ground, width).reshape(width, 3)
     if len(rays):
         window = np.s_[rows.start : rows.stop, columns.start : columns.stop]
         shape = (len(rows), len(columns))
@@ -139,10 +140,10 @@ def _draw(surface: _Surface, preset: MeshViews, camera: Camera) -> View:
             hit = np.flatnonzero(np.isfinite(distance))
             if with_rgb and len(hit):
                 light = _shade(surface, preset, camera, rays[hit, 3:], face[hit], b1[hit], b2[hit])[:, :3]
-                part = rgb[window].reshape(-1, 3)
-                part[hit] = _to_bytes(light)
-                rgb[window] = part.reshape(*shape, 3)
-    coverage = float(np.isfinite(depth).mean())
+                row, column = np.divmod(hit, len(columns))
+                pixel = (row + rows.start) * width + column + columns.start
+                rgb.reshape(-1, 3)[pixel] = _to_bytes(light)
+    coverage = np.count_nonzero(depth < np.inf) / depth.size
     if scale > 1:
         depth = depth.reshape(camera.height, scale, camera.width, scale).min(axis=(1, 3))
         mean = rgb.reshape(camera.height, scale, camera.width, scale, 3).mean(axis=(1, 3))
@@ -169,17 +170,15 @@ def _window(vertices: np.ndarray, camera: Camera, scale: int) -> tuple[range, ra
 def _rays(camera: Camera, rows: range, columns: range, scale: int) -> np.ndarray:
     """float32 (N, 6): origin and direction through the centres of a window of pixels."""
     K, pose = camera.K, camera.camera_from_world
-    x = ((np.asarray(columns) + 0.5) / scale - K[0, 2]) / K[0, 0]
-    y = ((np.asarray(rows) + 0.5) / scale - K[1, 2]) / K[1, 1]
-    right, down, forward = pose[:3, :3]
-    across = x[None, :, None] * right + y[:, None, None] * down
+    x = (((np.asarray(columns) + 0.5) / scale - K[0, 2]) / K[0, 0]).astype(np.float32)
+    y = (((np.asarray(rows) + 0.5) / scale - K[1, 2]) / K[1, 1]).astype(np.float32)
+    right, down, forward = pose[:3, :3].astype(np.float32)
+    fixed, moving = (camera.position, forward) if camera.model == "perspective" else (forward, camera.position)
     rays = np.empty((len(rows), len(columns), 6), np.float32)
-    if camera.model == "perspective":
-        rays[..., :3] = camera.position
-        rays[..., 3:] = across + forward
-    else:
-        rays[..., :3] = across + camera.position
-        rays[..., 3:] = forward
+    first, second = (0, 3) if camera.model == "perspective" else (3, 0)
+    for axis in range(3):
+        rays[..., first + axis] = fixed[axis]
+        np.add(y[:, None] * down[axis] + np.float32(moving[axis]), x * right[axis], out=rays[..., second + axis])
     return rays.reshape(-1, 6)
 
 
