@@ -87,7 +87,7 @@ def flat_shaded(mesh: Mesh, camera: Camera, preset: MeshViews) -> np.ndarray:
     depth, face = depth_of_mesh(mesh, camera)
     corners = mesh.vertices[mesh.faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
     light = camera.position / np.linalg.norm(camera.position)
     picture = np.tile(np.asarray(preset.background, float), (camera.height, camera.width, 1))
     for row, column in np.argwhere(np.isfinite(depth)):

@@ -255,6 +255,30 @@ def test_phong_equals_pytorch3d(golden) -> None:
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
+def test_texture_reading_equals_pytorch3d(golden) -> None:
+    """The stress map is random and not square: a flip, a transposition or half a texel would show.
+
+    PyTorch3D puts the first and last texel centres at u = 0 and 1; ours lie at (i + 0.5) / size, as in glTF and OpenGL,
+    so coordinates are moved over before the comparison.
+    """
+    data = np.load(golden / "render" / "pytorch3d_mesh_textured_sn_chair_1016f4de.npz")
+    picture = data["stress_map"]
+    height, width = picture.shape[:2]
+    rgba = np.concatenate([picture, np.full((height, width, 1), 255, np.uint8)], axis=2)
+    texture = Texture(rgba, "clamp")
+    for number in range(len(data["pix_to_face"])):
+        face = data["pix_to_face"][number].reshape(-1)
+        hit = face >= 0
+        weights = data["bary_coords"][number].reshape(-1, 3)[hit].astype(np.float64)
+        corner = data["stress_verts_uvs"][data["faces_uvs"][face[hit] % len(data["faces_uvs"])]]
+        u, v = np.clip(np.einsum("nk,nkd->nd", weights, corner), 0, 1).T
+        moved_u = (u * (width - 1) + 0.5) / width
+        moved_v = 1 - ((1 - v) * (height - 1) + 0.5) / height
+        got = texture.read(moved_u.astype(np.float32), moved_v.astype(np.float32))[:, :3]
+        expected = data["stress_rgb_ambient_only"][number].reshape(-1, 3)[hit]
+        np.testing.assert_allclose(got, expected, atol=3e-5)
+
+
 def _constants(data) -> dict:
     def value(name: str) -> float:
         return float(data[f"dirlight_{name}_color"].reshape(-1)[0] * data[f"dirmat_{name}_color"].reshape(-1)[0])

@@ -1,0 +1,102 @@
+"""A running Ray cluster: its own processes, its own token, and code that travels to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import REPOSITORY, SMALL, Commands, tar_hashes
+
+RAY = Path(sys.executable).parent / "ray"
+OBJECTS = ("parametric.objects=12", "shard_size=4", *SMALL)
+
+
+@pytest.mark.slow
+def test_a_cluster_builds_the_same_bytes(tmp_path) -> None:
+    """`ray start` runs in a folder from which our packages cannot be imported: they must travel with the job."""
+    pipeline = Commands(REPOSITORY)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | token
+    start = [RAY, "start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    started = subprocess.run(
+        start, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    address = next(
+        word.strip("'\"") for word in started.stdout.split() if word.strip("'\"").count(":") == 1 and "." in word
+    )
+    try:
+        pipeline.environment |= token
+        pipeline("build", "parametric", "--out", tmp_path / "cluster", "--ray", address, *OBJECTS)
+        pipeline("build", "parametric", "--out", tmp_path / "here", "--workers", 0, *OBJECTS)
+        assert tar_hashes(tmp_path / "cluster") == tar_hashes(tmp_path / "here")
+        pipeline.environment["RAY_AUTH_TOKEN"] = "f" * 32
+        message = pipeline("build", "parametric", "--out", tmp_path / "no", "--ray", address, *OBJECTS, code=2).stderr
+        assert "RAY_AUTH_TOKEN" in message
+    finally:
+        subprocess.run([RAY, "stop", "--force"], env=environment, capture_output=True, check=False, timeout=60)
+
+
+@pytest.mark.slow
+def test_a_build_in_an_object_store_is_the_same_bytes(tmp_path) -> None:
+    """A real S3 protocol server in a process of its own; shards are built there, checked there and redrawn there."""
+    import json
+    import socket
+    import time
+
+    import s3fs
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    store = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        fs = s3fs.S3FileSystem(
+            key="x", secret="x", client_kwargs={"endpoint_url": endpoint, "region_name": "us-east-1"}
+        )
+        fs.mkdir("bucket")
+        pipeline = Commands(REPOSITORY)
+        pipeline.environment |= store
+        out = "s3://bucket/shards"
+        pipeline("build", "parametric", "--out", out, "--workers", 2, *OBJECTS)
+        pipeline("build", "parametric", "--out", tmp_path / "here", "--workers", 0, *OBJECTS)
+        local = tar_hashes(tmp_path / "here")
+        for name in local:
+            assert fs.cat_file(f"bucket/shards/{name}") == (tmp_path / "here" / name).read_bytes()
+        assert json.loads(pipeline("check", out, "--json").stdout)["ok"]
+        fs.rm("bucket/shards/views/rgb12", recursive=True)
+        pipeline("views", "rgb12", "--shards", out, "--workers", 0, "image_size=32", "name=rgb12")
+        assert json.loads(pipeline("check", out, "--json", "--against", tmp_path / "here").stdout)["ok"]
+        training = Commands(REPOSITORY, "training")
+        training.environment |= store
+        training(
+            "fit",
+            "small_cross_most",
+            "--shards",
+            out,
+            "--run",
+            tmp_path / "run",
+            "data.num_points=64",
+            "optimizer.batch_size=4",
+            "optimizer.steps=2",
+        )
+    finally:
+        server.kill()
+        server.wait()
