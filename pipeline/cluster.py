@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ ASSETS_PER_WORKER = 1000  # native libraries leak: a worker process is renewed a
 MAX_LOST_NODES = 3
 _OBJECT_STORE_BYTES = 80 << 20  # records travel, arrays do not; 80 MB is near Ray's minimum
 _WATCH_SECONDS = 0.1
+_CONNECT_SECONDS = 10
 
 
 def require(private: bool) -> Any:
@@ -46,8 +48,15 @@ def require(private: bool) -> Any:
 
 
 @contextmanager
-def _connected(workers: int, address: str | None) -> Iterator[Any]:
+def connected(workers: int, address: str | None) -> Iterator[Any]:
+    """Ray, connected to a private cluster of `workers` or to the one at `address`; an open connection is used again.
+
+    Raises Refused where the cluster cannot be joined.
+    """
     ray = require(private=address is None)
+    if ray.is_initialized():
+        yield ray
+        return
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
@@ -59,6 +68,7 @@ def _connected(workers: int, address: str | None) -> Iterator[Any]:
                 **quiet,
             )
         else:
+            _refuse_unreachable(address)
             folders = [str(Path(package.__file__).parent) for package in (manifests, renderers, pipeline)]
             ray.init(address=address, runtime_env={"py_modules": folders}, **quiet)
     except (ConnectionError, ValueError) as error:
@@ -72,12 +82,25 @@ def _connected(workers: int, address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
+def _refuse_unreachable(address: str) -> None:
+    """Raises Refused at once where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise Refused(
+            f"--ray {address}: no Ray head answers there ({error}); give HOST:PORT of `ray start --head`"
+        ) from error
+
+
 def run_jobs(jobs: list[Job], plan: Plan, workers: int, address: str | None) -> Iterator[JobEvent]:
     """Runs jobs on `workers` processes of this machine, or on a cluster; yields what happens as it happens.
 
     Raises Refused when the cluster cannot be joined, Stopped when a disk is full or too many machines are lost.
     """
-    with _connected(workers, address) as ray:
+    with connected(workers, address) as ray:
         calls = max(1, ASSETS_PER_WORKER // plan.recipe.shard_size)
         task = ray.remote(num_cpus=1, max_retries=0, max_calls=calls)(_work)
         shared_plan = ray.put(plan)

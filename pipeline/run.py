@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from manifests import store
@@ -78,12 +79,18 @@ def run_here(jobs: list[Job], plan: Plan) -> Iterator[JobEvent]:
         yield JobEvent(job, state="done")
 
 
-def require(plan: Plan, workers: Workers) -> None:
-    """Raises Refused where a library that the plan or the workers need is missing."""
+@contextmanager
+def ready(plan: Plan, workers: Workers) -> Iterator[None]:
+    """Raises Refused, before anything is written, where a library is missing or the cluster cannot be joined."""
     for view_set in plan.view_sets:
         backends.require(view_set.preset)
-    if workers.address is not None or workers.count:
-        cluster.require(private=workers.address is None)
+    if workers.address is not None:
+        with cluster.connected(0, workers.address):
+            yield
+        return
+    if workers.count:
+        cluster.require(private=True)
+    yield
 
 
 def _run(jobs: list[Job], plan: Plan, workers: Workers) -> Iterator[JobEvent]:
@@ -152,8 +159,7 @@ def build(
     Raises Refused (OUT of another recipe or source, a live build) before anything is written, Stopped midway.
     """
     refuse_other_build(plan, jobs)
-    require(plan, workers)
-    with build_lock(plan.out) as lock:
+    with ready(plan, workers), build_lock(plan.out) as lock:
         if retry:
             plan = replace(plan, view_sets=_with_existing(plan))
         _prepare(plan, jobs)
@@ -330,8 +336,7 @@ def _assets_lines(out: str) -> list[bytes]:
 def draw_view_set(plan: Plan, jobs: list[Job], workers: Workers, on_start: OnStart, on_event: OnEvent) -> Summary:
     """Draws what is missing of the plan's one view set. Raises Refused before, Stopped midway."""
     (view_set,) = plan.view_sets
-    require(plan, workers)
-    with build_lock(plan.out) as lock:
+    with ready(plan, workers), build_lock(plan.out) as lock:
         store.delete_temporaries(store.join(plan.out, VIEWS, view_set.name))
         unfinished = [job for job in jobs if missing_tars(job, plan)[0]]
         if unfinished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,14 @@ from builders import REPOSITORY, SMALL, Commands, tar_hashes
 
 RAY = Path(sys.executable).parent / "ray"
 OBJECTS = ("parametric.objects=12", "shard_size=4", *SMALL)
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(pipeline, tmp_path) -> None:
+    command = ("build", "parametric", "--out", tmp_path / "out", *OBJECTS)
+    for address in ("127.0.0.1:9", "nonsense"):
+        message = pipeline(*command, "--ray", address, code=2).stderr
+        assert f"--ray {address}: no Ray head answers there" in message
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -24,9 +33,7 @@ def test_a_cluster_builds_the_same_bytes(tmp_path) -> None:
     started = subprocess.run(
         start, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=120
     )
-    address = next(
-        word.strip("'\"") for word in started.stdout.split() if word.strip("'\"").count(":") == 1 and "." in word
-    )
+    address = re.search(r"\d+\.\d+\.\d+\.\d+:\d+", started.stdout)[0]
     try:
         pipeline.environment |= token
         pipeline("build", "parametric", "--out", tmp_path / "cluster", "--ray", address, *OBJECTS)
@@ -35,6 +42,7 @@ def test_a_cluster_builds_the_same_bytes(tmp_path) -> None:
         pipeline.environment["RAY_AUTH_TOKEN"] = "f" * 32
         message = pipeline("build", "parametric", "--out", tmp_path / "no", "--ray", address, *OBJECTS, code=2).stderr
         assert "RAY_AUTH_TOKEN" in message
+        assert not (tmp_path / "no").exists()
     finally:
         subprocess.run([RAY, "stop", "--force"], env=environment, capture_output=True, check=False, timeout=60)
 
@@ -46,6 +54,7 @@ def test_a_build_in_an_object_store_is_the_same_bytes(tmp_path) -> None:
     import socket
     import time
 
+    import boto3
     import s3fs
 
     with socket.socket() as probe:
@@ -68,10 +77,10 @@ def test_a_build_in_an_object_store_is_the_same_bytes(tmp_path) -> None:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
-        fs = s3fs.S3FileSystem(
-            key="x", secret="x", client_kwargs={"endpoint_url": endpoint, "region_name": "us-east-1"}
-        )
-        fs.mkdir("bucket")
+        options = {"endpoint_url": endpoint, "region_name": "us-east-1"}
+        keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
+        boto3.client("s3", **options, **keys).create_bucket(Bucket="bucket")
+        fs = s3fs.S3FileSystem(key="x", secret="x", client_kwargs=options)
         pipeline = Commands(REPOSITORY)
         pipeline.environment |= store
         out = "s3://bucket/shards"
