@@ -98,10 +98,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    """A number of processes, 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+    return int(text)
+
+
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes; 0: in this one, for debuggers"
+        "--workers", type=_count, default=os.cpu_count() or 1, help="processes; 0: in this one, for debuggers"
     )
     where.add_argument("--ray", metavar="ADDRESS", help="join a running Ray cluster")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object on stdout")

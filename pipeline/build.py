@@ -7,23 +7,20 @@ mesh as read back from its own GLB bytes, so pictures redrawn later from the sha
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-import webdataset as wds
 
 from manifests import store
 from manifests.errors import Refused, Stopped
 from manifests.presets import MeshViews, PointViews, is_mesh_preset
-from manifests.records import Asset, Failure, Record, Skipped, read_record, record_path, write_json
+from manifests.records import Asset, Failure, Skipped, record_path
 from manifests.samples import (
     COLORS,
     FORMAT,
@@ -43,14 +40,14 @@ from manifests.samples import (
 from manifests.shards import meshes_tar, shapes_tar, views_tar
 from pipeline.load import Shape, decode_mesh, encode_mesh, make_shape
 from pipeline.plan import Job, Plan, ViewSet, dataset_module
+from pipeline.shard import Members, is_done, open_writer, write_records
 from renderers import backends
 from renderers.geometry import Mesh
 from renderers.views import View
 
-Members = dict[str, bytes]
 NO_MESH = "no mesh"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 64 << 20
+_KEPT_BYTES = 32 << 20  # the most that glibc takes
 
 
 @dataclass(frozen=True)
@@ -249,84 +246,6 @@ def _coverage(view: View) -> float:
     return float((view.gray < 255).mean())
 
 
-class ShardWriter:
-    """One tar on its way into an open file; its record is made once it is closed."""
-
-    def __init__(self, path: str, file: IO[bytes], hash: str) -> None:
-        self.path, self.hash = path, hash
-        self.keys: list[str] = []
-        self.offsets: list[int] = []
-        self.failures: list[Failure] = []
-        self.skipped: list[Skipped] = []
-        self._file = _Hashing(file)
-        self._tar = wds.TarWriter(self._file, encoder=False, mtime=0, user="", group="")
-
-    def add(self, key: str, outcome: Members | Failure | Skipped) -> None:
-        """Appends a sample, or notes why there is none."""
-        if isinstance(outcome, Failure):
-            self.failures.append(outcome)
-        elif isinstance(outcome, Skipped):
-            self.skipped.append(outcome)
-        else:
-            self.keys.append(key)
-            self.offsets.append(self._tar.tarstream.offset)
-            self._tar.write({"__key__": key, **outcome})
-
-    def close(self) -> None:
-        """Ends the tar (the file stays open for its owner)."""
-        self._tar.close()
-
-    def let_go(self) -> None:
-        """Drops what is still written, so that the file's owner may close it: tar writers flush when collected."""
-        self._file.file = None
-
-    def record(self, versions: dict[str, str], seconds: float) -> Record:
-        """The record of the closed tar."""
-        return Record(
-            format=FORMAT,
-            count=len(self.keys),
-            bytes=self._file.count,
-            sha256=self._file.sha256.hexdigest(),
-            hash=self.hash,
-            keys=tuple(self.keys),
-            offsets=tuple(self.offsets),
-            failures=tuple(self.failures),
-            skipped=tuple(self.skipped),
-            versions=versions,
-            seconds=round(seconds, 3),
-            max_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        )
-
-
-@dataclass
-class _Hashing:
-    """A file that counts and hashes what is written through it; what comes after `file = None` is dropped."""
-
-    file: IO[bytes] | None
-    count: int = 0
-    sha256: Any = field(default_factory=hashlib.sha256)
-
-    def write(self, data: bytes) -> int:
-        if self.file is None:
-            return len(data)
-        self.sha256.update(data)
-        self.count += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        if self.file is not None:
-            self.file.flush()
-
-
-def is_done(tar: str, hash: str) -> bool:
-    """Whether a tar has its record, with this hash, and is there. A damaged record counts as none."""
-    try:
-        record = read_record(record_path(tar))
-    except ValueError:
-        return False
-    return record is not None and record.hash == hash and store.exists(tar)
-
-
 def missing_tars(job: Job, plan: Plan) -> tuple[bool, list[ViewSet]]:
     """(whether shapes or meshes of a job are missing, the view sets that are missing)."""
     shapes = [shapes_tar(plan.out, job.split, job.shard)]
@@ -386,7 +305,7 @@ def build_shard(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
         store.remove(record_path(path))
     start = time.monotonic()
     with ExitStack() as stack:
-        writers = {name: _open_writer(stack, path, hashes[name]) for name, path in paths.items()}
+        writers = {name: open_writer(stack, path, hashes[name]) for name, path in paths.items()}
         for asset in job.assets:
             outcome = maker.build(asset)
             if isinstance(outcome, Failure):
@@ -401,19 +320,7 @@ def build_shard(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
             yield Progress(objects=1, failures=any(isinstance(v, Failure) for v in outcome.views.values()))
         for writer in writers.values():
             writer.close()
-    _write_records(list(writers.values()), plan, time.monotonic() - start)
-
-
-def _open_writer(stack: ExitStack, path: str, hash: str) -> ShardWriter:
-    """A writer whose tar appears when the stack ends well, and not at all otherwise."""
-    writer = ShardWriter(path, stack.enter_context(store.writing(path)), hash)
-    stack.callback(writer.let_go)
-    return writer
-
-
-def _write_records(writers: list[ShardWriter], plan: Plan, seconds: float) -> None:
-    for writer in writers:
-        write_json(record_path(writer.path), writer.record(plan.versions, seconds).to_json())
+    write_records(list(writers.values()), plan.versions, time.monotonic() - start)
 
 
 def redraw_shard(job: Job, plan: Plan, maker: Maker, view_sets: tuple[ViewSet, ...]) -> Iterator[Progress]:
@@ -423,7 +330,7 @@ def redraw_shard(job: Job, plan: Plan, maker: Maker, view_sets: tuple[ViewSet, .
     for path in paths:
         store.remove(record_path(path))
     with ExitStack() as stack:
-        writers = [_open_writer(stack, path, s.hash) for path, s in zip(paths, view_sets, strict=True)]
+        writers = [open_writer(stack, path, s.hash) for path, s in zip(paths, view_sets, strict=True)]
         for shape, glb in stored_objects(job, plan, _any_mesh(view_sets)):
             results = maker.redraw(shape, glb, view_sets)
             for writer, result in zip(writers, results.values(), strict=True):
@@ -431,7 +338,7 @@ def redraw_shard(job: Job, plan: Plan, maker: Maker, view_sets: tuple[ViewSet, .
             yield Progress(objects=1, failures=any(isinstance(v, Failure) for v in results.values()))
         for writer in writers:
             writer.close()
-    _write_records(writers, plan, time.monotonic() - start)
+    write_records(writers, plan.versions, time.monotonic() - start)
 
 
 def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple[ViewSet, ...]) -> ViewResults:

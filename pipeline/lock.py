@@ -44,7 +44,10 @@ def build_lock(out: str) -> Iterator[BuildLock]:
             f"{out} is being built by process {holder['pid']} on {holder['host']} (delete {path} if it is not)"
         )
     lock = BuildLock(path)
-    lock.renew()
+    try:
+        lock.renew()
+    except OSError as error:
+        raise Refused(f"{out} cannot be written: {error.strerror or error}") from error
     try:
         yield lock
     finally:

@@ -102,7 +102,10 @@ def fit(
     torch.set_flush_denormal(True)
     state, text = _set_up(folder, recipe, shards, device)
     if not step_folders(folder):
-        _write_run_files(state, text)
+        try:
+            _write_run_files(state, text)
+        except OSError as error:
+            raise Refused(f"--run {folder} cannot be written: {error.strerror or error}") from error
         _save(state)
     else:
         _resume(state)

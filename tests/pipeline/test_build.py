@@ -162,6 +162,14 @@ def test_a_second_run_does_nothing_and_a_new_view_set_is_added(pipeline, tmp_pat
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
+def test_a_place_that_cannot_be_written_is_one_line(pipeline, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    inside = tmp_path / "file" / "out"
+    message = pipeline("build", "parametric", "--out", inside, "--workers", 0, *OBJECTS, code=2).stderr
+    assert "cannot be written: Not a directory" in message.splitlines()[-1]
+    assert "'-1' is no number" in pipeline("build", "parametric", "--out", inside, "--workers", -1, code=2).stderr
+
+
 def test_dry_run_writes_nothing(pipeline, tmp_path) -> None:
     message = pipeline("build", "parametric", "--out", tmp_path / "out", "--dry-run").stderr
     assert "240 objects (test 57, train 183)" in message

@@ -119,6 +119,20 @@ def test_released_random_distance_is_a_zoom(golden) -> None:
             np.testing.assert_allclose(view.depth[both], z[index[both]], atol=2e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("merge", ["minimum", "weighted"])
+def test_live_on_an_accelerator_equals_numpy(merge: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    _, preset = load_preset("depth10", {"merge": merge})
+    points = sphere_points(1024)
+    live = depth_maps(torch.from_numpy(points[None]).cuda(), preset_cameras(preset), merge=merge)[0].cpu().numpy()
+    for view, depth in zip(draw(preset, points=points), live, strict=True):
+        assert (np.isfinite(depth) != np.isfinite(view.depth)).sum() <= 4  # a point may round across a pixel's edge
+        both = np.isfinite(depth) & np.isfinite(view.depth)
+        assert np.median(np.abs(depth[both] - view.depth[both])) < 1e-6
+
+
 def test_picture_mapping_by_hand() -> None:
     empty = np.full((2, 2), np.inf, np.float32)
     assert (to_picture(empty, "clip2point") == 1).all()

@@ -1,0 +1,108 @@
+"""One tar on its way into a shard: samples in, a tar and then its record out."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import webdataset as wds
+
+from manifests import store
+from manifests.records import Failure, Record, Skipped, read_record, record_path, write_json
+from manifests.samples import FORMAT
+
+Members = dict[str, bytes]
+
+
+class ShardWriter:
+    """One tar on its way into an open file; its record is made once it is closed."""
+
+    def __init__(self, path: str, file: IO[bytes], hash: str) -> None:
+        self.path, self.hash = path, hash
+        self.keys: list[str] = []
+        self.offsets: list[int] = []
+        self.failures: list[Failure] = []
+        self.skipped: list[Skipped] = []
+        self._file = _Hashing(file)
+        self._tar = wds.TarWriter(self._file, encoder=False, mtime=0, user="", group="")
+
+    def add(self, key: str, outcome: Members | Failure | Skipped) -> None:
+        """Appends a sample, or notes why there is none."""
+        if isinstance(outcome, Failure):
+            self.failures.append(outcome)
+        elif isinstance(outcome, Skipped):
+            self.skipped.append(outcome)
+        else:
+            self.keys.append(key)
+            self.offsets.append(self._tar.tarstream.offset)
+            self._tar.write({"__key__": key, **outcome})
+
+    def close(self) -> None:
+        """Ends the tar (the file stays open for its owner)."""
+        self._tar.close()
+
+    def let_go(self) -> None:
+        """Drops what is still written, so that the file's owner may close it: tar writers flush when collected."""
+        self._file.file = None
+
+    def record(self, versions: dict[str, str], seconds: float) -> Record:
+        """The record of the closed tar."""
+        return Record(
+            format=FORMAT,
+            count=len(self.keys),
+            bytes=self._file.count,
+            sha256=self._file.sha256.hexdigest(),
+            hash=self.hash,
+            keys=tuple(self.keys),
+            offsets=tuple(self.offsets),
+            failures=tuple(self.failures),
+            skipped=tuple(self.skipped),
+            versions=versions,
+            seconds=round(seconds, 3),
+            max_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        )
+
+
+@dataclass
+class _Hashing:
+    """A file that counts and hashes what is written through it; what comes after `file = None` is dropped."""
+
+    file: IO[bytes] | None
+    count: int = 0
+    sha256: Any = field(default_factory=hashlib.sha256)
+
+    def write(self, data: bytes) -> int:
+        if self.file is None:
+            return len(data)
+        self.sha256.update(data)
+        self.count += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        if self.file is not None:
+            self.file.flush()
+
+
+def is_done(tar: str, hash: str) -> bool:
+    """Whether a tar has its record, with this hash, and is there. A damaged record counts as none."""
+    try:
+        record = read_record(record_path(tar))
+    except ValueError:
+        return False
+    return record is not None and record.hash == hash and store.exists(tar)
+
+
+def open_writer(stack: ExitStack, path: str, hash: str) -> ShardWriter:
+    """A writer whose tar appears when the stack ends well, and not at all otherwise."""
+    writer = ShardWriter(path, stack.enter_context(store.writing(path)), hash)
+    stack.callback(writer.let_go)
+    return writer
+
+
+def write_records(writers: list[ShardWriter], versions: dict[str, str], seconds: float) -> None:
+    """Writes the records of tars that are in place: from now on they are done."""
+    for writer in writers:
+        write_json(record_path(writer.path), writer.record(versions, seconds).to_json())
