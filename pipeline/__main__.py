@@ -116,7 +116,7 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 
 def _build(options: argparse.Namespace, console: Console) -> int:
     from pipeline.plan import make_plan, read_recipe
-    from pipeline.run import Workers, build, estimate_bytes
+    from pipeline.run import Workers, build, estimate_bytes, refuse_other_build
 
     recipe = read_recipe(options.recipe, parse_changes(options.changes))
     retry = _retry_kinds(options.retry)
@@ -128,15 +128,19 @@ def _build(options: argparse.Namespace, console: Console) -> int:
         splits[job.split] += len(job.assets)
     what = ", ".join(f"{split} {n:,}" for split, n in sorted(splits.items()))
     sets = ", ".join(f"{s.name} ({s.preset.num_views} views)" for s in plan.view_sets) or "no views"
-    console.print(
-        f"{plan.table.name}: {objects:,} objects ({what}), {len(jobs)} shards, {sets}, about {size / 1e9:.2g} GB",
-        highlight=False,
-    )
+    line = f"{plan.table.name}: {objects:,} objects ({what}), {len(jobs)} shards, {sets}, about {size / 1e9:.2g} GB"
     if options.dry_run:
+        refuse_other_build(plan, jobs)
+        console.print(line, highlight=False)
         return 0
-    _warn_of_space(plan.out, size, console)
     with _progress(console) as progress:
-        summary = build(plan, jobs, Workers(options.workers, options.ray), progress.start, progress.event, retry)
+
+        def on_start(todo: int, there: int) -> None:
+            console.print(line, highlight=False)
+            _warn_of_space(plan.out, size, console)
+            progress.start(todo, there)
+
+        summary = build(plan, jobs, Workers(options.workers, options.ray), on_start, progress.event, retry)
     return _report(summary, recipe.max_failed_fraction, plan.out, options, console)
 
 

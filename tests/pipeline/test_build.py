@@ -132,7 +132,7 @@ def test_another_recipe_or_source_is_refused_naming_the_difference(pipeline, bui
     before = tar_hashes(built)
     again = pipeline("build", "parametric", "--out", built, "--workers", 0, *OBJECTS, "num_points=300", code=2)
     assert "num_points: 256 -> 300" in again.stderr
-    assert again.stderr.strip().count("\n") == 1  # what was planned, and why not
+    assert "\n" not in again.stderr.strip()
     source = tmp_path / "mine"
     write_off(source / "a.off")
     common = ("build", "meshes", "--source", source, "--out", tmp_path / "out", "--workers", 0, *SMALL)
