@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 
 from manifests import store
 from manifests.errors import Refused
@@ -73,10 +76,32 @@ OnEvent = Callable[[JobEvent], None]
 def run_here(jobs: list[Job], plan: Plan) -> Iterator[JobEvent]:
     """Runs jobs one after the other in this process (`--workers 0`): for debuggers, without isolation."""
     maker = PlainMaker(plan)
-    for job in jobs:
-        for progress in run_job(job, plan, maker):
-            yield JobEvent(job, progress)
-        yield JobEvent(job, state="done")
+    with _remembered_interrupts() as pressed:
+        for job in jobs:
+            for progress in run_job(job, plan, maker):
+                if pressed.is_set():
+                    raise KeyboardInterrupt
+                yield JobEvent(job, progress)
+            yield JobEvent(job, state="done")
+
+
+@contextmanager
+def _remembered_interrupts() -> Iterator[threading.Event]:
+    """An event that is set by Ctrl-C: mesh libraries catch BaseException, and with it the KeyboardInterrupt."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
