@@ -92,7 +92,7 @@ def orbit_rotation(azimuth_deg: float, elevation_deg: float) -> np.ndarray:
     """World-to-camera rotation of a camera on the sphere that looks at the origin, +Y up.
 
     Written from the angles, so it has no degenerate case: right = (cos a, 0, -sin a), also at the poles and beyond
-    (golden README 2). For elevations inside (-90, 90) it equals `look_at` with up = +Y.
+    (the released CLIP2Point relies on it for its back views). For elevations inside (-90, 90) it equals `look_at` with up = +Y.
     """
     a = np.deg2rad(azimuth_deg)
     forward = -direction(azimuth_deg, elevation_deg)

@@ -21,7 +21,7 @@ def phong(
     """Colours (N, 3), not clamped: (ambient + diffuse max(n.l, 0)) texel + specular max(v.r, 0)^shininess [n.l > 0].
 
     normals, to_camera: unit (N, 3). to_light: unit (3,) or (N, 3). texel: (N, 3). Source: PyTorch3D HardPhong with
-    white materials and lights (golden README 5); the light of CLIP2Point's RGB path stands at the camera.
+    white materials and lights; the light of CLIP2Point's RGB path stands at the camera.
     """
     facing = np.einsum("nk,nk->n", normals, np.broadcast_to(to_light, normals.shape))
     mirrored = np.einsum("nk,nk->n", to_camera, normals)

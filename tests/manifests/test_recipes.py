@@ -90,7 +90,7 @@ def test_names_of_changed_presets() -> None:
     assert preset_hash(load_preset("rgb12", {"title": "x"})[1]) == preset_hash(preset)
 
 
-def test_shipped_presets_are_those_of_the_issue() -> None:
+def test_shipped_presets_hold_their_numbers() -> None:
     rgb = load_preset("rgb12")[1]
     assert rgb.azimuth_deg == list(range(0, 360, 30))
     assert (rgb.elevation_deg, rgb.fov_deg, rgb.distance) == ([30], 60, 2.2)

@@ -105,7 +105,7 @@ def test_released_renderer_equals_golden(golden, name: str) -> None:
 
 
 def test_released_random_distance_is_a_zoom(golden) -> None:
-    """The released random distance d: points are divided by d and the camera stands at d (golden README 1)."""
+    """The released random distance d: points are divided by d and the camera stands at d."""
     data = np.load(golden / "render" / "clip2point_depth_mn10_chair_0890.npz")
     _, preset = load_preset("depth10_release")
     for repeat, distance in enumerate(data["aug_dist"]):
