@@ -91,8 +91,8 @@ def rigid(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 def orbit_rotation(azimuth_deg: float, elevation_deg: float) -> np.ndarray:
     """World-to-camera rotation of a camera on the sphere that looks at the origin, +Y up.
 
-    Written from the angles, so it has no degenerate case: right = (cos a, 0, -sin a), also at the poles and beyond
-    (the released CLIP2Point relies on it for its back views). For elevations inside (-90, 90) it equals `look_at` with up = +Y.
+    Written from the angles, so it has no degenerate case: right = (cos a, 0, -sin a), also at the poles. For elevations
+    inside (-90, 90) it equals `look_at` with up = +Y; beyond, the picture is upside down.
     """
     a = np.deg2rad(azimuth_deg)
     forward = -direction(azimuth_deg, elevation_deg)

@@ -1,8 +1,8 @@
 """Normals of triangle soups as datasets hold them: faces twice with opposite winding, mixed winding, hard edges.
 
 In 16 of 17 ShapeNet samples nearly every face has a twin with the same corners the other way round; plain vertex
-normals of such a mesh cancel to rounding noise, and PyTorch3D then shows speckle. Here twins are drawn once, and a neighbour
-counts with the sign that agrees with the face at hand.
+normals of such a mesh cancel to rounding noise, and PyTorch3D then shows speckle. Here twins are drawn once, and a
+neighbour counts with the sign that agrees with the face at hand.
 """
 
 from __future__ import annotations
