@@ -89,15 +89,12 @@ def rigid(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 
 def orbit_rotation(azimuth_deg: float, elevation_deg: float) -> np.ndarray:
-    """World-to-camera rotation of a camera on the sphere that looks at the origin, +Y up.
+    """World-to-camera rotation (3, 3) of a camera on the sphere that looks at the origin with +Y upwards.
 
-    Written from the angles, so it has no degenerate case: right = (cos a, 0, -sin a), also at the poles. For elevations
-    inside (-90, 90) it equals `look_at` with up = +Y; beyond, the picture is upside down.
+    Elevations beyond 90 degrees reach the other side and stay upright, as the released CLIP2Point uses them.
+    Raises ValueError straight above and below, as `look_at`.
     """
-    a = np.deg2rad(azimuth_deg)
-    forward = -direction(azimuth_deg, elevation_deg)
-    right = np.array([np.cos(a), 0.0, -np.sin(a)])
-    return np.stack([right, np.cross(forward, right), forward])
+    return look_at(direction(azimuth_deg, elevation_deg), np.zeros(3), np.array([0.0, 1.0, 0.0]))[:3, :3]
 
 
 def perspective_K(image_size: int, fov_deg: float) -> np.ndarray:

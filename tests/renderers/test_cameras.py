@@ -11,12 +11,20 @@ from renderers.cameras import direction, look_at, orbit_rotation, orthographic_K
 
 
 @pytest.mark.parametrize(("azimuth", "elevation"), [(0, 0), (30, 30), (-120, -20), (200, 80)])
-def test_look_at_equals_orbit(azimuth: float, elevation: float) -> None:
+def test_a_camera_sees_the_origin_in_its_middle(azimuth: float, elevation: float) -> None:
     eye = 2.2 * direction(azimuth, elevation)
     pose = look_at(eye, np.zeros(3), np.array([0, 1.0, 0]))
     np.testing.assert_allclose(pose[:3, :3], orbit_rotation(azimuth, elevation), atol=1e-12)
     np.testing.assert_allclose(pose @ [*eye, 1], [0, 0, 0, 1], atol=1e-12)
     np.testing.assert_allclose(pose @ [0, 0, 0, 1], [0, 0, 2.2, 1], atol=1e-12)
+    a = np.deg2rad(azimuth)
+    np.testing.assert_allclose(pose[0, :3], [np.cos(a), 0, -np.sin(a)], atol=1e-12)
+
+
+@pytest.mark.parametrize(("azimuth", "elevation", "view"), [(0, 180, 2), (-45, 225, 4), (45, 315, 7), (-90, 0, 8)])
+def test_released_angles_give_the_released_rotations(azimuth: float, elevation: float, view: int) -> None:
+    expected = load_preset("depth10")[1].rotations[view]
+    np.testing.assert_allclose(orbit_rotation(azimuth, elevation), expected, atol=1e-9)
 
 
 def test_look_at_from_the_pole_is_refused() -> None:
