@@ -94,6 +94,7 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
         def on_log(logged: Logged) -> None:
             values = logged.values
             rate = recipe.optimizer.batch_size / values["ms_per_step"] * 1000
+            bar.update(task, description=f"loss {values['loss']:.3f}  {rate:.0f} samples/s")
             shown = "  ".join(f"{name.removeprefix('loss_')} {values[name]:.3g}" for name in LOG_LINE)
             console.print(f"step {logged.step}/{logged.total_steps}  {shown}  {rate:.0f} samples/s", highlight=False)
 

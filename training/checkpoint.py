@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -50,6 +51,11 @@ def build_model(recipe: FitRecipe, prompt_names: tuple[str, ...]) -> tuple[Cross
         image, text, scale = build_towers(recipe.image)
         points = PointTower(recipe.points, image.embed_dim)
         return CrossMoST(image, points, text.classifier(prompt_names, recipe.text), scale), text
+
+
+def without_pretrained(recipe: FitRecipe) -> FitRecipe:
+    """The same towers with random weights: for a checkpoint that is loaded next, weights need not be fetched."""
+    return recipe.model_copy(update={"image": recipe.image.model_copy(update={"pretrained": ""})})
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -124,5 +130,5 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Loads every tensor of a file, no more and no fewer. Raises Refused naming what does not fit."""
     try:
         model.load_state_dict(load_file(path), strict=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error

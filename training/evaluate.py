@@ -7,6 +7,7 @@ unit features averaged; `points`: the stored cloud. Percent of objects; `mean_pe
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from manifests.errors import Refused
-from training.checkpoint import MODEL, TEACHER, Checkpoint, build_model, load_weights
+from training.checkpoint import MODEL, TEACHER, Checkpoint, build_model, load_weights, without_pretrained
 from training.data import LabelledBatch, labelled
 from training.objectives.cross_most import CrossMoST
 
@@ -64,7 +65,7 @@ def evaluate(
     recipe = checkpoint.recipe
     device = device or torch.device("cpu")
     settings = recipe.data.model_copy(update={"split": split})
-    model, text = build_model(recipe, checkpoint.prompt_names)
+    model, text = build_model(without_pretrained(recipe), checkpoint.prompt_names)
     source, batches = labelled(shards, settings, model.image.image_size, BATCH)
     classes, prompts = source.manifest.classes, source.manifest.prompt_names
     if classes != checkpoint.classes and not classes_from_text:
@@ -79,12 +80,17 @@ def evaluate(
         "classes": list(classes),
         "step": checkpoint.step,
     }
+    from_text = None
+    if classes_from_text:
+        load_weights(text, checkpoint.folder.parent.parent / "text" / "text.safetensors")
+        from_text = text.classifier(prompts, recipe.text)
     for who, file in (("student", MODEL), ("teacher", TEACHER)):
-        load_weights(model, checkpoint.folder / file)
-        if classes_from_text:
-            load_weights(text, checkpoint.folder.parent.parent / "text" / "text.safetensors")
-            model.classifier = torch.nn.Parameter(text.classifier(prompts, recipe.text))
-        counts = _count(model.to(device).eval(), batches, source.total, len(classes), recipe.seed, device, on_progress)
+        trained = copy.deepcopy(model)
+        load_weights(trained, checkpoint.folder / file)
+        if from_text is not None:
+            trained.classifier = torch.nn.Parameter(from_text)
+        trained.to(device).eval()
+        counts = _count(trained, batches, source.total, len(classes), recipe.seed, device, on_progress)
         if not counts.objects.sum():
             raise Refused(f"{shards}: no object of {split} has a label")
         result["n"] = int(counts.objects.sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import pickle
 import resource
 import time
 from collections.abc import Callable
@@ -32,8 +33,10 @@ from training.checkpoint import (
     save_step,
     step_folders,
     tensors_of,
+    without_pretrained,
 )
-from training.data import Form, UnlabelledSamples, unlabelled
+from training.data import Form, UnlabelledSamples, batches_of, unlabelled
+from training.join import Source, open_source
 from training.objectives import cross_most
 from training.recipe import FitRecipe, OptimizerSettings
 from training.teacher import Teacher
@@ -74,6 +77,7 @@ class _Run:
     samples: UnlabelledSamples
     loader: Any
     step: int = 0
+    logged: int = 0
 
     @property
     def steps_an_epoch(self) -> int:
@@ -94,8 +98,8 @@ def fit(
 ) -> Path:
     """Trains to the last step, going on from the last checkpoint of `run` if there is one. Returns its folder.
 
-    Raises Refused when shards or recipe do not fit (before anything is written), Stopped on a loss that is not finite
-    or a full disk.
+    Raises Refused when shards or recipe do not fit (before anything is written), Stopped on a loss or weight that is
+    not finite, a damaged shard (DamagedShard) or a full disk.
     """
     folder = Path(run).absolute()
     _refuse_other_run(folder, recipe)
@@ -106,6 +110,7 @@ def fit(
             _write_run_files(state, text)
         except OSError as error:
             raise Refused(f"--run {folder} cannot be written: {error.strerror or error}") from error
+        torch.manual_seed(recipe.seed)
         _save(state)
     else:
         _resume(state)
@@ -119,7 +124,7 @@ def fit(
 def _refuse_other_run(folder: Path, recipe: FitRecipe) -> None:
     known = folder / RECIPE
     if not known.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise Refused(f"--run {folder} is not empty and no run (it has no {RECIPE})")
         return
     old, new = load_toml(known), recipe.model_dump(mode="json")
@@ -128,21 +133,48 @@ def _refuse_other_run(folder: Path, recipe: FitRecipe) -> None:
         raise Refused(f"--run {folder} holds a run of another recipe: {change}; choose another --run")
 
 
+def _refuse_other_shards(folder: Path, source: Source) -> None:
+    """A run goes on with the shards it began with: the same shapes, view set and classes, wherever they lie."""
+    if not step_folders(folder):
+        return
+    try:
+        old = json.loads((folder / CLASSES).read_text())
+    except (OSError, ValueError) as error:
+        raise Refused(f"{folder / CLASSES} is missing or damaged: {error}") from error
+    for name, value in _identity(source).items():
+        if old.get(name) != value:
+            raise Refused(f"--run {folder} began with other shards (another {name}); choose another --run")
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    """What run.json says about the shards."""
+    manifest = source.manifest
+    return {
+        "dataset": manifest.dataset,
+        "classes": list(manifest.classes),
+        "prompt_names": list(manifest.prompt_names),
+        "assets_hash": manifest.assets_hash,
+        "shapes_hash": manifest.shapes_hash,
+        "view_set": source.view_set.name,
+        "view_set_hash": source.view_set.hash,
+    }
+
+
 def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) -> tuple[_Run, nn.Module]:
     """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
-    from training.data import open_source
-
-    manifest = open_source(shards, recipe.data).manifest
-    if not manifest.classes:
+    source = open_source(shards, recipe.data)
+    if not source.manifest.classes:
         raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
-    student, text = build_model(recipe, manifest.prompt_names)
+    _refuse_other_shards(folder, source)
+    built = without_pretrained(recipe) if step_folders(folder) else recipe
+    student, text = build_model(built, source.manifest.prompt_names)
     form = Form(student.image.image_size, student.image.patch, recipe.mask.image_cell, recipe.mask.image_ratio)
     if form.mask_cell % form.patch or form.image_size % form.mask_cell:
         raise Refused(
             f"mask.image_cell={form.mask_cell} must be whole patches of {form.patch} and divide {form.image_size}"
         )
     settings = recipe.optimizer
-    samples, loader = unlabelled(shards, recipe.data, recipe.augment, form, settings.batch_size, recipe.seed)
+    samples, loader = unlabelled(source, recipe.data, recipe.augment, form, settings.batch_size, recipe.seed)
     student.to(device).train()
     teacher = Teacher(student, recipe.ema)
     groups = cross_most.parameter_groups(student, settings.weight_decay, settings.layer_decay, settings.lr)
@@ -151,14 +183,9 @@ def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) 
 
 def _write_run_files(state: _Run, text: nn.Module) -> None:
     """recipe.toml, run.json and the text tower: what prediction and evaluation need beside a checkpoint."""
-    manifest = state.samples.source.manifest
     store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
     about = {
-        "dataset": manifest.dataset,
-        "classes": list(manifest.classes),
-        "prompt_names": list(manifest.prompt_names),
-        "shapes_hash": manifest.shapes_hash,
-        "view_set": state.samples.source.view_set.name,
+        **_identity(state.samples.source),
         "versions": library_versions(*LIBRARIES),
         "seconds": 0.0,
         "max_rss_mb": 0.0,
@@ -183,11 +210,13 @@ def _resume(state: _Run) -> None:
     load_weights(state.teacher.model, folder / TEACHER)
     try:
         saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise Refused(f"{folder / STATE} is damaged: delete {folder} to go on from the one before") from error
     state.optimizer.load_state_dict(saved["optimizer"])
-    state.step = saved["step"]
+    state.step = state.logged = saved["step"]
     torch.set_rng_state(saved["torch_rng"])
+    if state.device.type == "cuda" and "cuda_rng" in saved:
+        torch.cuda.set_rng_state(saved["cuda_rng"], state.device)
     _cut_log(state.folder / LOG, state.step)
 
 
@@ -200,7 +229,13 @@ def _cut_log(path: Path, step: int) -> None:
 
 
 def _save(state: _Run) -> Path:
+    """Writes a checkpoint. Raises Stopped when a weight is not finite (the loss before it was): it could not go on."""
+    for name, value in state.student.named_parameters():
+        if not torch.isfinite(value).all():
+            raise Stopped(f"step {state.step}: the weight {name} is not finite; lower optimizer.lr")
     saved = {"step": state.step, "optimizer": state.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
+    if state.device.type == "cuda":
+        saved["cuda_rng"] = torch.cuda.get_rng_state(state.device)
     folder = save_step(state.folder, state.step, state.student, state.teacher.model, saved, state.recipe)
     prune(state.folder, state.recipe.keep_last)
     return folder
@@ -208,12 +243,11 @@ def _save(state: _Run) -> Path:
 
 def _loop(state: _Run, on_log: Callable[[Logged], None], on_step: Callable[[int, int], None]) -> None:
     recipe, total = state.recipe, state.total_steps
-    torch.manual_seed(recipe.seed) if state.step == 0 else None
     seen = time.monotonic()
     while state.step < total:
         epoch, skip = divmod(state.step, state.steps_an_epoch)
         state.samples.set_epoch(epoch)
-        for number, batch in enumerate(state.loader):
+        for number, batch in enumerate(batches_of(state.loader)):
             if number < skip:
                 continue
             if state.step >= total:
@@ -223,9 +257,8 @@ def _loop(state: _Run, on_log: Callable[[Logged], None], on_step: Callable[[int,
             on_step(state.step, total)
             if state.step % recipe.log_every == 0 or state.step == total:
                 now = time.monotonic()
-                done = recipe.log_every if state.step % recipe.log_every == 0 else state.step % recipe.log_every
-                values = _values(result, recipe, rate, 1000 * (now - seen) / done)
-                seen = now
+                values = _values(result, recipe, rate, 1000 * (now - seen) / (state.step - state.logged))
+                seen, state.logged = now, state.step
                 _append(state.folder / LOG, state.step, values)
                 on_log(Logged(state.step, total, values))
             if state.step % recipe.save_every == 0 and state.step < total:

@@ -6,6 +6,7 @@ indexed, so that an empty one gives exactly zero with finite gradients.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -99,3 +100,9 @@ def local_global(local_BLE: Tensor, global_BE: Tensor, mask_BL: Tensor) -> Tenso
     """L_lg-align of one modality: squared distance of unit vectors, mean over masked tokens, no stop-gradient."""
     distance = (local_BLE - global_BE[:, None]).pow(2).sum(dim=2)
     return (distance * mask_BL).sum() / mask_BL.sum().clamp(min=1)
+
+
+def divergence_from_uniform(logits_BC: Tensor) -> Tensor:
+    """The figure `entropy` of the paper's analysis: mean over B of KL(softmax || uniform), natural log. Not a loss."""
+    log_probability = log_softmax(logits_BC, dim=1)
+    return ((log_probability.exp() * log_probability).sum(dim=1) + math.log(logits_BC.shape[1])).mean()

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from manifests.recipes import Value, find_recipe, load_toml, merge, parse_recipe
 from training.augment import AugmentSettings
-from training.data import DataSettings
+from training.join import DataSettings
 from training.objectives.cross_most import (
     AlignSettings,
     CrossMostSettings,

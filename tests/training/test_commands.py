@@ -12,9 +12,13 @@ import subprocess
 import time
 
 import pytest
+import torch
 
+from manifests.errors import Stopped
+from manifests.recipes import parse_changes
+from training import fit
 from training.fit import learning_rate
-from training.recipe import OptimizerSettings
+from training.recipe import OptimizerSettings, read_recipe
 
 FEW = (
     "data.num_points=128",
@@ -22,7 +26,8 @@ FEW = (
     "optimizer.steps=6",
     "log_every=2",
     "save_every=3",
-    "points.depth=1",
+    "points.depth=2",
+    "points.drop_path=0.3",  # draws from torch's generator, which resuming must restore
 )
 
 
@@ -134,6 +139,7 @@ def test_no_label_reaches_fit(training, shards, run, tmp_path) -> None:
         (("small_cross_most", "data.views=rgb99"), ["data.views=rgb99", "rgb12"]),
         (("small_cross_most", "optimizer.batch_size=500"), ["batch_size=500", "38 objects"]),
         (("small_cross_most", "mask.image_cell=24"), ["mask.image_cell=24"]),
+        (("small_cross_most", "data.channel=gray"), ["data.channel=gray", "rgb, depth"]),
         (("small_cross_most", "image.pretrained=/nowhere.pt"), ["image.pretrained"]),
     ],
 )
@@ -155,11 +161,16 @@ def test_other_classes_are_refused_unless_made_from_text(training, shards, run, 
     out = tmp_path / "out"
     shutil.copytree(shards, out)
     manifest = json.loads((out / "manifest.json").read_text())
-    manifest["classes"] = [name.upper() for name in manifest["classes"]]
+    manifest["classes"] = [name.upper() for name in manifest["classes"]] + ["SPACESHIP"]
+    manifest["prompt_names"] += ["spaceship"]
     (out / "manifest.json").write_text(json.dumps(manifest))
     assert "--classes-from-text" in training("evaluate", run, "--shards", out, code=2).stderr
     result = json.loads(training("evaluate", run, "--shards", out, "--classes-from-text", "--json").stdout)
-    assert result["classes"][0] == "AIRPLANE"
+    assert (result["classes"][0], len(result["classes"])) == ("AIRPLANE", 20)
+    assert (
+        "began with other shards (another classes)"
+        in training("fit", "small_cross_most", "--shards", out, "--run", run, *FEW, code=2).stderr
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(training, shards, tmp_path) -> None:
@@ -168,6 +179,34 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(training, shards, tm
     ).stderr
     assert "is not finite" in message.strip().splitlines()[-1]
     assert "step " in message.strip().splitlines()[-1]
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(shards, tmp_path) -> None:
+    """As after an update whose loss was still finite."""
+    recipe = read_recipe("small_cross_most", parse_changes(FEW))
+    state, _ = fit._set_up(tmp_path / "run", recipe, str(shards), torch.device("cpu"))
+    with torch.no_grad():
+        state.student.points.mask_token[0, 0, 0] = torch.nan
+    with pytest.raises(Stopped, match=r"step 0: the weight points\.mask_token is not finite"):
+        fit._save(state)
+    assert not (tmp_path / "run").exists()
+
+
+def test_damage_is_one_line(training, shards, run, tmp_path) -> None:
+    out, damaged = tmp_path / "out", tmp_path / "run"
+    shutil.copytree(shards, out)
+    tar = out / "views/rgb12/train-00001.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\x00\xd8\xff"))
+    options = ("--shards", out, "--run", tmp_path / "other", *FEW, "data.workers=1", "optimizer.steps=9")
+    message = training("fit", "small_cross_most", *options, code=3).stderr.strip().splitlines()[-1]
+    assert message.startswith(f"{tar}: ")
+    assert "damaged picture" in message
+    shutil.copytree(run, damaged)
+    model = damaged / "checkpoints/step-00000006/model.safetensors"
+    model.write_bytes(model.read_bytes()[:-100])
+    message = training("evaluate", damaged, "--shards", shards, code=2).stderr.strip()
+    assert message.startswith(f"{model}: ")
+    assert "\n" not in message
 
 
 def test_the_schedule() -> None:

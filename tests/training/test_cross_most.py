@@ -114,3 +114,5 @@ def test_the_total_falls() -> None:
     assert totals[-1] < 0.9 * totals[0]
     assert result.terms["mim"].item() < 0.95
     assert 0 <= result.figures["from_image"].item() <= 1
+    for name in ("entropy_image", "entropy_points"):
+        assert 0 <= result.figures[name].item() <= torch.log(torch.tensor(3.0)).item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from manifests.errors import Refused
 from training.augment import AugmentSettings
-from training.data import Batch, DataSettings, Form, UnlabelledSamples, labelled, open_source, unlabelled
+from training.data import Batch, Form, UnlabelledSamples, batches_of, labelled, unlabelled
+from training.join import DamagedShard, DataSettings, open_source
 
 FORM = Form(image_size=64, patch=8, mask_cell=16, mask_ratio=0.3)
 SETTINGS = DataSettings(views="rgb12", num_points=128, shuffle=16)
@@ -30,7 +32,7 @@ def make(shards, batch_size: int = 4, seed: int = 0, **options: int) -> Unlabell
 
 
 def test_a_batch_holds_no_label_and_everything_else(shards) -> None:
-    samples, loader = unlabelled(str(shards), SETTINGS, AugmentSettings(), FORM, 4, 0)
+    samples, loader = unlabelled(open_source(str(shards), SETTINGS), SETTINGS, AugmentSettings(), FORM, 4, 0)
     batch = next(iter(loader))
     assert "label" not in vars(batch)
     assert batch.weak_image.shape == batch.strong_image.shape == (4, 3, 64, 64)
@@ -77,7 +79,7 @@ def test_a_sample_does_not_depend_on_its_reader(shards) -> None:
 def test_depth_is_mapped_as_the_preset_says(shards) -> None:
     names = [p.name for p in (shards / "views").iterdir() if p.name.startswith("depth10")]
     settings = SETTINGS.model_copy(update={"views": names[0], "channel": "depth"})
-    _, loader = unlabelled(str(shards), settings, AugmentSettings(), FORM, 4, 0)
+    _, loader = unlabelled(open_source(str(shards), settings), settings, AugmentSettings(), FORM, 4, 0)
     batch = next(iter(loader))
     white = (1 - 0.48145466) / 0.26862954
     assert batch.weak_image[:, 0].max().item() == pytest.approx(white, abs=1e-5)
@@ -97,6 +99,7 @@ def test_evaluation_sees_all_views_and_labels(shards) -> None:
     [
         ({"views": "rgb13"}, ["data.views=rgb13", "rgb12"]),
         ({"split": "tset"}, ["data.split=tset", "test, train"]),
+        ({"channel": "gray"}, ["data.channel=gray", "rgb, depth"]),
     ],
 )
 def test_wrong_settings_are_refused(shards, changes: dict, words: list[str]) -> None:
@@ -137,12 +140,43 @@ def test_damage_is_refused_or_raises_naming_file_and_key(shards, tmp_path) -> No
         make(out)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_bytes_raise_one_line_naming_file_and_key(shards, tmp_path, workers: int) -> None:
+    """A picture's first byte is flipped in every view of one object, then a header of its cloud is."""
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    settings = SETTINGS.model_copy(update={"workers": workers})
+    for tar, member, flipped in (
+        (out / "views/rgb12/train-00001.tar", b"\xff\xd8\xff", b"\x00\xd8\xff"),
+        (out / "shapes/train-00001.tar", b"\x93NUMPY", b"\x00NUMPY"),
+    ):
+        record = json.loads(tar.with_suffix(".json").read_text())
+        whole = tar.read_bytes()
+        first, second = record["offsets"][1:3]
+        tar.write_bytes(whole[:first] + whole[first:second].replace(member, flipped) + whole[second:])
+        _, loader = unlabelled(open_source(str(out), settings), settings, AugmentSettings(), FORM, 1, 0)
+        with pytest.raises(DamagedShard) as caught:
+            list(batches_of(loader))
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(f"{tar}: {record['keys'][1]}: ")
+        tar.write_bytes(whole)
+
+
+def test_a_tar_that_goes_away_is_named(shards, tmp_path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    samples = make(out)
+    (out / "shapes/train-00002.tar").unlink()
+    with pytest.raises(DamagedShard, match=r"train-00002\.tar: No such file"):
+        keys_of(samples, 0)
+
+
 def make_incomplete(out) -> UnlabelledSamples:
     settings = SETTINGS.model_copy(update={"allow_incomplete": True})
     return UnlabelledSamples(open_source(str(out), settings), settings, AugmentSettings(), FORM, 4, 0)
 
 
-def test_declared_failures_are_left_out_and_counted(shards, tmp_path) -> None:
+def test_declared_failures_are_left_out_and_counted(shards, tmp_path, caplog) -> None:
     out = tmp_path / "out"
     shutil.copytree(shards, out)
     path = out / "views/rgb12/train-00000.json"
@@ -151,13 +185,17 @@ def test_declared_failures_are_left_out_and_counted(shards, tmp_path) -> None:
     record["offsets"].pop()
     record["failures"] = [{"key": gone, "id": gone, "stage": "render", "reason": "planted"}]
     path.write_text(json.dumps(record))
-    samples = make(out)
+    with caplog.at_level(logging.WARNING):
+        samples = make(out)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{out}: 1 objects are left out: their views failed or were skipped"
+    ]
     assert samples.source.left_out == 1
     assert gone not in keys_of(samples, 0)
 
 
 def test_batches_move_whole(shards) -> None:
-    _, loader = unlabelled(str(shards), SETTINGS, AugmentSettings(), FORM, 4, 0)
+    _, loader = unlabelled(open_source(str(shards), SETTINGS), SETTINGS, AugmentSettings(), FORM, 4, 0)
     batch = next(iter(loader))
     moved = batch.to(torch.device("cpu"))
     assert isinstance(moved, Batch)

@@ -106,6 +106,67 @@ def test_losses_and_gradients_equal_golden(golden) -> None:
         torch.testing.assert_close(tensor.grad, gradient, rtol=1e-9, atol=1e-12)
 
 
+IMAGE, POINTS = ("pseudo_targets_image", "conf_mask_image"), ("pseudo_targets_pc", "conf_mask_pc")
+COMBINED = ("combined_targets", "conf_mask_image")
+RELEASED = {  # golden mode -> stored labels and confident set that teach the image branch, and the point branch
+    "joint": (COMBINED, COMBINED),
+    "random": (COMBINED, COMBINED),
+    "none": (IMAGE, POINTS),
+    "image_only": (IMAGE, IMAGE),
+    "point_only": (POINTS, POINTS),
+    "agreement": (IMAGE, POINTS),
+}
+
+
+@pytest.mark.parametrize("mode", RELEASED)
+def test_every_released_mode_equals_golden(golden, mode: str) -> None:
+    """Values of L_cls and gradients of the total, with the labels and confident sets that the released run stored."""
+    data = golden_inputs(golden)
+    expected = json.loads((golden / "method/losses/expected.json").read_text())["modes"][mode]
+    total = torch.zeros((), dtype=torch.float64)
+    tensors = {}
+    for short, long, (target, chosen) in zip(("img", "pc"), ("image", "pc"), RELEASED[mode], strict=True):
+        logits = tensors[f"s_{short}_logits"] = data[f"in_s_{short}_logits"].double().requires_grad_()
+        confident = data[f"{mode}.{chosen}"].double()
+        cls = losses.confident_cross_entropy(logits, data[f"{mode}.{target}"].long(), confident)
+        released = cls * len(confident) / confident.sum()  # released: divided by the number selected
+        assert released.item() == pytest.approx(expected[f"loss_st_{long}"], rel=1e-12)
+        total = total + released + losses.fairness(logits)
+    for short in ("img", "pc"):
+        tensors[f"f_{short}"] = data[f"in_f_{short}"].double().requires_grad_()
+    (total + 2 * losses.alignment(tensors["f_img"], tensors["f_pc"], temperature=1.0)).backward()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor.grad, data[f"{mode}.grad_{name}"].double(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mode", "stored", "threshold"), [("image", "image_only", 0.80), ("points", "point_only", 0.82)]
+)
+def test_labels_of_one_modality_equal_golden(golden, mode: str, stored: str, threshold: float) -> None:
+    """Table 4's `only` rows: one modality's labels and confident set teach both branches (released thresholds)."""
+    from training.teacher import LabelSettings, pseudo_labels
+
+    data = golden_inputs(golden)
+    settings = LabelSettings(mode=mode, threshold=threshold)
+    labels = pseudo_labels(data["in_t_img_logits"].double(), data["in_t_pc_logits"].double(), settings)
+    (target, chosen), _ = RELEASED[stored]
+    for label, confident in (
+        (labels.image_label, labels.image_confident),
+        (labels.points_label, labels.points_confident),
+    ):
+        assert label.tolist() == data[f"{stored}.{target}"].tolist()
+        assert confident.tolist() == data[f"{stored}.{chosen}"].double().tolist()
+
+
+def test_divergence_from_uniform_by_hand() -> None:
+    assert losses.divergence_from_uniform(torch.zeros(3, 4)).item() == pytest.approx(0, abs=1e-6)
+    sure = torch.tensor([[100.0, 0.0, 0.0, 0.0]])
+    assert losses.divergence_from_uniform(sure).item() == pytest.approx(np.log(4))
+    half = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
+    expected = 0.5 * np.log(0.5) + 0.5 * np.log(0.25) + np.log(3)
+    assert losses.divergence_from_uniform(half).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_alignment_equals_the_papers_value(golden) -> None:
     data = golden_inputs(golden)
     value = losses.alignment(data["in_f_img"].double(), data["in_f_pc"].double(), 0.07, "sum")

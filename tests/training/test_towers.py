@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn.functional import normalize
 
 from manifests.errors import Refused
 from training.towers.clip import (
+    SMALL_CONFIG,
     ImageSettings,
     ImageTower,
     TextSettings,
@@ -51,6 +55,14 @@ def test_farthest_points_and_groups_equal_golden(golden) -> None:
     clouds = torch.from_numpy(data[next(n for n in data.files if n in ("points", "xyz", "in_points"))])
     name = next(n for n in data.files if n.startswith("fps_start0") and "idx" in n)
     np.testing.assert_array_equal(farthest_points(clouds, 64).numpy(), data[name])
+
+
+def test_neighbourhoods_equal_golden(golden) -> None:
+    data = np.load(golden / "method" / "point_ops" / "point_ops.npz")
+    centres, neighbours = group_points(torch.from_numpy(data["points"]), 64, 32)
+    np.testing.assert_allclose(centres.numpy(), data["fps_start0_centers"], atol=1e-6)
+    stored = np.sort(np.linalg.norm(data["neighborhood_sorted"], axis=3), axis=2)
+    np.testing.assert_allclose(np.sort(neighbours.norm(dim=3).numpy(), axis=2), stored, atol=1e-6)
 
 
 def test_point_bert_features_equal_golden(golden) -> None:
@@ -214,3 +226,63 @@ def test_weights_are_loaded_from_a_file_and_refused_where_they_are_not(tmp_path)
     ):
         with pytest.raises(Refused, match=words):
             create_clip(settings)
+
+
+def tree_of(state: dict[str, torch.Tensor]) -> nn.Module:
+    """A module that holds tensors under their dotted names, and two of OpenAI's numbers beside them."""
+    root = nn.Module()
+    for name, value in [*state.items(), *((n, torch.tensor(1)) for n in ("input_resolution", "vocab_size"))]:
+        *parents, leaf = name.split(".")
+        at = root
+        for parent in parents:
+            if not hasattr(at, parent):
+                at.add_module(parent, nn.Module())
+            at = getattr(at, parent)
+        at.register_buffer(leaf, value)
+    return root
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*TorchScript archive:UserWarning")
+def test_archives_of_openai_load_under_quickgelu_only(tmp_path) -> None:
+    """A TorchScript archive of half-precision weights, as OpenAI published its own, made here from a small model."""
+    config = json.loads(SMALL_CONFIG.read_text()) | {"quick_gelu": True}
+    (tmp_path / "small-for-archives.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "small-for-archives.json")
+    quick = ImageSettings(model="small-for-archives")
+    clip = create_clip(quick).eval()
+    torch.jit.script(tree_of(clip.half().state_dict())).save(tmp_path / "archive.pt")
+    clip.float()
+    path = str(tmp_path / "archive.pt")
+    again = create_clip(quick.model_copy(update={"pretrained": path}))
+    torch.testing.assert_close(again.visual.proj, clip.visual.proj)
+    torch.testing.assert_close(again.token_embedding.weight, clip.token_embedding.weight)
+    with pytest.raises(Refused, match="QuickGELU"):
+        create_clip(SMALL.model_copy(update={"pretrained": path}))
+
+
+@pytest.mark.parametrize(("model", "tag"), [("ViT-B-32", "metaclip_400m"), ("ViT-B-16", "dfn2b")])
+def test_tags_trained_with_quickgelu_are_refused_under_gelu(model: str, tag: str) -> None:
+    with pytest.raises(Refused, match=f"image.model={model}-quickgelu"):
+        create_clip(ImageSettings(model=model, pretrained=tag))
+
+
+@pytest.mark.parametrize("readout", [{"pool_type": "avg"}, {"attentional_pool": True, "attn_pooler_heads": 4}])
+def test_a_transformer_with_another_readout_is_refused(tmp_path, readout: dict) -> None:
+    config = json.loads(SMALL_CONFIG.read_text())
+    config["vision_cfg"] |= readout
+    name = f"small-with-{next(iter(readout))}"
+    (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    with pytest.raises(Refused, match="class token"):
+        build_towers(ImageSettings(model=name))
+
+
+@pytest.mark.parametrize("prompts", [[], ["a photo"], ["{} and {}"], ["{name}."], ["{} {"], ["{} }"]])
+def test_prompts_without_one_place_for_the_name_are_refused(prompts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"one \{\}"):
+        TextSettings(prompts=tuple(prompts))
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ValueError, match="width=50 is not a multiple of heads=4"):
+        PointSettings(width=50, heads=4)

@@ -167,7 +167,10 @@ def _masked_terms(student, batch, settings, image, points, image_feature, points
 def _figures(
     labels: PseudoLabels, image_logits: Tensor, points_logits: Tensor, student: CrossMoST
 ) -> dict[str, Tensor]:
-    """Shares of confident samples, of labels from the image, agreement of the teacher's two branches, logit scale."""
+    """Shares of confident samples, of labels from the image, agreement of the teacher's two branches, entropy, scale.
+
+    entropy: mean over the batch of KL(teacher's prediction || uniform), natural log; 0 is undecided, log C is sure.
+    """
     confident = labels.image_confident
     chosen = confident.sum().clamp(min=1)
     return {
@@ -175,6 +178,8 @@ def _figures(
         "confident_points": labels.points_confident.mean(),
         "from_image": (labels.from_image.to(confident.dtype) * confident).sum() / chosen,
         "agreement": (image_logits.argmax(1) == points_logits.argmax(1)).to(confident.dtype).mean(),
+        "entropy_image": losses.divergence_from_uniform(image_logits),
+        "entropy_points": losses.divergence_from_uniform(points_logits),
         "logit_scale": student.logit_scale.exp().detach(),
     }
 

@@ -6,13 +6,14 @@ Shape letters: B pictures, L patches, D token width, E embedding, p patch size.
 from __future__ import annotations
 
 import logging
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -43,6 +44,15 @@ class TextSettings(BaseModel):
 
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
 
+    @field_validator("prompts")
+    @classmethod
+    def _each_names_the_class(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        """A prompt without `{}` would give every class the same column."""
+        wrong = [prompt for prompt in prompts if prompt.count("{}") != 1 or set("{}") & set(prompt.replace("{}", ""))]
+        if wrong or not prompts:
+            raise ValueError(f"each prompt needs one {{}} for the class name, got {wrong[0] if wrong else 'none'!r}")
+        return prompts
+
 
 @dataclass(frozen=True)
 class ImageTokens:
@@ -61,18 +71,33 @@ def create_clip(settings: ImageSettings) -> open_clip.CLIP:
         open_clip.add_model_config(SMALL_CONFIG)
     if settings.model not in open_clip.list_models():
         raise Refused(f"image.model={settings.model}: open_clip has no such model (open_clip.list_models() names them)")
-    if settings.pretrained == "openai" and "quickgelu" not in settings.model:
-        raise Refused(f"image.pretrained=openai needs QuickGELU: image.model={settings.model}-quickgelu")
+    archive = _is_torchscript(settings.pretrained)
+    tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained) if settings.pretrained else {}
+    quick = bool((open_clip.get_model_config(settings.model) or {}).get("quick_gelu"))
+    if not quick and (archive or settings.pretrained == "openai" or tag.get("quick_gelu")):
+        # such weights load without complaint under GELU and give other features
+        raise Refused(f"image.pretrained={settings.pretrained} needs QuickGELU: image.model={settings.model}-quickgelu")
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.CRITICAL)  # open_clip logs what is raised anyway, and that random weights are random
     try:
-        return open_clip.create_model(settings.model, pretrained=settings.pretrained or None, precision="fp32")
+        # torch reads a TorchScript archive with its own reader; every other file stays restricted to tensors
+        return open_clip.create_model(
+            settings.model, pretrained=settings.pretrained or None, precision="fp32", weights_only=not archive
+        )
     except (RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Refused(f"image.pretrained={settings.pretrained}: no usable weights ({reason})") from error
     finally:
         root.setLevel(level)
+
+
+def _is_torchscript(path: str) -> bool:
+    """Whether a file is a TorchScript archive, the form in which OpenAI published its weights."""
+    if not Path(path).is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 class ImageTower(nn.Module):
@@ -173,8 +198,12 @@ def build_towers(settings: ImageSettings) -> tuple[ImageTower, TextTower, float]
     """Image tower, text tower and the initial logit_scale (a logarithm) of one CLIP model. Raises Refused."""
     clip = create_clip(settings)
     visual, scale = clip.visual, float(clip.logit_scale.detach())
-    if not hasattr(visual, "class_embedding"):
-        raise Refused(f"image.model={settings.model} is no plain vision transformer")
+    plain = hasattr(visual, "class_embedding") and visual.attn_pool is None and visual.pool_type == "tok"
+    if not plain:
+        raise Refused(
+            f"image.model={settings.model} is no plain vision transformer read out at its class token: choose another, "
+            "such as ViT-B-16-quickgelu"
+        )
     tower = ImageTower(visual, settings.stem)
     clip.visual = None
     return tower, TextTower(clip.eval(), open_clip.get_tokenizer(settings.model)), scale

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -34,6 +34,12 @@ class PointSettings(BaseModel):
     heads: Positive = 6
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     freeze_tokenizer: bool = True
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> PointSettings:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+        return self
 
 
 @dataclass(frozen=True)

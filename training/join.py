@@ -1,0 +1,188 @@
+"""Which objects of a build have views, and where: shapes and a view set are merge-joined by their records.
+
+Opening reads records alone; `read_joined` then streams the tars and holds them to their records.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from manifests import store
+from manifests.errors import Refused, Stopped
+from manifests.presets import MeshViews, PointViews
+from manifests.records import Record, read_record, record_path
+from manifests.samples import Sample, read_samples
+from manifests.shards import (
+    BuildManifest,
+    ViewSetManifest,
+    read_manifest,
+    read_view_set,
+    shapes_tar,
+    view_set_names,
+    views_tar,
+)
+
+log = logging.getLogger(__name__)
+Positive = Annotated[int, Field(ge=1)]
+
+
+class DamagedShard(Stopped, ValueError):
+    """A tar does not hold what its record says. One line: file, key, reason."""
+
+
+class DataSettings(BaseModel):
+    """What is read. views: a view set's name. channel: which of its pictures. num_points: a prefix of the cloud.
+
+    shuffle: size of the buffer, samples. workers: reader processes. allow_incomplete: read an unfinished build.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    views: str = "rgb12"
+    channel: Literal["rgb", "depth", "gray"] = "rgb"
+    split: str = "train"
+    num_points: Positive = 8192
+    shuffle: Positive = 1024
+    workers: Annotated[int, Field(ge=0)] = 0
+    allow_incomplete: bool = False
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One joined shard: its tars, and of every key in both the offset of its sample in each."""
+
+    shapes: str
+    views: str
+    keys: tuple[str, ...]
+    shapes_offsets: tuple[int, ...]
+    views_offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split of a build joined with one view set."""
+
+    manifest: BuildManifest
+    view_set: ViewSetManifest
+    shards: tuple[Shard, ...]
+    left_out: int
+
+    @property
+    def total(self) -> int:
+        """Number of objects."""
+        return sum(len(shard.keys) for shard in self.shards)
+
+
+def open_source(shards: str, settings: DataSettings) -> Source:
+    """Joins the records of a split with those of a view set; reads no tar.
+
+    Raises Refused when there is no build, it is not finished, the split or the view set is missing, or a record is.
+    """
+    out = store.absolute(shards)
+    try:
+        manifest, view_set = read_manifest(out), read_view_set(out, settings.views)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    if manifest is None:
+        raise Refused(f"--shards {shards} holds no build (no manifest.json)")
+    if not manifest.complete and not settings.allow_incomplete:
+        raise Refused(
+            f"--shards {shards} is not finished: run its build again, or insist with data.allow_incomplete=true"
+        )
+    if settings.split not in manifest.splits:
+        raise Refused(f"data.split={settings.split}: {shards} has {', '.join(manifest.splits)}")
+    if view_set is None:
+        names = ", ".join(view_set_names(out)) or "none"
+        raise Refused(f"data.views={settings.views}: {shards} has no such view set (it has: {names})")
+    if settings.channel not in channels_of(view_set.preset):
+        has = ", ".join(channels_of(view_set.preset))
+        raise Refused(f"data.channel={settings.channel}: view set {settings.views} has {has}")
+    if view_set.shapes_hash != manifest.shapes_hash:
+        raise Refused(f"{out}/views/{settings.views} was drawn from other shapes: delete it and draw it again")
+    joined, left_out = [], 0
+    for number in range(manifest.num_shards[settings.split]):
+        tars = shapes_tar(out, settings.split, number), views_tar(out, settings.views, settings.split, number)
+        shard, missing = _join(*tars, settings.allow_incomplete)
+        if shard is not None:
+            joined.append(shard)
+        left_out += missing
+    if left_out:
+        log.warning("%s: %d objects are left out: their views failed or were skipped", out, left_out)
+    return Source(manifest, view_set, tuple(joined), left_out)
+
+
+def channels_of(preset: MeshViews | PointViews) -> tuple[str, ...]:
+    """The channels of a preset's pictures."""
+    return tuple(preset.channels) if isinstance(preset, MeshViews) else ("depth",)
+
+
+def _join(shapes: str, views: str, allow_incomplete: bool) -> tuple[Shard | None, int]:
+    """The joined shard and how many objects are declared to have no views. Raises Refused where records disagree."""
+    records: list[Record] = []
+    for tar in (shapes, views):
+        try:
+            record = read_record(record_path(tar))
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        if record is None or not store.exists(tar):
+            if allow_incomplete:
+                return None, 0
+            raise Refused(f"{tar} or its record is missing: run the build again, or data.allow_incomplete=true")
+        records.append(record)
+    declared = {f.key for f in records[1].failures} | {s.key for s in records[1].skipped}
+    expected = tuple(key for key in records[0].keys if key not in declared)
+    if expected != records[1].keys:
+        odd = sorted(set(expected) ^ set(records[1].keys)) or ["the order"]
+        raise Refused(f"{views} does not fit {shapes}: {odd[0]} differs; draw this view set again")
+    offsets = dict(zip(records[0].keys, records[0].offsets, strict=True))
+    shard = Shard(shapes, views, expected, tuple(offsets[key] for key in expected), records[1].offsets)
+    return shard, records[0].count - len(expected)
+
+
+def read_joined(shard: Shard, start: int, stop: int) -> Iterator[tuple[Sample, Sample]]:
+    """(shape, views) samples number start..stop of a joined shard.
+
+    Raises DamagedShard naming the tar and the key when a tar ends early, is damaged or holds another key.
+    """
+    if start >= stop:
+        return
+    with _opened(shard.shapes) as shapes_file, _opened(shard.views) as views_file:
+        shapes_file.seek(shard.shapes_offsets[start])
+        views_file.seek(shard.views_offsets[start])
+        shapes, views = read_samples(shapes_file), read_samples(views_file)
+        for key in shard.keys[start:stop]:
+            yield _next(shapes, shard.shapes, key, skip=True), _next(views, shard.views, key, skip=False)
+
+
+def _opened(tar: str) -> IO[bytes]:
+    try:
+        return store.open_reading(tar)
+    except OSError as error:
+        raise DamagedShard(f"{tar}: {error.strerror or error}") from error
+
+
+def _next(samples: Iterator[tuple[int, Sample]], tar: str, key: str, skip: bool) -> Sample:
+    """The next sample, which must be `key`; shapes may hold objects between that have no views."""
+    with naming(tar, key):
+        for _, sample in samples:
+            if sample.key == key:
+                return sample
+            if not skip:
+                raise ValueError(f"found {sample.key} where its record says {key}")
+        raise ValueError("the tar ends before it: fewer samples than its record says")
+
+
+@contextmanager
+def naming(tar: str, key: str) -> Iterator[None]:
+    """Turns what damaged bytes raise into DamagedShard, naming the tar and the key."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, EOFError, OSError) as error:
+        reason = f"no member {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DamagedShard(f"{tar}: {key}: {reason}; `python -m pipeline check` finds what is damaged") from error
