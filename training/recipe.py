@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manifests.recipes import Value, find_recipe, load_toml, merge, parse_recipe
 from training.augment import AugmentSettings
@@ -64,6 +64,13 @@ class FitRecipe(BaseModel):
     log_every: Annotated[int, Field(ge=1)] = 10
     save_every: Annotated[int, Field(ge=1)] = 1000
     keep_last: Annotated[int, Field(ge=1)] = 2
+
+    @model_validator(mode="after")
+    def _points_for_groups(self) -> FitRecipe:
+        wanted = max(self.points.groups, self.points.group_size)
+        if self.data.num_points < wanted:
+            raise ValueError(f"data.num_points={self.data.num_points} is fewer than the {wanted} that points.* needs")
+        return self
 
     def objective(self) -> CrossMostSettings:
         """The objective's own settings."""

@@ -139,6 +139,7 @@ def test_no_label_reaches_fit(training, shards, run, tmp_path) -> None:
         (("small_cross_most", "data.views=rgb99"), ["data.views=rgb99", "rgb12"]),
         (("small_cross_most", "optimizer.batch_size=500"), ["batch_size=500", "38 objects"]),
         (("small_cross_most", "mask.image_cell=24"), ["mask.image_cell=24"]),
+        (("small_cross_most", "data.num_points=8"), ["data.num_points=8", "16"]),
         (("small_cross_most", "data.channel=gray"), ["data.channel=gray", "rgb, depth"]),
         (("small_cross_most", "image.pretrained=/nowhere.pt"), ["image.pretrained"]),
     ],
