@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,11 +31,14 @@ def test_a_cluster_builds_the_same_bytes(tmp_path) -> None:
     pipeline = Commands(REPOSITORY)
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2, "RAY_USAGE_STATS_ENABLED": "0"}
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | token
-    start = [RAY, "start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
-    started = subprocess.run(
-        start, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=120
-    )
-    address = re.search(r"\d+\.\d+\.\d+\.\d+:\d+", started.stdout)[0]
+    start = [RAY, "start", "--head", "--block", "--port=0", "--num-cpus=2", "--include-dashboard=false"]
+    said = tmp_path / "ray.log"
+    with open(said, "w") as file:  # --block: ending this process ends its cluster, and no other on the machine
+        head = subprocess.Popen(start, cwd=tmp_path, env=environment, stdout=file, stderr=file, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (found := re.search(r"--address='(\S+)'", said.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    address = found[1]
     try:
         pipeline.environment |= token
         pipeline("build", "parametric", "--out", tmp_path / "cluster", "--ray", address, *OBJECTS)
@@ -44,7 +49,12 @@ def test_a_cluster_builds_the_same_bytes(tmp_path) -> None:
         assert "RAY_AUTH_TOKEN" in message
         assert not (tmp_path / "no").exists()
     finally:
-        subprocess.run([RAY, "stop", "--force"], env=environment, capture_output=True, check=False, timeout=60)
+        head.terminate()
+        try:
+            head.wait(timeout=30)
+        finally:
+            if head.poll() is None:
+                os.killpg(head.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -52,7 +62,6 @@ def test_a_build_in_an_object_store_is_the_same_bytes(tmp_path) -> None:
     """A real S3 protocol server in a process of its own; shards are built there, checked there and redrawn there."""
     import json
     import socket
-    import time
 
     import boto3
     import s3fs
