@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from manifests import store
+from manifests.errors import Refused
 from manifests.presets import MeshViews, PointViews, Preset, preset_hash
 from manifests.recipes import digest
 from manifests.records import read_json, write_json
@@ -114,6 +115,17 @@ def read_manifest(out: str) -> BuildManifest | None:
     path = store.join(out, MANIFEST)
     values = read_json(path)
     return None if values is None else _typed(TypeAdapter(BuildManifest), values, path)
+
+
+def require_manifest(out: str, name: str) -> BuildManifest:
+    """The manifest of a build that a person named as `name`. Raises Refused where there is none or it is damaged."""
+    try:
+        manifest = read_manifest(out)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    if manifest is None:
+        raise Refused(f"{name} holds no build (no manifest.json)")
+    return manifest
 
 
 def read_view_set(out: str, name: str) -> ViewSetManifest | None:

@@ -17,9 +17,10 @@ from importlib.util import find_spec
 from rich.console import Console
 
 from manifests import store
+from manifests.commands import parse_arguments, recipe_titles
 from manifests.errors import Refused, Stopped
-from manifests.presets import MeshViews, load_preset, preset_names
-from manifests.recipes import find_recipe, parse_changes, to_toml
+from manifests.presets import is_mesh_preset, load_preset, preset_names
+from manifests.recipes import parse_changes, to_toml
 
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
 LIBRARIES = {"ray": "--workers N", "open3d": "mesh views", "trimesh": "reading meshes", "webdataset": "writing tars"}
@@ -27,7 +28,7 @@ LIBRARIES = {"ray": "--workers N", "open3d": "mesh views", "trimesh": "reading m
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = _parse(arguments)
+    options = parse_arguments(_parser(), arguments)
     console = Console(stderr=True, soft_wrap=True)
     try:
         return options.run(options, console)
@@ -40,17 +41,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped; what is finished is kept, run the same again to go on")
         return 130
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Options; `key=value` may stand anywhere (argparse alone wants them in one place)."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if any(text.startswith("-") or "=" not in text for text in rest) or (rest and not hasattr(options, "changes")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.changes += rest
-    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -198,7 +188,7 @@ def _views(options: argparse.Namespace, console: Console) -> int:
         summary = draw_view_set(plan, jobs, Workers(options.workers, options.ray), progress.start, progress.event)
     (view_set,) = plan.view_sets
     if not summary.samples and summary.skipped:
-        fitting = ", ".join(n for n in preset_names() if not isinstance(load_preset(n)[1], MeshViews))
+        fitting = ", ".join(n for n in preset_names() if not is_mesh_preset(load_preset(n)[1]))
         reasons = ", ".join(summary.skipped)
         console.print(f"{view_set.name} fits no object ({reasons}); presets that draw points: {fitting}", style="red")
         return 1
@@ -245,12 +235,10 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:
-    from manifests.recipes import names_in
     from pipeline.plan import RECIPES
 
-    for name in names_in(RECIPES):
-        first = find_recipe(name, RECIPES).read_text().splitlines()[0]
-        print(f"{name:14} {first.lstrip('# ')}")
+    for name, title in recipe_titles(RECIPES):
+        print(f"{name:14} {title}")
     return 0
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from manifests import store
-from manifests.errors import Refused
 from manifests.records import Failure, Record, read_record, record_path
 from manifests.samples import (
     COLORS,
@@ -32,8 +31,8 @@ from manifests.shards import (
     BuildManifest,
     ViewSetManifest,
     meshes_tar,
-    read_manifest,
     read_view_set,
+    require_manifest,
     shapes_tar,
     view_set_names,
     views_tar,
@@ -69,21 +68,10 @@ class Findings:
         }
 
 
-def require_manifest(out: str) -> BuildManifest:
-    """The manifest of a build. Raises Refused where there is none or it is damaged."""
-    try:
-        manifest = read_manifest(out)
-    except ValueError as error:
-        raise Refused(str(error)) from error
-    if manifest is None:
-        raise Refused(f"{out} holds no build (no manifest.json)")
-    return manifest
-
-
 def check(out: str, on_tar: Callable[[str], None] = lambda tar: None) -> Findings:
     """Reads every byte of a build. on_tar: told each tar before it is read. Raises Refused when OUT is no build."""
     out = store.absolute(out)
-    manifest = require_manifest(out)
+    manifest = require_manifest(out, out)
     found = Findings(complete=manifest.complete)
     if not manifest.complete:
         found.problems.append(f"{out}/manifest.json: the build is not finished; run it again")
@@ -251,7 +239,7 @@ def compare(out: str, other: str) -> list[str]:
     Same recipe and constraints on another machine may differ in last digits; anything more is listed.
     """
     out, other = store.absolute(out), store.absolute(other)
-    first, second = require_manifest(out), require_manifest(other)
+    first, second = require_manifest(out, out), require_manifest(other, other)
     differences = []
     if first.num_shards != second.num_shards:
         return [f"shards: {first.num_shards} and {second.num_shards}"]

@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from manifests import store
 from manifests.errors import Refused
 from manifests.samples import Sample, decode_array, decode_picture, depth_of_codes, read_samples, split_view_member
-from manifests.shards import shapes_tar, view_set_names, views_tar
-from pipeline.check import require_manifest
+from manifests.shards import require_manifest, shapes_tar, view_set_names, views_tar
 
 TILE = 112
 MARGIN = 4
@@ -26,7 +25,7 @@ def contact_sheet(out: str, num_objects: int = 12, num_views: int = 6, split: st
     Objects are the first of the first shards: a random sample. Raises Refused where there is nothing to show.
     """
     out = store.absolute(out)
-    manifest = require_manifest(out)
+    manifest = require_manifest(out, out)
     splits = [split] if split else list(manifest.num_shards)
     if split and split not in manifest.num_shards:
         raise Refused(f"no split {split}; {out} has {', '.join(manifest.num_shards)}")

@@ -5,7 +5,6 @@ Files of users are only ever read. Textures are looked for inside the source fol
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections import Counter
@@ -18,10 +17,12 @@ from PIL import Image
 
 from manifests.errors import Refused
 from manifests.records import Asset
+from manifests.seeds import generator
 from manifests.tables import axes_matrix
 from pipeline.off import parse_off
 from renderers.geometry import GREY, Material, Mesh, from_trimesh, transform
 from renderers.sampling import farthest_points, has_color, normalization, sample_surface
+from renderers.shading import is_transparent
 
 try:
     import trimesh
@@ -192,11 +193,6 @@ def _checked(raw: RawShape) -> RawShape:
     return raw
 
 
-def asset_rng(seed: int, key: str) -> np.random.Generator:
-    """The generator of everything random about one object: seeded by (recipe seed, key), never by a worker."""
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:16], "big"))
-
-
 def make_shape(
     asset: Asset,
     raw: RawShape,
@@ -212,7 +208,7 @@ def make_shape(
     num_points: N, area-weighted samples of a mesh; a source with fewer points keeps what it has. normalize: a name of
     renderers.sampling.NORMALIZATIONS. Raises ValueError when the surface or the extent is zero.
     """
-    rng, turn = asset_rng(seed, asset.key), axes_matrix(axes)
+    rng, turn = generator(seed, asset.key), axes_matrix(axes)
     colors, parts = raw.colors, raw.parts
     if raw.mesh is not None:
         points, sampled = sample_surface(raw.mesh, num_points, rng)
@@ -275,17 +271,13 @@ def _geometry(mesh: Mesh, chosen: np.ndarray, material: Material, index: int) ->
         name=f"material{index:04d}",
         baseColorTexture=image,
         baseColorFactor=np.rint(np.array(material.base_color) * 255).astype(np.uint8),
-        alphaMode="BLEND" if material.base_color[3] < 1 or _transparent(material) else None,
+        alphaMode="BLEND" if is_transparent(material) else None,
         metallicFactor=0.0,
     )
     visual = trimesh.visual.TextureVisuals(uv=uvs, material=pbr)
     if mesh.vertex_colors is not None:
         visual.vertex_attributes["color"] = mesh.vertex_colors[used]
     return trimesh.Trimesh(mesh.vertices[used], inverse.reshape(-1, 3), visual=visual, process=False, validate=False)
-
-
-def _transparent(material: Material) -> bool:
-    return material.texture is not None and bool((material.texture[..., 3] < 255).any())
 
 
 def decode_mesh(data: bytes) -> Mesh:

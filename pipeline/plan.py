@@ -6,7 +6,6 @@ is a random sample of its split, and shard 17 is shard 17 on any cluster.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from manifests.presets import MeshViews, PointViews, load_preset
 from manifests.recipes import Value, digest, find_recipe, load_toml, merge, parse_recipe
 from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.samples import CONTENT, FORMAT
+from manifests.seeds import seed_digest
 from manifests.shards import library_versions, view_set_hash
 from manifests.tables import DatasetTable, axes_matrix, default_prompt_name, load_table
 from pipeline.datasets.parametric import ParametricOptions
@@ -66,7 +66,7 @@ class BuildRecipe(BaseModel):
     @field_validator("views", mode="before")
     @classmethod
     def _list_of_names(cls, views: Value) -> Value:
-        return {str(name): {} for name in views} if isinstance(views, list) else views
+        return _view_table(views)
 
     @field_validator("axes")
     @classmethod
@@ -127,11 +127,15 @@ class Plan:
         return self.classes.index(class_name) if class_name in self.classes else None
 
 
+def _view_table(views: Value) -> Value:
+    """A list of preset names as a table of presets without changes; a table as it is."""
+    return {str(name): {} for name in views} if isinstance(views, list) else views
+
+
 def read_recipe(name: str, changes: dict[str, Value]) -> BuildRecipe:
     """A recipe file with changes applied, presets included. Raises Refused naming what does not fit."""
     values = load_toml(find_recipe(name, RECIPES))
-    if isinstance(values.get("views"), list):
-        values["views"] = {str(view): {} for view in values["views"]}
+    values["views"] = _view_table(values.get("views", {}))
     return parse_recipe(BuildRecipe, merge(values, changes), f"recipe {name}")
 
 
@@ -242,7 +246,7 @@ def cut_jobs(assets: list[Asset], seed: int, shard_size: int) -> list[Job]:
     for split in sorted({asset.split for asset in assets}):
         ordered = sorted(
             (asset for asset in assets if asset.split == split),
-            key=lambda asset: hashlib.sha256(f"{seed}/{asset.key}".encode()).digest(),
+            key=lambda asset: seed_digest(seed, asset.key),
         )
         for shard, start in enumerate(range(0, len(ordered), shard_size)):
             jobs.append(Job(split, shard, tuple(ordered[start : start + shard_size])))

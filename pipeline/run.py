@@ -28,6 +28,7 @@ from manifests.shards import (
     library_versions,
     read_manifest,
     read_view_set,
+    require_manifest,
     shapes_tar,
     view_set_hash,
     view_set_names,
@@ -38,7 +39,7 @@ from manifests.shards import (
 from manifests.tables import load_table
 from pipeline import cluster
 from pipeline.build import JobEvent, PlainMaker, missing_tars, run_job
-from pipeline.lock import build_lock
+from pipeline.lock import BuildLock, build_lock
 from pipeline.plan import LIBRARIES, BuildRecipe, Job, Plan, ViewSet, assets_file, cut_jobs, source_folder
 from renderers import backends
 
@@ -133,7 +134,7 @@ def refuse_other_build(plan: Plan, jobs: list[Job]) -> None:
     except ValueError as error:
         raise Refused(f"{error}; delete it to build again") from error
     if manifest is None:
-        if any(name not in (".", "..") and not name.startswith(".") for name in store.list_names(plan.out)):
+        if any(not name.startswith(".") for name in store.list_names(plan.out)):
             raise Refused(f"--out {plan.out} is not empty and no build (it has no manifest.json)")
         return
     if manifest.shapes_hash != plan.shapes_hash:
@@ -191,22 +192,32 @@ def build(
         if retry:
             _forget_failures(plan, jobs, retry)
         missing = [job for job in jobs if missing_tars(job, plan) != (False, [])]
-        _start(jobs, missing, on_start)
-        for event in _run(missing, plan, workers):
-            lock.renew()
-            on_event(event)
+        _run_missing(jobs, missing, plan, workers, lock, on_start, on_event)
         return _finish(plan, jobs)
 
 
-def _start(jobs: list[Job], missing: list[Job], on_start: OnStart) -> None:
+def _run_missing(
+    jobs: list[Job],
+    missing: list[Job],
+    plan: Plan,
+    workers: Workers,
+    lock: BuildLock,
+    on_start: OnStart,
+    on_event: OnEvent,
+) -> None:
+    """Runs the missing ones of all jobs, keeping the lock fresh and telling what happens."""
     todo = sum(len(job.assets) for job in missing)
     on_start(todo, sum(len(job.assets) for job in jobs) - todo)
+    for event in _run(missing, plan, workers):
+        lock.renew()
+        on_event(event)
 
 
 def _prepare(plan: Plan, jobs: list[Job]) -> None:
     """Deletes what killed writers left, and writes the manifests of an unfinished build."""
-    for folder in (SHAPES, MESHES, *(store.join(VIEWS, s.name) for s in plan.view_sets), ""):
-        store.delete_temporaries(store.join(plan.out, folder) if folder else plan.out)
+    inside = (SHAPES, MESHES, *(store.join(VIEWS, s.name) for s in plan.view_sets))
+    for folder in (plan.out, *(store.join(plan.out, name) for name in inside)):
+        store.delete_temporaries(folder)
     if read_manifest(plan.out) is None:
         store.write_bytes(store.join(plan.out, ASSETS), assets_file(jobs))
         write_manifest(plan.out, _manifest(plan, jobs, {}, complete=False))
@@ -262,7 +273,8 @@ def _finish(plan: Plan, jobs: list[Job]) -> Summary:
     skipped: Counter[str] = Counter()
     for view_set in plan.view_sets:
         summary = view_set_summary(plan, jobs, view_set)
-        failures += [f for f in summary.failures if f.key not in {known.key for known in failures}]
+        known = {failure.key for failure in failures}
+        failures += [failure for failure in summary.failures if failure.key not in known]
         skipped.update(summary.skipped)
     samples = sum(record.count for record in records.values())
     return Summary(samples, tuple(failures), dict(skipped), sum(len(job.assets) for job in jobs))
@@ -316,12 +328,7 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
     Raises Refused when OUT is no finished build, the preset is unknown, or the name is taken by another preset.
     """
     out = store.absolute(out)
-    try:
-        manifest = read_manifest(out)
-    except ValueError as error:
-        raise Refused(str(error)) from error
-    if manifest is None:
-        raise Refused(f"--shards {out} holds no build (no manifest.json)")
+    manifest = require_manifest(out, f"--shards {out}")
     if not manifest.complete:
         raise Refused(f"--shards {out} is not finished: run its build again first")
     recipe = parse_recipe(BuildRecipe, manifest.recipe, f"{out}/manifest.json")
@@ -363,16 +370,14 @@ def draw_view_set(plan: Plan, jobs: list[Job], workers: Workers, on_start: OnSta
     (view_set,) = plan.view_sets
     with ready(plan, workers), build_lock(plan.out) as lock:
         store.delete_temporaries(store.join(plan.out, VIEWS, view_set.name))
-        unfinished = [job for job in jobs if missing_tars(job, plan)[0]]
+        states = [(job, *missing_tars(job, plan)) for job in jobs]
+        unfinished = [job for job, shapes, _ in states if shapes]
         if unfinished:
             tar = shapes_tar(plan.out, unfinished[0].split, unfinished[0].shard)
             raise Refused(f"{tar} or its meshes or record are missing: run the build again first")
         write_view_set_manifest(plan, view_set)
-        missing = [job for job in jobs if missing_tars(job, plan)[1]]
-        _start(jobs, missing, on_start)
-        for event in _run(missing, plan, workers):
-            lock.renew()
-            on_event(event)
+        missing = [job for job, _, views in states if views]
+        _run_missing(jobs, missing, plan, workers, lock, on_start, on_event)
     return view_set_summary(plan, jobs, view_set)
 
 

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from manifests.commands import parse_arguments, recipe_titles
 from manifests.errors import Refused, Stopped
-from manifests.recipes import find_recipe, names_in, parse_changes
+from manifests.recipes import parse_changes
 
 RECIPES = Path(__file__).parent / "recipes"
 LOG_LINE = ("loss", "loss_cls", "loss_align", "loss_fair", "loss_mim", "loss_mpm", "loss_lg_align", "confident_image")
@@ -25,7 +26,7 @@ LOG_LINE = ("loss", "loss_cls", "loss_align", "loss_fair", "loss_mim", "loss_mpm
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = _parse(arguments)
+    options = parse_arguments(_parser(), arguments)
     console = Console(stderr=True, soft_wrap=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
@@ -46,8 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Options; `key=value` may stand anywhere (argparse alone wants them in one place)."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description="Shards into a label-free 3D classifier.")
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train")
@@ -66,12 +66,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(run_command=_evaluate)
     commands.add_parser("recipes", help="list the shipped recipes").set_defaults(run_command=_recipes)
-    options, rest = parser.parse_known_args(arguments)
-    if any(text.startswith("-") or "=" not in text for text in rest) or (rest and not hasattr(options, "changes")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.changes += rest
-    return options
+    return parser
 
 
 def _device(name: str):
@@ -144,9 +139,8 @@ def split_line(result: dict) -> str:
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:
-    for name in names_in(RECIPES):
-        first = find_recipe(name, RECIPES).read_text().splitlines()[0]
-        print(f"{name:18} {first.lstrip('# ')}")
+    for name, title in recipe_titles(RECIPES):
+        print(f"{name:18} {title}")
     return 0
 
 

@@ -7,7 +7,6 @@ shuffles in a buffer. View, augmentation and mask of a sample are drawn from (se
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from manifests.samples import (
     split_view_member,
     view_member,
 )
+from manifests.seeds import generator
 from training.augment import AugmentSettings, StrongPicture, image_mask, normalize_cloud, strong_cloud, to_tensor
 from training.augment import weak_cloud as make_weak_cloud
 from training.augment import weak_picture as make_weak_picture
@@ -69,11 +69,6 @@ class LabelledBatch:
     images: Tensor
     points: Tensor
     label: Tensor
-
-
-def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
-    """The generator of everything random about one sample in one epoch."""
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{key}".encode()).digest()[:16], "big"))
 
 
 def picture_of(views: Sample, number: int, channel: str, mapping: str) -> Image.Image:
@@ -187,12 +182,12 @@ class UnlabelledSamples(IterableDataset):
         """Drops the pictures of the views that `_make` will not draw: the buffer need not hold them."""
         shard, shape, views = joined
         with naming(shard.views, views.key):
-            view = int(sample_rng(self.seed, self.epoch, views.key).integers(num_views(views)))
+            view = int(generator(self.seed, self.epoch, views.key).integers(num_views(views)))
         return shard, shape, keep_view(views, view)
 
     def _make(self, joined: tuple[Shard, Sample, Sample]) -> dict[str, object]:
         shard, shape, views = joined
-        rng = sample_rng(self.seed, self.epoch, shape.key)
+        rng = generator(self.seed, self.epoch, shape.key)
         preset, form = self.source.view_set.preset, self.form
         with naming(shard.views, views.key):
             view = int(rng.integers(num_views(views)))
@@ -284,7 +279,7 @@ def _whole(
             for v in range(num_views(views))
         ]
     with naming(shard.shapes, shape.key):
-        points = cloud_of(shape, settings.num_points, sample_rng(0, 0, shape.key))
+        points = cloud_of(shape, settings.num_points, generator(0, 0, shape.key))
     return torch.stack(pictures), torch.from_numpy(normalize_cloud(points))
 
 

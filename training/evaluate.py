@@ -8,7 +8,6 @@ unit features averaged; `points`: the stored cloud. Percent of objects; `mean_pe
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from manifests.errors import Refused
+from manifests.seeds import seed_digest
 from training.checkpoint import MODEL, TEACHER, Checkpoint, build_model, load_weights, without_pretrained
 from training.data import LabelledBatch, labelled
 from training.objectives.cross_most import CrossMoST
@@ -127,4 +127,4 @@ def _answers(model: CrossMoST, batch: LabelledBatch, seed: int, device: torch.de
 
 def one_view(seed: int, key: str, num_views: int) -> int:
     """The view of the column `image`: the same for every model and machine."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") % num_views
+    return int.from_bytes(seed_digest(seed, key)[:8], "big") % num_views

@@ -21,8 +21,8 @@ from manifests.samples import Sample, read_samples
 from manifests.shards import (
     BuildManifest,
     ViewSetManifest,
-    read_manifest,
     read_view_set,
+    require_manifest,
     shapes_tar,
     view_set_names,
     views_tar,
@@ -85,12 +85,11 @@ def open_source(shards: str, settings: DataSettings) -> Source:
     Raises Refused when there is no build, it is not finished, the split or the view set is missing, or a record is.
     """
     out = store.absolute(shards)
+    manifest = require_manifest(out, f"--shards {shards}")
     try:
-        manifest, view_set = read_manifest(out), read_view_set(out, settings.views)
+        view_set = read_view_set(out, settings.views)
     except ValueError as error:
         raise Refused(str(error)) from error
-    if manifest is None:
-        raise Refused(f"--shards {shards} holds no build (no manifest.json)")
     if not manifest.complete and not settings.allow_incomplete:
         raise Refused(
             f"--shards {shards} is not finished: run its build again, or insist with data.allow_incomplete=true"

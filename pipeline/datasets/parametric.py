@@ -7,7 +7,6 @@ the same bytes; colours and textures are drawn from one palette for all classes.
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manifests.records import Asset
+from manifests.seeds import generator
 from manifests.tables import DatasetTable
 from pipeline.datasets.assemblies import ASSEMBLIES, Parameter
 from pipeline.datasets.primitives import assemble, make_paint
@@ -98,5 +98,4 @@ def describe(class_name: str) -> tuple[Parameter, ...]:
 
 def object_rng(class_name: str, seed: int, number: int) -> np.random.Generator:
     """The generator of one object, from (class, seed, number) alone."""
-    digest = hashlib.sha256(f"parametric/{class_name}/{seed}/{number}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    return generator("parametric", class_name, seed, number)
