@@ -124,7 +124,7 @@ def strong_cloud(points: np.ndarray, settings: AugmentSettings, rng: np.random.G
     points = points @ _turn(1, rng.uniform(0, 2 * np.pi)).T.astype(np.float32)
     extent = points.max(axis=0) - points.min(axis=0)
     points = points + (rng.uniform(-settings.points_shift, settings.points_shift, 3) * extent).astype(np.float32)
-    points = points + np.clip(rng.normal(0, JITTER_SIGMA, points.shape), -JITTER_LIMIT, JITTER_LIMIT)
+    points = points + _jitter(points.shape, rng)
     kept = points[rng.random(count) >= rng.uniform(0, settings.points_dropout)]
     kept = crop_cloud(kept, settings.points_crop, rng)
     if not len(kept):
@@ -132,6 +132,17 @@ def strong_cloud(points: np.ndarray, settings: AugmentSettings, rng: np.random.G
     order = rng.permutation(len(kept))
     fill = rng.integers(len(kept), size=max(count - len(kept), 0))
     return kept[np.concatenate([order, fill])[:count]].astype(np.float32)
+
+
+def turned_cloud(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Normalised, turned about +Y by U(0, 2 pi), jittered by N(0, 0.01), at most 0.05: supervised training's cloud."""
+    points = normalize_cloud(points) @ _turn(1, rng.uniform(0, 2 * np.pi)).T.astype(np.float32)
+    return points + _jitter(points.shape, rng)
+
+
+def _jitter(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    noise = rng.standard_normal(shape, np.float32) * np.float32(JITTER_SIGMA)
+    return np.clip(noise, -JITTER_LIMIT, JITTER_LIMIT, out=noise)
 
 
 def crop_cloud(points: np.ndarray, smallest: float, rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +32,15 @@ from manifests.samples import (
     view_member,
 )
 from manifests.seeds import generator
-from training.augment import AugmentSettings, StrongPicture, image_mask, normalize_cloud, strong_cloud, to_tensor
+from training.augment import (
+    AugmentSettings,
+    StrongPicture,
+    image_mask,
+    normalize_cloud,
+    strong_cloud,
+    to_tensor,
+    turned_cloud,
+)
 from training.augment import weak_cloud as make_weak_cloud
 from training.augment import weak_picture as make_weak_picture
 from training.join import DamagedShard, DataSettings, Shard, Source, naming, open_source, read_joined
@@ -41,9 +50,10 @@ from training.join import DamagedShard, DataSettings, Shard, Source, naming, ope
 class Batch:
     """What training sees: no label.
 
-    weak_image, strong_image: float32 (B, 3, S, S), normalised. weak_points, strong_points: float32 (B, N, 3).
-    image_mask: bool (B, S/p, S/p), true where hidden. points_draw: float32 (B, 2) and modality_draw: float32 (B,),
-    uniform draws for the point mask and for labels.mode=random.
+    weak_image, strong_image: (B, 3, S, S), uint8 from a loader; after `to` float32, normalised by `mean` and
+    `deviation` (of RGB in [0, 1]). weak_points, strong_points: float32 (B, N, 3). image_mask: bool (B, S/p, S/p), true
+    where hidden. points_draw: float32 (B, 2) and modality_draw: float32 (B,), uniform draws for the point mask and for
+    labels.mode=random.
     """
 
     keys: tuple[str, ...]
@@ -54,21 +64,47 @@ class Batch:
     image_mask: Tensor
     points_draw: Tensor
     modality_draw: Tensor
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    deviation: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if name != "keys"}
-        return Batch(keys=self.keys, **tensors)
+        """The batch on a device, its pictures normalised."""
+        return _moved(self, device)
 
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """What evaluation sees: all views of each object, float32 (B, V, 3, S, S), clouds (B, N, 3), label int64 (B,)."""
+    """What evaluation and supervised methods see: V views of each object (B, V, 3, S, S), clouds float32 (B, N, 3),
+    label int64 (B,).
+
+    images: float32 and normalised in evaluation and after `to`; uint8 from the loader of `supervised`, where V is 1.
+    """
 
     keys: tuple[str, ...]
     images: Tensor
     points: Tensor
     label: Tensor
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    deviation: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        """The batch on a device, its pictures normalised."""
+        return _moved(self, device)
+
+
+Either = TypeVar("Either", Batch, LabelledBatch)
+
+
+def _moved(batch: Either, device: torch.device) -> Either:
+    """Pictures travel as the only uint8 tensors, a quarter of the bytes, and are normalised where they arrive."""
+    moved = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    for name, value in moved.items():
+        if value.dtype == torch.uint8:
+            mean, deviation = (
+                torch.tensor(values, device=device)[:, None, None] for values in (batch.mean, batch.deviation)
+            )
+            moved[name] = (value.float() / 255 - mean) / deviation
+    return replace(batch, **moved)
 
 
 def picture_of(views: Sample, number: int, channel: str, mapping: str) -> Image.Image:
@@ -117,8 +153,19 @@ class Form:
     mask_ratio: float
 
 
-class UnlabelledSamples(IterableDataset):
-    """Batches of one process for one epoch; call `set_epoch` before iterating."""
+@dataclass(frozen=True)
+class Drawn:
+    """An object of an epoch and the view drawn for it; `rng` goes on with the draws of (seed, epoch, key)."""
+
+    shard: Shard
+    shape: Sample
+    views: Sample
+    view: int
+    rng: np.random.Generator
+
+
+class EpochSamples(IterableDataset):
+    """Batches of one process for one epoch; call `set_epoch` before iterating. Subclasses say what a batch is."""
 
     def __init__(
         self,
@@ -140,15 +187,31 @@ class UnlabelledSamples(IterableDataset):
                 f"optimizer.batch_size={batch_size * world} is more than the {source.total} objects of "
                 f"data.split={settings.split}"
             )
-        mean = NORMALIZE[source.view_set.preset.normalize][0]
-        fill = tuple(round(255 * m) for m in mean)
-        self._strong = StrongPicture(augment, form.image_size, fill)
+        self.mean, self.deviation = NORMALIZE[source.view_set.preset.normalize]
+        self._strong = StrongPicture(augment, form.image_size, tuple(round(255 * m) for m in self.mean))
+
+    def _make(self, drawn: Drawn) -> dict[str, Any]:
+        """`key` and the arrays of one sample."""
+        raise NotImplementedError
+
+    def _collate(self, samples: list[dict[str, Any]]) -> Any:
+        """One batch of samples."""
+        raise NotImplementedError
+
+    def _picture(self, drawn: Drawn) -> Image.Image:
+        with naming(drawn.shard.views, drawn.views.key):
+            mapping = self.source.view_set.preset.mapping
+            return picture_of(drawn.views, drawn.view, self.settings.channel, mapping)
+
+    def _cloud(self, drawn: Drawn) -> np.ndarray:
+        with naming(drawn.shard.shapes, drawn.shape.key):
+            return cloud_of(drawn.shape, self.settings.num_points, drawn.rng)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order and the draws of an epoch."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         pipeline = wds.DataPipeline(
@@ -159,7 +222,7 @@ class UnlabelledSamples(IterableDataset):
                 rng=random.Random(f"{self.seed}/{self.epoch}/{self.rank}/{worker}"),
             ),
             wds.map(self._make),
-            wds.batched(self.batch_size, collation_fn=collate, partial=False),
+            wds.batched(self.batch_size, collation_fn=self._collate, partial=False),
         )
         yield from pipeline
 
@@ -178,35 +241,70 @@ class UnlabelledSamples(IterableDataset):
                 yield from ((shard, *pair) for pair in read_joined(shard, start, stop))
             position += len(shard.keys)
 
-    def _choose(self, joined: tuple[Shard, Sample, Sample]) -> tuple[Shard, Sample, Sample]:
-        """Drops the pictures of the views that `_make` will not draw: the buffer need not hold them."""
+    def _choose(self, joined: tuple[Shard, Sample, Sample]) -> Drawn:
+        """Draws a view and drops the pictures of all others: the buffer need not hold them."""
         shard, shape, views = joined
-        with naming(shard.views, views.key):
-            view = int(generator(self.seed, self.epoch, views.key).integers(num_views(views)))
-        return shard, shape, keep_view(views, view)
-
-    def _make(self, joined: tuple[Shard, Sample, Sample]) -> dict[str, object]:
-        shard, shape, views = joined
-        rng = generator(self.seed, self.epoch, shape.key)
-        preset, form = self.source.view_set.preset, self.form
+        rng = generator(self.seed, self.epoch, views.key)
         with naming(shard.views, views.key):
             view = int(rng.integers(num_views(views)))
-            picture = picture_of(views, view, self.settings.channel, preset.mapping)
-        mean, deviation = NORMALIZE[preset.normalize]
-        with naming(shard.shapes, shape.key):
-            points = cloud_of(shape, self.settings.num_points, rng)
+        return Drawn(shard, shape, keep_view(views, view), view, rng)
+
+
+class UnlabelledSamples(EpochSamples):
+    """Weak and strong views of pictures and clouds, masks and draws: Batch. No label is read."""
+
+    def _make(self, drawn: Drawn) -> dict[str, Any]:
+        form, rng = self.form, drawn.rng
+        picture, points = self._picture(drawn), self._cloud(drawn)
         return {
-            "key": shape.key,
-            "weak_image": to_tensor(make_weak_picture(picture, form.image_size), mean, deviation),
-            "strong_image": to_tensor(self._strong(picture, rng), mean, deviation),
-            "weak_points": torch.from_numpy(make_weak_cloud(points, rng)),
-            "strong_points": torch.from_numpy(strong_cloud(points, self.augment, rng)),
-            "image_mask": torch.from_numpy(
-                image_mask(form.image_size, form.patch, form.mask_cell, form.mask_ratio, rng)
-            ),
-            "points_draw": torch.from_numpy(rng.random(2).astype(np.float32)),
-            "modality_draw": torch.tensor(rng.random(), dtype=torch.float32),
+            "key": drawn.shape.key,
+            "weak_image": np.asarray(make_weak_picture(picture, form.image_size)),
+            "strong_image": np.asarray(self._strong(picture, rng)),
+            "weak_points": make_weak_cloud(points, rng),
+            "strong_points": strong_cloud(points, self.augment, rng),
+            "image_mask": image_mask(form.image_size, form.patch, form.mask_cell, form.mask_ratio, rng),
+            "points_draw": rng.random(2, np.float32),
+            "modality_draw": rng.random(dtype=np.float32),
         }
+
+    def _collate(self, samples: list[dict[str, Any]]) -> Batch:
+        tensors = {name: _stacked(samples, name) for name in samples[0] if name != "key"}
+        for name in ("weak_image", "strong_image"):
+            tensors[name] = tensors[name].permute(0, 3, 1, 2)
+        return Batch(tuple(s["key"] for s in samples), **tensors, mean=self.mean, deviation=self.deviation)
+
+
+class SupervisedSamples(EpochSamples):
+    """One picture, weak or strong by equal chance; a turned and jittered cloud; the label: LabelledBatch."""
+
+    def _make(self, drawn: Drawn) -> dict[str, Any]:
+        picture, points, rng = self._picture(drawn), self._cloud(drawn), drawn.rng
+        with naming(drawn.shard.shapes, drawn.shape.key):
+            label = drawn.shape.json["label"]
+        if label is None:
+            raise DamagedShard(f"{drawn.shard.shapes}: {drawn.shape.key}: no label, which supervised training needs")
+        strong = rng.random() < 0.5
+        picture = self._strong(picture, rng) if strong else make_weak_picture(picture, self.form.image_size)
+        return {
+            "key": drawn.shape.key,
+            "image": np.asarray(picture),
+            "points": turned_cloud(points, rng),
+            "label": np.int64(label),
+        }
+
+    def _collate(self, samples: list[dict[str, Any]]) -> LabelledBatch:
+        return LabelledBatch(
+            keys=tuple(s["key"] for s in samples),
+            images=_stacked(samples, "image").permute(0, 3, 1, 2)[:, None],
+            points=_stacked(samples, "points"),
+            label=_stacked(samples, "label"),
+            mean=self.mean,
+            deviation=self.deviation,
+        )
+
+
+def _stacked(samples: list[dict[str, Any]], name: str) -> Tensor:
+    return torch.from_numpy(np.stack([s[name] for s in samples]))
 
 
 def pad_cloud(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -216,26 +314,49 @@ def pad_cloud(points: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     return np.concatenate([points, points[rng.integers(len(points), size=count - len(points))]])
 
 
-def collate(samples: list[dict[str, object]]) -> Batch:
-    """One batch of samples."""
-    stacked = {name: torch.stack([s[name] for s in samples]) for name in samples[0] if name != "key"}
-    return Batch(keys=tuple(s["key"] for s in samples), **stacked)
-
-
 def unlabelled(
-    source: Source, settings: DataSettings, augment: AugmentSettings, form: Form, batch_size: int, seed: int
+    source: Source,
+    settings: DataSettings,
+    augment: AugmentSettings,
+    form: Form,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> tuple[UnlabelledSamples, DataLoader]:
-    """Batches without labels for training. `set_epoch` on the first, iterate over the second by `batches_of`.
+    """Batches without labels for training, Batch. `set_epoch` on the first, iterate over the second by `batches_of`.
 
-    Raises Refused when a batch is larger than the data.
+    Raises Refused when a batch of all ranks is larger than the data.
     """
-    samples = UnlabelledSamples(source, settings, augment, form, batch_size, seed)
+    samples = UnlabelledSamples(source, settings, augment, form, batch_size, seed, rank, world)
+    return samples, _loader(samples)
+
+
+def supervised(
+    source: Source,
+    settings: DataSettings,
+    augment: AugmentSettings,
+    form: Form,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[SupervisedSamples, DataLoader]:
+    """The same with labels, LabelledBatch of one view an object, for pre-training on a source domain and for an oracle.
+
+    The order of samples, their views and the raised errors are those of `unlabelled`; an object without a label raises
+    DamagedShard naming it.
+    """
+    samples = SupervisedSamples(source, settings, augment, form, batch_size, seed, rank, world)
+    return samples, _loader(samples)
+
+
+def _loader(samples: EpochSamples) -> DataLoader:
     own = torch.Generator()  # or each epoch's start would draw from the generator of the towers, and resuming differ
-    loader = DataLoader(samples, batch_size=None, num_workers=settings.workers, generator=own)
-    return samples, loader
+    return DataLoader(samples, batch_size=None, num_workers=samples.settings.workers, generator=own)
 
 
-def batches_of(loader: DataLoader) -> Iterator[Batch]:
+def batches_of(loader: DataLoader) -> Iterator[Any]:
     """Batches of an epoch; what a reader process raised about a shard is one line again."""
     try:
         yield from loader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from manifests.errors import Refused
 from training.augment import AugmentSettings
-from training.data import Batch, Form, UnlabelledSamples, batches_of, labelled, unlabelled
+from training.data import Batch, Form, UnlabelledSamples, batches_of, labelled, supervised, unlabelled
 from training.join import DamagedShard, DataSettings, open_source
 
 FORM = Form(image_size=64, patch=8, mask_cell=16, mask_ratio=0.3)
@@ -80,7 +81,7 @@ def test_depth_is_mapped_as_the_preset_says(shards) -> None:
     names = [p.name for p in (shards / "views").iterdir() if p.name.startswith("depth10")]
     settings = SETTINGS.model_copy(update={"views": names[0], "channel": "depth"})
     _, loader = unlabelled(open_source(str(shards), settings), settings, AugmentSettings(), FORM, 4, 0)
-    batch = next(iter(loader))
+    batch = next(iter(loader)).to(torch.device("cpu"))
     white = (1 - 0.48145466) / 0.26862954
     assert batch.weak_image[:, 0].max().item() == pytest.approx(white, abs=1e-5)
     assert (batch.weak_image[:, 0] < white - 0.5).float().mean() > 0.05
@@ -197,6 +198,67 @@ def test_declared_failures_are_left_out_and_counted(shards, tmp_path, caplog) ->
 def test_batches_move_whole(shards) -> None:
     _, loader = unlabelled(open_source(str(shards), SETTINGS), SETTINGS, AugmentSettings(), FORM, 4, 0)
     batch = next(iter(loader))
+    assert batch.weak_image.dtype == batch.strong_image.dtype == torch.uint8
     moved = batch.to(torch.device("cpu"))
     assert isinstance(moved, Batch)
     assert moved.keys == batch.keys
+    expected = (batch.weak_image[:, 0].double() / 255 - 0.48145466) / 0.26862954
+    assert torch.allclose(moved.weak_image[:, 0].double(), expected, atol=1e-5)
+    assert moved.strong_image.dtype == torch.float32
+    assert torch.equal(moved.to(torch.device("cpu")).weak_image, moved.weak_image)
+
+
+def test_supervised_batches_hold_one_view_and_the_label(shards) -> None:
+    source = open_source(str(shards), SETTINGS)
+    samples, loader = supervised(source, SETTINGS, AugmentSettings(), FORM, 4, 0)
+    strong = 0
+    for epoch in range(3):
+        samples.set_epoch(epoch)
+        plain = {}
+        for batch in unlabelled_epoch(source, epoch):
+            plain |= dict(zip(batch.keys, batch.weak_image, strict=True))
+        for batch in batches_of(loader):
+            assert batch.images.shape == (4, 1, 3, 64, 64)
+            assert batch.images.dtype == torch.uint8
+            assert batch.points.shape == (4, 128, 3)
+            assert batch.label.dtype == torch.int64
+            for key, label, images in zip(batch.keys, batch.label, batch.images, strict=True):
+                assert source.manifest.classes[label] == key.rpartition("_")[0]
+                strong += not torch.equal(images[0], plain[key])
+            radius = batch.points.norm(dim=2).amax(dim=1)
+            assert ((radius > 0.95) & (radius < 1.1)).all()
+            assert batch.to(torch.device("cpu")).images.dtype == torch.float32
+    assert 30 < strong < 3 * 36 - 30  # half of them
+
+
+def unlabelled_epoch(source, epoch: int) -> list[Batch]:
+    samples, loader = unlabelled(source, SETTINGS, AugmentSettings(), FORM, 4, 0)
+    samples.set_epoch(epoch)
+    return list(batches_of(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_object_without_a_label_is_named(shards, tmp_path, workers: int) -> None:
+    """The label of one object is blanked; training without labels does not notice."""
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    settings = SETTINGS.model_copy(update={"workers": workers})
+    tar = out / "shapes/train-00001.tar"
+    record = json.loads(tar.with_suffix(".json").read_text())
+    whole = tar.read_bytes()
+    first, second = record["offsets"][1:3]
+    planted = re.sub(
+        rb'("dataset":)"parametric"(.*?"label":)\d+',
+        lambda found: (found[1] + b'""' + found[2] + b"null").ljust(len(found[0])),
+        whole[first:second],
+    )
+    assert len(planted) == second - first
+    assert b'"label":null' in planted
+    tar.write_bytes(whole[:first] + planted + whole[second:])
+    source = open_source(str(out), settings)
+    _, loader = supervised(source, settings, AugmentSettings(), FORM, 1, 0)
+    with pytest.raises(DamagedShard) as caught:
+        list(batches_of(loader))
+    assert str(caught.value) == f"{tar}: {record['keys'][1]}: no label, which supervised training needs"
+    _, loader = unlabelled(source, settings, AugmentSettings(), FORM, 1, 0)
+    assert record["keys"][1] in [key for batch in batches_of(loader) for key in batch.keys]
