@@ -29,7 +29,7 @@ ROLE_BLOCKS = {
     "pipeline": ("torch", "torchvision", "open_clip", "timm", "safetensors"),
     "training": ("ray", "open3d", "trimesh"),
 }
-SUPERVISED: set[str] = set()  # objectives that may see labels
+SUPERVISED = {"training/objectives/pretrain.py", "training/oracle.py"}  # beside evaluation: they may see labels
 
 
 def modules() -> list[Path]:

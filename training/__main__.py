@@ -21,7 +21,7 @@ from manifests.errors import Refused, Stopped
 from manifests.recipes import parse_changes
 
 RECIPES = Path(__file__).parent / "recipes"
-LOG_LINE = ("loss", "loss_cls", "loss_align", "loss_fair", "loss_mim", "loss_mpm", "loss_lg_align", "confident_image")
+LOG_LINE = ("loss", "confident", "right")  # beginnings of the names in the log that the line shows
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,7 +90,8 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
             values = logged.values
             rate = recipe.optimizer.batch_size / values["ms_per_step"] * 1000
             bar.update(task, description=f"loss {values['loss']:.3f}  {rate:.0f} samples/s")
-            shown = "  ".join(f"{name.removeprefix('loss_')} {values[name]:.3g}" for name in LOG_LINE)
+            chosen = {name: value for name, value in values.items() if name.startswith(LOG_LINE)}
+            shown = "  ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in chosen.items())
             console.print(f"step {logged.step}/{logged.total_steps}  {shown}  {rate:.0f} samples/s", highlight=False)
 
         folder = fit(

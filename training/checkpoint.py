@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from manifests import store
 from manifests.errors import Refused
 from manifests.recipes import load_toml, parse_recipe, to_toml
-from training.objectives.cross_most import CrossMoST
-from training.recipe import FitRecipe
-from training.towers.clip import TextTower, build_towers
+from training.model import CrossModalModel
+from training.objectives import SUPERVISED
+from training.recipe import FitRecipe, InitSettings
+from training.towers.clip import ImageTower, TextTower, build_towers
 from training.towers.points import PointTower
 
 MODEL, TEACHER, STATE, RECIPE, CLASSES = (
@@ -30,6 +31,11 @@ MODEL, TEACHER, STATE, RECIPE, CLASSES = (
     "recipe.toml",
     "run.json",
 )
+TEXT = "text/text.safetensors"
+_SIZES = {  # keys that the weights depend on
+    "image": ("model", "stem", "image_size"),
+    "points": ("tokenizer_widths", "tokenizer_width", "width", "depth", "heads"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,18 +50,64 @@ class Checkpoint:
     dataset: str
 
 
-def build_model(recipe: FitRecipe, prompt_names: tuple[str, ...]) -> tuple[CrossMoST, TextTower]:
-    """A fresh model with its classifier initialised from text, seeded by the recipe; and the text tower. May Refuse."""
+def build_model(recipe: FitRecipe, prompt_names: tuple[str, ...]) -> tuple[CrossModalModel, TextTower]:
+    """A fresh model and its text tower, seeded by the recipe, with the weights that it names.
+
+    Its classifier is made from text: from the class names in words, in the recipe's prompts. Raises Refused when the
+    weights are missing or of other sizes.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         image, text, scale = build_towers(recipe.image)
         points = PointTower(recipe.points, image.embed_dim)
-        return CrossMoST(image, points, text.classifier(prompt_names, recipe.text), scale), text
+        if recipe.init.all:
+            scale = _load_towers(recipe, image, points, text)
+        supervised = recipe.method in SUPERVISED
+        if supervised and recipe.text.freeze_tokens:
+            text.clip.token_embedding.requires_grad_(False)
+        model = CrossModalModel(
+            image,
+            points,
+            text.classifier(prompt_names, recipe.prompts),
+            scale,
+            separate=recipe.classifier == "own" and not supervised,
+            text=text if supervised else None,
+            captions=text.captions(prompt_names, recipe.prompts) if supervised else None,
+        )
+    return model, text
+
+
+def _load_towers(recipe: FitRecipe, image: ImageTower, points: PointTower, text: TextTower) -> float:
+    """The towers of `init.all`; gives its logit scale (a logarithm)."""
+    begun = open_checkpoint(recipe.init.all)
+    for table, keys in _SIZES.items():
+        for key in keys:
+            old, new = (getattr(getattr(r, table), key) for r in (begun.recipe, recipe))
+            if old != new:
+                raise Refused(f"init.all={recipe.init.all} has {table}.{key}={old}, this recipe {new}")
+    weights = read_weights(begun.folder / MODEL)
+    for name, module in (("image", image), ("points", points)):
+        _load(module, _below(weights, name), begun.folder / MODEL)
+    load_text(begun, text)
+    return float(weights["logit_scale"])
+
+
+def _below(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of one submodule, by their names inside it."""
+    return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+
+
+def load_text(checkpoint: Checkpoint, text: TextTower) -> None:
+    """The text tower of a checkpoint: its own, where it was trained, or its run's."""
+    own = _below(read_weights(checkpoint.folder / MODEL), "text")
+    file = checkpoint.folder.parent.parent / TEXT
+    _load(text, own or read_weights(file), checkpoint.folder / MODEL if own else file)
 
 
 def without_pretrained(recipe: FitRecipe) -> FitRecipe:
-    """The same towers with random weights: for a checkpoint that is loaded next, weights need not be fetched."""
-    return recipe.model_copy(update={"image": recipe.image.model_copy(update={"pretrained": ""})})
+    """The same towers with random weights: for a checkpoint that is loaded next, weights need not be there."""
+    image = recipe.image.model_copy(update={"pretrained": ""})
+    return recipe.model_copy(update={"image": image, "init": InitSettings()})
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -71,7 +123,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_step(
-    run: Path, step: int, student: nn.Module, teacher: nn.Module, state: dict[str, Any], recipe: FitRecipe
+    run: Path, step: int, student: nn.Module, teacher: nn.Module | None, state: dict[str, Any], recipe: FitRecipe
 ) -> Path:
     """Writes one step's folder under another name and renames it. Raises Stopped when the disk is full."""
     folder = run / "checkpoints" / f"step-{step:08d}"
@@ -82,7 +134,8 @@ def save_step(
         temporary.mkdir(parents=True)
         try:
             _write(temporary / MODEL, save(tensors_of(student)))
-            _write(temporary / TEACHER, save(tensors_of(teacher)))
+            if teacher is not None:
+                _write(temporary / TEACHER, save(tensors_of(teacher)))
             buffer = io.BytesIO()
             torch.save(state, buffer)
             _write(temporary / STATE, buffer.getvalue())
@@ -126,9 +179,21 @@ def open_checkpoint(path: str) -> Checkpoint:
         raise Refused(f"{run / CLASSES} is missing or damaged: {error}") from error
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises Refused naming it when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads every tensor of a file, no more and no fewer. Raises Refused naming what does not fit."""
+    _load(model, read_weights(path), path)
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     try:
-        model.load_state_dict(load_file(path), strict=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
         raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error

@@ -18,9 +18,9 @@ from torch.nn.functional import normalize
 
 from manifests.errors import Refused
 from manifests.seeds import seed_digest
-from training.checkpoint import MODEL, TEACHER, Checkpoint, build_model, load_weights, without_pretrained
+from training.checkpoint import MODEL, TEACHER, Checkpoint, build_model, load_text, load_weights, without_pretrained
 from training.data import LabelledBatch, labelled
-from training.objectives.cross_most import CrossMoST
+from training.model import CrossModalModel
 
 BATCH = 32
 COLUMNS = ("image", "image_mean", "image_star", "points")
@@ -82,13 +82,16 @@ def evaluate(
     }
     from_text = None
     if classes_from_text:
-        load_weights(text, checkpoint.folder.parent.parent / "text" / "text.safetensors")
-        from_text = text.classifier(prompts, recipe.text)
+        load_text(checkpoint, text)
+        from_text = text.classifier(prompts, recipe.prompts)
     for who, file in (("student", MODEL), ("teacher", TEACHER)):
+        if who == "teacher" and not (checkpoint.folder / file).is_file():
+            result[who] = None  # a method without a teacher
+            continue
         trained = copy.deepcopy(model)
         load_weights(trained, checkpoint.folder / file)
         if from_text is not None:
-            trained.classifier = torch.nn.Parameter(from_text)
+            trained.set_classifier(from_text)
         trained.to(device).eval()
         counts = _count(trained, batches, source.total, len(classes), recipe.seed, device, on_progress)
         if not counts.objects.sum():
@@ -108,20 +111,20 @@ def _count(model, batches, total, num_classes, seed, device, on_progress) -> _Co
     return counts
 
 
-def _answers(model: CrossMoST, batch: LabelledBatch, seed: int, device: torch.device) -> dict[str, Tensor]:
+def _answers(model: CrossModalModel, batch: LabelledBatch, seed: int, device: torch.device) -> dict[str, Tensor]:
     """For each column the share right (B,): 0 or 1, and a mean over views for image_mean."""
     b, v = batch.images.shape[:2]
     label = batch.label[:, None]
     feature = model.image_features(batch.images.flatten(0, 1).to(device))
-    by_view = (model.logits(feature).argmax(dim=1).cpu().reshape(b, v) == label).float()
+    by_view = (model.image_logits(feature).argmax(dim=1).cpu().reshape(b, v) == label).float()
     view = torch.tensor([one_view(seed, key, v) for key in batch.keys])
     star = normalize(feature.reshape(b, v, -1).mean(dim=1), dim=1)
     points = model.point_features(batch.points.to(device))
     return {
         "image": by_view.gather(1, view[:, None]).squeeze(1),
         "image_mean": by_view.mean(dim=1),
-        "image_star": (model.logits(star).argmax(dim=1).cpu() == batch.label).float(),
-        "points": (model.logits(points).argmax(dim=1).cpu() == batch.label).float(),
+        "image_star": (model.image_logits(star).argmax(dim=1).cpu() == batch.label).float(),
+        "points": (model.points_logits(points).argmax(dim=1).cpu() == batch.label).float(),
     }
 
 

@@ -8,14 +8,16 @@ import math
 import pickle
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from manifests import store
 from manifests.errors import Refused, Stopped
@@ -27,6 +29,7 @@ from training.checkpoint import (
     RECIPE,
     STATE,
     TEACHER,
+    TEXT,
     build_model,
     load_weights,
     prune,
@@ -35,9 +38,12 @@ from training.checkpoint import (
     tensors_of,
     without_pretrained,
 )
-from training.data import Form, UnlabelledSamples, batches_of, unlabelled
+from training.data import Form, batches_of, supervised, unlabelled
 from training.join import Source, open_source
-from training.objectives import cross_most
+from training.losses import biasedness
+from training.model import CrossModalModel, parameter_groups
+from training.objectives import METHODS, SUPERVISED
+from training.objectives.step import Step
 from training.recipe import FitRecipe, OptimizerSettings
 from training.teacher import Teacher
 
@@ -65,19 +71,77 @@ def learning_rate(step: int, total: int, warmup: int, settings: OptimizerSetting
 
 
 @dataclass
+class _Log:
+    """What is summed up on the device since the last row of the log, and the first loss that was not finite.
+
+    names: of the entries of `sums`, a vector. counts: histograms by name. fault: step (or -1), then 1 for each term
+    that was not finite in it; read together with the sums, so that a step never waits for the device.
+    """
+
+    names: tuple[str, ...] = ()
+    sums: torch.Tensor | None = None
+    counts: dict[str, torch.Tensor] = field(default_factory=dict)
+    steps: int = 0
+    fault: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, result: Step, step: int) -> torch.Tensor:
+        """Adds a step's values; gives 1.0 where one of its terms is not finite, else 0.0, on the device."""
+        values = {"loss": result.total}
+        values |= {f"loss_{name}": value for name, value in result.terms.items()}
+        values |= {f"weighted_{name}": value for name, value in result.weighted.items()}
+        values |= result.figures
+        vector = torch.stack([value.detach().float() for value in values.values()])
+        self.names = tuple(values)
+        self.sums = vector if self.sums is None else self.sums + vector
+        for name, count in result.counts.items():
+            self.counts[name] = self.counts[name] + count if name in self.counts else count
+        self.steps += 1
+        bad = ~torch.isfinite(torch.stack([value.detach() for value in result.terms.values()]))
+        here = torch.cat([torch.full((1,), float(step), device=bad.device), bad.float()])
+        first = here if self.fault is None else torch.where(self.fault[0] < 0, here, self.fault)
+        self.fault = torch.where(bad.any() | (first[0] < step), first, torch.full_like(first, -1.0))
+        return bad.any().float()
+
+    def refuse_fault(self, terms: list[str]) -> None:
+        """Raises Stopped naming the first step and its terms that were not finite."""
+        if self.fault is not None and self.fault[0] >= 0:
+            step, *bad = self.fault.tolist()
+            names = [name for name, wrong in zip(terms, bad, strict=True) if wrong]
+            raise Stopped(f"step {int(step)}: the loss {', '.join(names)} is not finite; lower optimizer.lr")
+
+    def row(self) -> dict[str, float]:
+        """Means since the last row; and the biasedness of the hard predictions since then."""
+        values = dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True))
+        values |= {f"biasedness_{name}": biasedness(count.float()).item() for name, count in self.counts.items()}
+        self.sums, self.counts, self.steps = None, {}, 0
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that the rows of a run that goes on are those of an unbroken one."""
+        return {"names": list(self.names), "sums": self.sums, "counts": self.counts, "steps": self.steps}
+
+    def restore(self, saved: dict[str, Any], device: torch.device) -> None:
+        """Goes on from a checkpoint."""
+        self.names, self.steps = tuple(saved["names"]), saved["steps"]
+        self.sums = None if saved["sums"] is None else saved["sums"].to(device)
+        self.counts = {name: count.to(device) for name, count in saved["counts"].items()}
+
+
+@dataclass
 class _Run:
     """Everything that moves during a run."""
 
     folder: Path
     recipe: FitRecipe
     device: torch.device
-    student: cross_most.CrossMoST
-    teacher: Teacher
+    student: CrossModalModel
+    teacher: Teacher | None
     optimizer: torch.optim.Optimizer
-    samples: UnlabelledSamples
+    samples: Any
     loader: Any
     step: int = 0
-    logged: int = 0
+    log: _Log = field(default_factory=_Log)
 
     @property
     def steps_an_epoch(self) -> int:
@@ -169,16 +233,19 @@ def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) 
     built = without_pretrained(recipe) if step_folders(folder) else recipe
     student, text = build_model(built, source.manifest.prompt_names)
     form = Form(student.image.image_size, student.image.patch, recipe.mask.image_cell, recipe.mask.image_ratio)
-    if form.mask_cell % form.patch or form.image_size % form.mask_cell:
+    masked = recipe.method not in SUPERVISED
+    if masked and (form.mask_cell % form.patch or form.image_size % form.mask_cell):
         raise Refused(
             f"mask.image_cell={form.mask_cell} must be whole patches of {form.patch} and divide {form.image_size}"
         )
     settings = recipe.optimizer
-    samples, loader = unlabelled(source, recipe.data, recipe.augment, form, settings.batch_size, recipe.seed)
+    stream = supervised if recipe.method in SUPERVISED else unlabelled
+    samples, loader = stream(source, recipe.data, recipe.augment, form, settings.batch_size, recipe.seed)
     student.to(device).train()
-    teacher = Teacher(student, recipe.ema)
-    groups = cross_most.parameter_groups(student, settings.weight_decay, settings.layer_decay, settings.lr)
-    return _Run(folder, recipe, device, student, teacher, torch.optim.AdamW(groups), samples, loader), text
+    teacher = None if recipe.method in SUPERVISED else Teacher(student, recipe.ema)
+    groups = parameter_groups(student, settings.weight_decay, settings.layer_decay, settings.lr)
+    optimizer = torch.optim.AdamW(groups, fused=True)  # fused: an update can be skipped on the device (found_inf)
+    return _Run(folder, recipe, device, student, teacher, optimizer, samples, loader), text
 
 
 def _write_run_files(state: _Run, text: nn.Module) -> None:
@@ -191,7 +258,8 @@ def _write_run_files(state: _Run, text: nn.Module) -> None:
         "max_rss_mb": 0.0,
     }
     store.write_bytes(str(state.folder / CLASSES), json.dumps(about, indent=1).encode())
-    store.write_bytes(str(state.folder / "text" / "text.safetensors"), save(tensors_of(text)))
+    if state.student.text is None:  # else it is trained, and part of every checkpoint
+        store.write_bytes(str(state.folder / TEXT), save(tensors_of(text)))
 
 
 def _write_seconds(folder: Path, seconds: float, steps: int) -> None:
@@ -207,13 +275,15 @@ def _resume(state: _Run) -> None:
     """Student, teacher, optimiser, step and random numbers of the last checkpoint."""
     folder = step_folders(state.folder)[-1]
     load_weights(state.student, folder / MODEL)
-    load_weights(state.teacher.model, folder / TEACHER)
+    if state.teacher is not None:
+        load_weights(state.teacher.model, folder / TEACHER)
     try:
         saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise Refused(f"{folder / STATE} is damaged: delete {folder} to go on from the one before") from error
     state.optimizer.load_state_dict(saved["optimizer"])
-    state.step = state.logged = saved["step"]
+    state.step = saved["step"]
+    state.log.restore(saved["log"], state.device)
     torch.set_rng_state(saved["torch_rng"])
     if state.device.type == "cuda" and "cuda_rng" in saved:
         torch.cuda.set_rng_state(saved["cuda_rng"], state.device)
@@ -229,68 +299,90 @@ def _cut_log(path: Path, step: int) -> None:
 
 
 def _save(state: _Run) -> Path:
-    """Writes a checkpoint. Raises Stopped when a weight is not finite (the loss before it was): it could not go on."""
+    """Writes a checkpoint. Raises Stopped when a loss was not finite, or a weight is: the run could not go on."""
+    state.log.refuse_fault(list(_terms(state)))
+    state.student.refresh_classifier()
     for name, value in state.student.named_parameters():
         if not torch.isfinite(value).all():
             raise Stopped(f"step {state.step}: the weight {name} is not finite; lower optimizer.lr")
-    saved = {"step": state.step, "optimizer": state.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
+    saved = {
+        "step": state.step,
+        "log": state.log.state(),
+        "optimizer": state.optimizer.state_dict(),
+        "torch_rng": torch.get_rng_state(),
+    }
     if state.device.type == "cuda":
         saved["cuda_rng"] = torch.cuda.get_rng_state(state.device)
-    folder = save_step(state.folder, state.step, state.student, state.teacher.model, saved, state.recipe)
+    teacher = None if state.teacher is None else state.teacher.model
+    folder = save_step(state.folder, state.step, state.student, teacher, saved, state.recipe)
     prune(state.folder, state.recipe.keep_last)
     return folder
 
 
 def _loop(state: _Run, on_log: Callable[[Logged], None], on_step: Callable[[int, int], None]) -> None:
     recipe, total = state.recipe, state.total_steps
-    seen = time.monotonic()
-    while state.step < total:
-        epoch, skip = divmod(state.step, state.steps_an_epoch)
-        state.samples.set_epoch(epoch)
-        for number, batch in enumerate(batches_of(state.loader)):
-            if number < skip:
-                continue
-            if state.step >= total:
-                return
-            result, rate = _update(state, batch.to(state.device))
-            state.step += 1
-            on_step(state.step, total)
-            if state.step % recipe.log_every == 0 or state.step == total:
-                now = time.monotonic()
-                values = _values(result, recipe, rate, 1000 * (now - seen) / (state.step - state.logged))
-                seen, state.logged = now, state.step
-                _append(state.folder / LOG, state.step, values)
-                on_log(Logged(state.step, total, values))
-            if state.step % recipe.save_every == 0 and state.step < total:
-                _save(state)
+    seen, since = time.monotonic(), state.step
+    with _events(state) as events:
+        while state.step < total:
+            epoch, skip = divmod(state.step, state.steps_an_epoch)
+            state.samples.set_epoch(epoch)
+            for number, batch in enumerate(batches_of(state.loader)):
+                if number < skip:
+                    continue
+                if state.step >= total:
+                    return
+                rate = _update(state, batch.to(state.device))
+                state.step += 1
+                on_step(state.step, total)
+                if state.step % recipe.log_every == 0 or state.step == total:
+                    state.log.refuse_fault(list(_terms(state)))
+                    now = time.monotonic()
+                    timing = {"ms_per_step": 1000 * (now - seen) / (state.step - since)}
+                    values = state.log.row() | {"lr": rate} | timing
+                    seen, since = now, state.step
+                    _append(state.folder / LOG, state.step, values)
+                    for name, value in values.items():
+                        events(name, value, state.step)
+                    on_log(Logged(state.step, total, values))
+                if state.step % recipe.save_every == 0 and state.step < total:
+                    _save(state)
 
 
-def _update(state: _Run, batch: Any) -> tuple[cross_most.Step, float]:
-    """One optimiser step and one step of the teacher. Raises Stopped naming step and term when a loss is not finite."""
-    settings = state.recipe.optimizer
+def _terms(state: _Run) -> tuple[str, ...]:
+    """Names of the losses, in the order of the log."""
+    return tuple(name.removeprefix("weighted_") for name in state.log.names if name.startswith("weighted_"))
+
+
+def _update(state: _Run, batch: Any) -> float:
+    """One optimiser step and one step of the teacher; gives the learning rate.
+
+    An update whose loss is not finite is skipped on the device; the log finds it at its next row.
+    """
+    recipe = state.recipe
+    settings = recipe.optimizer
     warmup = round(settings.warmup_epochs * state.steps_an_epoch)
     rate = learning_rate(state.step, state.total_steps, min(warmup, state.total_steps // 2), settings)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
-    result = cross_most.step(state.student, state.teacher.model, batch, state.recipe.objective())
-    if not torch.isfinite(result.total):
-        bad = [name for name, value in result.terms.items() if not torch.isfinite(value)]
-        raise Stopped(f"step {state.step + 1}: the loss {', '.join(bad) or 'total'} is not finite; lower optimizer.lr")
+    teacher = None if state.teacher is None else state.teacher.model
+    result = METHODS[recipe.method](state.student, teacher, batch, recipe)
     state.optimizer.zero_grad(set_to_none=True)
     result.total.backward()
+    state.optimizer.found_inf = state.log.add(result, state.step + 1)
     state.optimizer.step()
-    state.teacher.update(state.student, state.step)
-    return result, rate
+    if state.teacher is not None:
+        state.teacher.update(state.student, state.step)
+    return rate
 
 
-def _values(result: cross_most.Step, recipe: FitRecipe, rate: float, milliseconds: float) -> dict[str, float]:
-    """Every loss unweighted and weighted, the figures, the learning rate and the time of a step."""
-    weights = recipe.weights.model_dump()
-    values = {"loss": result.total.item()}
-    values |= {f"loss_{name}": value.item() for name, value in result.terms.items()}
-    values |= {f"weighted_{name}": weights[name] * value.item() for name, value in result.terms.items()}
-    values |= {name: value.item() for name, value in result.figures.items()}
-    return values | {"lr": rate, "ms_per_step": milliseconds}
+@contextmanager
+def _events(state: _Run) -> Iterator[Callable[[str, float, int], None]]:
+    """TensorBoard's writer of scalars; after a resume it drops the events behind the checkpoint."""
+    if not state.recipe.tensorboard:
+        yield lambda name, value, step: None
+        return
+    with SummaryWriter(str(state.folder / "tensorboard"), purge_step=state.step + 1) as writer:
+        yield writer.add_scalar
 
 
 def _append(path: Path, step: int, values: dict[str, float]) -> None:

@@ -77,6 +77,18 @@ def alignment(
     return (both + cross_entropy(similarity.T, target, reduction=reduction)) / 2
 
 
+def contrastive(left_BE: Tensor, right_BE: Tensor, positive_BB: Tensor, scale: Tensor) -> Tensor:
+    """Half of both directions' cross-entropies between unit features, where a row may have several positives.
+
+    positive_BB: bool, symmetric, true on the diagonal; a row's target is uniform over its positives. scale: factor on
+    the cosine, exp(logit_scale). With the identity it is CLIP's loss. (Supervised contrastive: Khosla et al., L_out.)
+    """
+    logits = scale * left_BE @ right_BE.T
+    target = positive_BB.to(logits.dtype)
+    target = target / target.sum(dim=1, keepdim=True)
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+
+
 def masked_image(predicted: Tensor, image: Tensor, pixel_mask: Tensor) -> Tensor:
     """L_mim: mean absolute error over masked pixels and channels of the normalised strong image.
 
@@ -106,3 +118,12 @@ def divergence_from_uniform(logits_BC: Tensor) -> Tensor:
     """The figure `entropy` of the paper's analysis: mean over B of KL(softmax || uniform), natural log. Not a loss."""
     log_probability = log_softmax(logits_BC, dim=1)
     return ((log_probability.exp() * log_probability).sum(dim=1) + math.log(logits_BC.shape[1])).mean()
+
+
+def biasedness(count_C: Tensor) -> Tensor:
+    """The figure `biasedness` of the paper's analysis: KL(share of each class among hard predictions || uniform).
+
+    count_C: how often each class was predicted. Natural log; 0 is even, log C is one class alone. Not a loss.
+    """
+    share = count_C / count_C.sum().clamp(min=1)
+    return torch.special.xlogy(share, share * len(count_C)).sum()

@@ -10,14 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from manifests.recipes import Value, find_recipe, load_toml, merge, parse_recipe
 from training.augment import AugmentSettings
 from training.join import DataSettings
-from training.objectives.cross_most import (
-    AlignSettings,
-    CrossMostSettings,
-    LocalGlobalSettings,
-    MaskSettings,
-    Weights,
-)
-from training.teacher import EMASettings, LabelSettings
+from training.objectives.cross_most import CrossMostSettings
+from training.objectives.pretrain import PretrainSettings
+from training.prompts import DEFAULT_PROMPTS, Prompts
+from training.teacher import EMASettings
 from training.towers.clip import ImageSettings, TextSettings
 from training.towers.points import PointSettings
 
@@ -42,28 +38,41 @@ class OptimizerSettings(BaseModel):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
 
 
-class FitRecipe(BaseModel):
-    """What to train on what. log_every, save_every: steps; keep_last: newest checkpoints that stay beside the first."""
+class InitSettings(BaseModel):
+    """Weights to begin with. all: a run of ours or one of its checkpoints, whose towers, text tower and logit scale are
+    taken; the classifier is made from the class names of the shards.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["cross_most"] = "cross_most"
+    all: str = ""
+
+
+class FitRecipe(CrossMostSettings):
+    """What to train on what.
+
+    classifier: one for both branches, or each its `own`. prompts: the classifier's, or the name of a shipped set
+    (training.prompts), or a file with one a line. log_every, save_every: steps; keep_last: newest checkpoints that stay
+    beside the first. tensorboard: write RUN/tensorboard as well.
+    """
+
+    method: Literal["cross_most", "self_training", "pretrain"] = "cross_most"
     seed: int = 0
+    init: InitSettings = InitSettings()
     image: ImageSettings = ImageSettings()
     text: TextSettings = TextSettings()
+    prompts: Prompts = DEFAULT_PROMPTS
     points: PointSettings = PointSettings()
+    classifier: Literal["shared", "own"] = "shared"
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
-    labels: LabelSettings = LabelSettings()
-    weights: Weights = Weights()
-    align: AlignSettings = AlignSettings()
-    mask: MaskSettings = MaskSettings()
-    lg_align: LocalGlobalSettings = LocalGlobalSettings()
     ema: EMASettings = EMASettings()
+    pretrain: PretrainSettings = PretrainSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     log_every: Annotated[int, Field(ge=1)] = 10
     save_every: Annotated[int, Field(ge=1)] = 1000
     keep_last: Annotated[int, Field(ge=1)] = 2
+    tensorboard: bool = True
 
     @model_validator(mode="after")
     def _points_for_groups(self) -> FitRecipe:
@@ -71,12 +80,6 @@ class FitRecipe(BaseModel):
         if self.data.num_points < wanted:
             raise ValueError(f"data.num_points={self.data.num_points} is fewer than the {wanted} that points.* needs")
         return self
-
-    def objective(self) -> CrossMostSettings:
-        """The objective's own settings."""
-        return CrossMostSettings(
-            labels=self.labels, weights=self.weights, align=self.align, mask=self.mask, lg_align=self.lg_align
-        )
 
 
 def read_recipe(name: str, changes: dict[str, Value]) -> FitRecipe:

@@ -63,13 +63,17 @@ class Teacher:
     def update(self, student: nn.Module, step: int) -> float:
         """teacher <- d teacher + (1 - d) student over parameters and floating buffers; others are copied. Gives d."""
         d = momentum(step, self._settings)
-        theirs = dict(student.named_parameters()) | dict(student.named_buffers())
-        for name, mine in [*self.model.named_parameters(), *self.model.named_buffers()]:
-            if mine.is_floating_point():
-                mine.lerp_(theirs[name].detach().to(mine.dtype), 1 - d)
-            else:
-                mine.copy_(theirs[name])
+        pairs = list(zip(_tensors(self.model), _tensors(student), strict=True))
+        floating = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
+        torch._foreach_lerp_([mine for mine, _ in floating], [theirs for _, theirs in floating], 1 - d)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(theirs)
         return d
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 @torch.no_grad()

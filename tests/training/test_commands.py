@@ -49,7 +49,8 @@ def weights(folder, step: int) -> str:
 
 
 def test_what_a_run_holds(run) -> None:
-    assert {p.name for p in run.iterdir()} == {"recipe.toml", "run.json", "log.csv", "text", "checkpoints"}
+    files = {"recipe.toml", "run.json", "log.csv"}
+    assert {p.name for p in run.iterdir()} == files | {"text", "checkpoints", "tensorboard"}
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [
         "step-00000000",
         "step-00000003",
@@ -138,8 +139,8 @@ def test_no_label_reaches_fit(training, shards, run, tmp_path) -> None:
         (("small_cross_most", "optimizer.leaning_rate=1"), ["optimizer.leaning_rate"]),
         (("small_cross_most", "data.views=rgb99"), ["data.views=rgb99", "rgb12"]),
         (("small_cross_most", "optimizer.batch_size=500"), ["batch_size=500", "38 objects"]),
-        (("small_cross_most", "mask.image_cell=24"), ["mask.image_cell=24"]),
-        (("small_cross_most", "data.num_points=8"), ["data.num_points=8", "16"]),
+        (("small_cross_most", "mask.image_cell=20", "optimizer.batch_size=4"), ["mask.image_cell=20"]),
+        (("small_cross_most", "data.num_points=8"), ["data.num_points=8", "24"]),
         (("small_cross_most", "data.channel=gray"), ["data.channel=gray", "rgb, depth"]),
         (("small_cross_most", "image.pretrained=/nowhere.pt"), ["image.pretrained"]),
     ],

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from training.data import Batch
-from training.objectives.cross_most import CrossMostSettings, MaskSettings, Weights, parameter_groups, step
+from training.model import parameter_groups
+from training.objectives.cross_most import CrossMostSettings, MaskSettings, Weights, step
 from training.recipe import FitRecipe
 from training.teacher import EMASettings, LabelSettings, Teacher
 
@@ -36,13 +37,13 @@ def model_of(recipe: FitRecipe = RECIPE):
 
 def batch_of(size: int = 6) -> Batch:
     g = torch.Generator().manual_seed(0)
-    pictures, clouds = torch.randn(size, 3, 64, 64, generator=g), torch.randn(size, 64, 3, generator=g)
-    mask = torch.zeros(size, 8, 8, dtype=torch.bool)
+    pictures, clouds = torch.randn(size, 3, 48, 48, generator=g), torch.randn(size, 64, 3, generator=g)
+    mask = torch.zeros(size, 6, 6, dtype=torch.bool)
     mask[:, :4, :4] = True
     return Batch(
         tuple(map(str, range(size))),
         pictures,
-        pictures + 0.1 * torch.randn(size, 3, 64, 64, generator=g),
+        pictures + 0.1 * torch.randn(size, 3, 48, 48, generator=g),
         clouds,
         clouds * 1.2,
         mask,

@@ -1,8 +1,7 @@
 """Cross-MoST: joint pseudo-labels, cross-modal alignment and masked modelling of an image tower and a point tower.
 
-Total: L_cls + L_align + L_fair + L_mim + L_mpm + 0.2 L_lg-align (weights by key). Features are unit vectors and
-logits = exp(logit_scale) feature . classifier (the paper prints a bare dot product, whose softmax cannot exceed 0.16 at
-40 classes; the scale is the released code's). The classifier is shared by both modalities.
+Total: L_cls + L_align + L_fair + L_mim + L_mpm + 0.2 L_lg-align (weights by key). The classifier is shared by both
+modalities.
 """
 
 from __future__ import annotations
@@ -12,14 +11,15 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from training import losses
 from training.data import Batch
+from training.model import CrossModalModel
+from training.objectives.step import Step, weigh
 from training.teacher import LabelSettings, PseudoLabels, pseudo_labels
-from training.towers.clip import ImageTower, pixel_mask
-from training.towers.points import PointTower
+from training.towers.clip import pixel_mask
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -80,43 +80,46 @@ class CrossMostSettings(BaseModel):
     lg_align: LocalGlobalSettings = LocalGlobalSettings()
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one step gives: the weighted total; each unweighted loss by name; and figures to log (no gradient)."""
+def step(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, settings: CrossMostSettings) -> Step:
+    """All six losses of one batch. The teacher sees weak views, unmasked, in eval mode."""
+    branches = teach(student, teacher, batch, settings, settings.labels)
+    align = losses.alignment(
+        branches.image,
+        branches.points,
+        settings.align.temperature,
+        settings.align.reduction,
+        settings.align.gather,
+    )
+    terms = branches.terms | {"align": align}
+    return weigh(terms, settings.weights.model_dump(), branches.figures, branches.counts)
 
-    total: Tensor
+
+@dataclass(frozen=True)
+class Branches:
+    """Both branches taught by pseudo-labels: every term but L_align, what is logged, and the student's unit features.
+
+    image, points: (B, E), those that L_cls sees: masked in one pass, unmasked in two.
+    """
+
     terms: dict[str, Tensor]
     figures: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    image: Tensor
+    points: Tensor
 
 
-class CrossMoST(nn.Module):
-    """Both towers, the shared classifier (E, C) and the logarithm of the logit scale."""
-
-    def __init__(self, image: ImageTower, points: PointTower, classifier: Tensor, logit_scale: float) -> None:
-        super().__init__()
-        self.image, self.points = image, points
-        self.classifier = nn.Parameter(classifier.detach().clone())
-        self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale), dtype=classifier.dtype))
-
-    def logits(self, feature: Tensor) -> Tensor:
-        """(B, C) of unit features (B, E)."""
-        return self.logit_scale.exp() * feature @ self.classifier
-
-    def image_features(self, pictures: Tensor) -> Tensor:
-        """Unit features (B, E) of normalised pictures (B, 3, S, S)."""
-        return normalize(self.image(pictures).feature, dim=1)
-
-    def point_features(self, points: Tensor) -> Tensor:
-        """Unit features (B, E) of clouds (B, N, 3)."""
-        return normalize(self.points(points).feature, dim=1)
-
-
-def step(student: CrossMoST, teacher: CrossMoST, batch: Batch, settings: CrossMostSettings) -> Step:
-    """All six losses of one batch. The teacher sees weak views, unmasked, in eval mode."""
+def teach(
+    student: CrossModalModel,
+    teacher: CrossModalModel,
+    batch: Batch,
+    settings: CrossMostSettings,
+    label_settings: LabelSettings,
+) -> Branches:
+    """The terms of self-training: pseudo-labels of the teacher's weak views teach the student's strong views."""
     with torch.no_grad():
-        image_logits = teacher.logits(teacher.image_features(batch.weak_image))
-        points_logits = teacher.logits(teacher.point_features(batch.weak_points))
-    labels = pseudo_labels(image_logits, points_logits, settings.labels, batch.modality_draw)
+        image_logits = teacher.image_logits(teacher.image_features(batch.weak_image))
+        points_logits = teacher.points_logits(teacher.point_features(batch.weak_points))
+    labels = pseudo_labels(image_logits, points_logits, label_settings, batch.modality_draw)
     image = student.image(batch.strong_image, batch.image_mask)
     points = student.points(batch.strong_points, batch.points_draw)
     image_feature, points_feature = normalize(image.feature, dim=1), normalize(points.feature, dim=1)
@@ -124,23 +127,14 @@ def step(student: CrossMoST, teacher: CrossMoST, batch: Batch, settings: CrossMo
     if settings.mask.passes == 2:
         image_feature = student.image_features(batch.strong_image)
         points_feature = student.point_features(batch.strong_points)
-    image_out, points_out = student.logits(image_feature), student.logits(points_feature)
+    image_out, points_out = student.image_logits(image_feature), student.points_logits(points_feature)
     terms |= {
         "cls": losses.confident_cross_entropy(image_out, labels.image_label, labels.image_confident)
         + losses.confident_cross_entropy(points_out, labels.points_label, labels.points_confident),
         "fair": losses.fairness(image_out) + losses.fairness(points_out),
-        "align": losses.alignment(
-            image_feature,
-            points_feature,
-            settings.align.temperature,
-            settings.align.reduction,
-            settings.align.gather,
-        ),
     }
-    weights = settings.weights.model_dump()
-    ordered = {name: terms[name] for name in weights}
-    total = torch.stack([weights[name] * value for name, value in ordered.items()]).sum()
-    return Step(total, ordered, _figures(labels, image_logits, points_logits, student))
+    figures = _figures(labels, image_logits, points_logits, student)
+    return Branches(terms, figures, _counts(image_logits, points_logits), image_feature, points_feature)
 
 
 def _masked_terms(student, batch, settings, image, points, image_feature, points_feature) -> dict[str, Tensor]:
@@ -165,7 +159,7 @@ def _masked_terms(student, batch, settings, image, points, image_feature, points
 
 @torch.no_grad()
 def _figures(
-    labels: PseudoLabels, image_logits: Tensor, points_logits: Tensor, student: CrossMoST
+    labels: PseudoLabels, image_logits: Tensor, points_logits: Tensor, student: CrossModalModel
 ) -> dict[str, Tensor]:
     """Shares of confident samples, of labels from the image, agreement of the teacher's two branches, entropy, scale.
 
@@ -184,32 +178,11 @@ def _figures(
     }
 
 
-def parameter_groups(model: CrossMoST, weight_decay: float, layer_decay: float, lr: float) -> list[dict]:
-    """AdamW groups: decay on matrices only, none on 1-D and 0-D parameters, tokens and positions; `lr_scale` by layer.
-
-    Layer decay scales the image tower alone: embeddings lowest, then block by block; all else learns at lr. (Released
-    code also decays logit_scale, tokens and positions.)
-    """
-    blocks = len(model.image.visual.transformer.resblocks)
-    groups: dict[tuple[float, float], dict] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        plain = parameter.ndim >= 2 and not any(word in name for word in ("token", "cls_pos", "positional_embedding"))
-        decay = weight_decay if plain else 0.0
-        scale = layer_decay ** (blocks + 1 - _layer(name, blocks))
-        group = groups.setdefault(
-            (decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale, "lr": lr * scale}
-        )
-        group["params"].append(parameter)
-    return list(groups.values())
-
-
-def _layer(name: str, blocks: int) -> int:
-    """0 for the image tower's embeddings, 1.. for its blocks, blocks + 1 for everything else."""
-    if name.startswith("image.visual.transformer.resblocks."):
-        return int(name.split(".")[4]) + 1
-    embeddings = ("image.visual.class_embedding", "image.visual.positional_embedding", "image.visual.conv1")
-    if name.startswith((*embeddings, "image.visual.ln_pre", "image.mask_token")):
-        return 0
-    return blocks + 1
+@torch.no_grad()
+def _counts(image_logits: Tensor, points_logits: Tensor) -> dict[str, Tensor]:
+    """Histograms (C,) of the teacher's hard predictions on weak views."""
+    classes = image_logits.shape[1]
+    return {
+        "image": torch.bincount(image_logits.argmax(dim=1), minlength=classes),
+        "points": torch.bincount(points_logits.argmax(dim=1), minlength=classes),
+    }

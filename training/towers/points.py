@@ -20,6 +20,7 @@ Positive = Annotated[int, Field(ge=1)]
 class PointSettings(BaseModel):
     """Sizes of the point tower. Defaults: Cross-MoST as released (64 groups of 32, 12 blocks of width 384).
 
+    tokenizer_widths: channels of the mini-PointNet's three inner convolutions; tokenizer_width: of a token.
     freeze_tokenizer: the mini-PointNet is not trained and its batch norms stay in eval mode (released code freezes the
     weights and leaves the batch norms moving).
     """
@@ -28,6 +29,7 @@ class PointSettings(BaseModel):
 
     groups: Positive = 64
     group_size: Positive = 32
+    tokenizer_widths: tuple[Positive, Positive, Positive] = (128, 256, 512)
     tokenizer_width: Positive = 256
     width: Positive = 384
     depth: Positive = 12
@@ -98,13 +100,14 @@ def block_mask(centres: Tensor, draw: Tensor, low: float = 0.3, high: float = 0.
 class MiniPointNet(nn.Module):
     """A group of points -> one token (Point-BERT's tokenizer encoder)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, inner: tuple[int, int, int] = (128, 256, 512)) -> None:
         super().__init__()
+        a, b, c = inner
         self.first_conv = nn.Sequential(
-            nn.Conv1d(3, 128, 1), nn.BatchNorm1d(128), nn.ReLU(inplace=True), nn.Conv1d(128, 256, 1)
+            nn.Conv1d(3, a, 1), nn.BatchNorm1d(a), nn.ReLU(inplace=True), nn.Conv1d(a, b, 1)
         )
         self.second_conv = nn.Sequential(
-            nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(inplace=True), nn.Conv1d(512, width, 1)
+            nn.Conv1d(2 * b, c, 1), nn.BatchNorm1d(c), nn.ReLU(inplace=True), nn.Conv1d(c, width, 1)
         )
 
     def forward(self, neighbourhoods: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ class PointTower(nn.Module):
         super().__init__()
         s = settings
         self.settings = s
-        self.encoder = MiniPointNet(s.tokenizer_width)
+        self.encoder = MiniPointNet(s.tokenizer_width, s.tokenizer_widths)
         self.reduce_dim = nn.Linear(s.tokenizer_width, s.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, s.width))
         self.cls_pos = nn.Parameter(torch.zeros(1, 1, s.width))

@@ -1,0 +1,36 @@
+"""What one step of any method gives to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """total: the weighted sum, a scalar. terms, weighted: each loss by name, without and with its weight.
+
+    figures: scalars to log. counts: histograms (C,) of hard predictions; the loop adds them up between two rows of the
+    log and writes their biasedness. Neither carries a gradient.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    weighted: dict[str, Tensor]
+    figures: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def weigh(
+    terms: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    figures: dict[str, Tensor] | None = None,
+    counts: dict[str, Tensor] | None = None,
+) -> Step:
+    """A step of the terms, in the order of their weights."""
+    ordered = {name: terms[name] for name in weights}
+    weighted = {name: weights[name] * value for name, value in ordered.items()}
+    return Step(torch.stack(list(weighted.values())).sum(), ordered, weighted, figures or {}, counts or {})
