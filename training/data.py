@@ -1,13 +1,13 @@
 """Shards -> batches: shapes and views are merge-joined by their records, shuffled with a seed, decoded, augmented.
 
-An epoch's order depends on (seed, epoch, records) alone: shards are permuted, their concatenation is cut into as many
-contiguous ranges as there are readers (offsets in the records let a range begin inside a shard), and each reader
-shuffles in a buffer. View, augmentation and mask of a sample are drawn from (seed, epoch, key).
+An epoch's order depends on (seed, epoch, records) alone and is cut into as many contiguous ranges as there are readers
+(training/order.py); each reader shuffles in a buffer. View, augmentation and mask of a sample are drawn from (seed,
+epoch, key).
 """
 
 from __future__ import annotations
 
-import random
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -44,6 +44,7 @@ from training.augment import (
 from training.augment import weak_cloud as make_weak_cloud
 from training.augment import weak_picture as make_weak_picture
 from training.join import DamagedShard, DataSettings, Shard, Source, naming, open_source, read_joined
+from training.order import Range, Share, cut, epoch_ranges, share_of, shuffled
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,6 @@ def num_views(views: Sample) -> int:
     return len(views.json["views"])
 
 
-def keep_view(views: Sample, number: int) -> Sample:
-    """The sample without the pictures of other views, so that a shuffle buffer holds an eighth of the bytes or less."""
-    kept = {
-        name: data
-        for name, data in views.members.items()
-        if name == JSON or (split_view_member(name) or (number,))[0] == number
-    }
-    return Sample(views.key, kept)
-
-
 def cloud_of(shape: Sample, count: int, rng: np.random.Generator) -> np.ndarray:
     """The first `count` points, float32 (count, 3), filled up from `rng`. Raises ValueError unless they are a cloud."""
     points = decode_array(shape.members[POINTS])
@@ -180,7 +171,7 @@ class EpochSamples(IterableDataset):
     ) -> None:
         self.source, self.settings, self.form = source, settings, form
         self.augment, self.batch_size, self.seed = augment, batch_size, seed
-        self.rank, self.world, self.epoch = rank, world, 0
+        self.rank, self.world, self.epoch, self.skip = rank, world, 0, 0
         self.num_batches = source.total // (batch_size * world)
         if not self.num_batches:
             raise Refused(
@@ -207,47 +198,80 @@ class EpochSamples(IterableDataset):
         with naming(drawn.shard.shapes, drawn.shape.key):
             return cloud_of(drawn.shape, self.settings.num_points, drawn.rng)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the draws of an epoch."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Chooses the order and the draws of an epoch, and how many of this rank's first batches are not given.
+
+        Nothing of those is read; the others are those of a whole epoch.
+        """
+        self.epoch, self.skip = epoch, skip
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        pipeline = wds.DataPipeline(
-            lambda: map(self._choose, self._range(worker, workers)),
-            wds.shuffle(
-                self.settings.shuffle,
-                initial=self.settings.shuffle,
-                rng=random.Random(f"{self.seed}/{self.epoch}/{self.rank}/{worker}"),
-            ),
+        yield from wds.DataPipeline(
+            lambda: self._drawn(share_of(worker, workers, self.num_batches, self.skip)),
             wds.map(self._make),
             wds.batched(self.batch_size, collation_fn=self._collate, partial=False),
         )
-        yield from pipeline
 
-    def _range(self, worker: int, workers: int) -> Iterator[tuple[Shard, Sample, Sample]]:
-        """The joined samples of one reader: whole batches, contiguous in the permuted concatenation of all shards."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.source.shards))
-        each = self.num_batches // workers + (worker < self.num_batches % workers)
-        before = worker * (self.num_batches // workers) + min(worker, self.num_batches % workers)
-        first = (self.rank * self.num_batches + before) * self.batch_size
-        last = first + each * self.batch_size
+    def _drawn(self, share: Share) -> Iterator[Drawn]:
+        """The objects of one reader as they leave its shuffle buffer, read as late as that order allows."""
+        sizes = [len(shard.keys) for shard in self.source.shards]
+        whole = epoch_ranges(sizes, self.batch_size * self.world, self.seed, self.epoch)
+        before = self.rank * self.num_batches
+        first, last = ((before + number) * self.batch_size for number in (share.first, share.last))
+        rng = generator(self.seed, self.epoch, "buffer", self.rank, share.reader)
+        order = shuffled(last - first, self.settings.shuffle, rng)[share.skip * self.batch_size :]
+        arriving, waiting = self._read(cut(whole, first, last), sorted(order)), {}
+        for position in order:
+            while position not in waiting:
+                arrived, drawn = next(arriving)
+                waiting[arrived] = drawn
+            yield waiting.pop(position)
+
+    def _read(self, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
+        """The objects at these ascending positions of the concatenated ranges, read forwards."""
+        views_draw = _ViewDraw(self.seed, self.epoch, self.settings.channel)
         position = 0
-        for index in order:
-            shard = self.source.shards[index]
-            start, stop = max(first - position, 0), min(last - position, len(shard.keys))
-            if start < stop:
-                yield from ((shard, *pair) for pair in read_joined(shard, start, stop))
-            position += len(shard.keys)
+        for piece in ranges:
+            shard, size = self.source.shards[piece.shard], piece.stop - piece.start
+            inside = positions[bisect_left(positions, position) : bisect_left(positions, position + size)]
+            numbers = [piece.start + p - position for p in inside]
+            joined = read_joined(shard, numbers, self._wanted, views_draw)
+            for at, (shape, views) in zip(inside, joined, strict=True):
+                with naming(shard.views, views.key):
+                    view, rng = views_draw.take(views)
+                yield at, Drawn(shard, shape, views, view, rng)
+            position += size
 
-    def _choose(self, joined: tuple[Shard, Sample, Sample]) -> Drawn:
-        """Draws a view and drops the pictures of all others: the buffer need not hold them."""
-        shard, shape, views = joined
-        rng = generator(self.seed, self.epoch, views.key)
-        with naming(shard.views, views.key):
-            view = int(rng.integers(num_views(views)))
-        return Drawn(shard, shape, keep_view(views, view), view, rng)
+    def _wanted(self, shape: Sample, suffix: str) -> bool:
+        """Whether a member of a shape is read."""
+        return suffix == POINTS
+
+
+class _ViewDraw:
+    """Draws a view of each object while its members pass by, so that no other picture is read."""
+
+    def __init__(self, seed: int, epoch: int, channel: str) -> None:
+        self._seed, self._epoch, self._channel = seed, epoch, channel
+        self._drawn: dict[str, tuple[int, np.random.Generator]] = {}
+
+    def __call__(self, views: Sample, suffix: str) -> bool:
+        if suffix == JSON:
+            return True
+        picture = split_view_member(suffix)
+        return picture is not None and picture == (self._draw(views)[0], self._channel)
+
+    def _draw(self, views: Sample) -> tuple[int, np.random.Generator]:
+        if views.key not in self._drawn:
+            rng = generator(self._seed, self._epoch, views.key)
+            self._drawn[views.key] = int(rng.integers(num_views(views))), rng
+        return self._drawn[views.key]
+
+    def take(self, views: Sample) -> tuple[int, np.random.Generator]:
+        """The view of an object, and the generator that goes on with its draws."""
+        self._draw(views)
+        return self._drawn.pop(views.key)
 
 
 class UnlabelledSamples(EpochSamples):
@@ -276,6 +300,9 @@ class UnlabelledSamples(EpochSamples):
 
 class SupervisedSamples(EpochSamples):
     """One picture, weak or strong by equal chance; a turned and jittered cloud; the label: LabelledBatch."""
+
+    def _wanted(self, shape: Sample, suffix: str) -> bool:
+        return suffix in (POINTS, JSON)
 
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         picture, points, rng = self._picture(drawn), self._cloud(drawn), drawn.rng
@@ -373,7 +400,7 @@ def labelled(
     def batches() -> Iterator[LabelledBatch]:
         samples: list[tuple[str, Tensor, Tensor, int]] = []
         for shard in source.shards:
-            for shape, views in read_joined(shard, 0, len(shard.keys)):
+            for shape, views in read_joined(shard, range(len(shard.keys))):
                 with naming(shard.shapes, shape.key):
                     label = shape.json["label"]
                 if label is not None:

@@ -6,7 +6,7 @@ Opening reads records alone; `read_joined` then streams the tars and holds them 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Annotated, Literal
@@ -17,7 +17,7 @@ from manifests import store
 from manifests.errors import Refused, Stopped
 from manifests.presets import MeshViews, PointViews
 from manifests.records import Record, read_record, record_path
-from manifests.samples import Sample, read_samples
+from manifests.samples import Sample, Wanted, everything, read_samples
 from manifests.shards import (
     BuildManifest,
     ViewSetManifest,
@@ -144,18 +144,23 @@ def _join(shapes: str, views: str, allow_incomplete: bool) -> tuple[Shard | None
     return shard, records[0].count - len(expected)
 
 
-def read_joined(shard: Shard, start: int, stop: int) -> Iterator[tuple[Sample, Sample]]:
-    """(shape, views) samples number start..stop of a joined shard.
+def read_joined(
+    shard: Shard, numbers: Sequence[int], shapes_wanted: Wanted = everything, views_wanted: Wanted = everything
+) -> Iterator[tuple[Sample, Sample]]:
+    """(shape, views) of the samples with these ascending numbers of a joined shard, with their wanted members.
 
     Raises DamagedShard naming the tar and the key when a tar ends early, is damaged or holds another key.
     """
-    if start >= stop:
+    if not len(numbers):
         return
     with _opened(shard.shapes) as shapes_file, _opened(shard.views) as views_file:
-        shapes_file.seek(shard.shapes_offsets[start])
-        views_file.seek(shard.views_offsets[start])
-        shapes, views = read_samples(shapes_file), read_samples(views_file)
-        for key in shard.keys[start:stop]:
+        before = None
+        for number in numbers:
+            if before is None or number != before + 1:
+                shapes_file.seek(shard.shapes_offsets[number])
+                views_file.seek(shard.views_offsets[number])
+                shapes, views = read_samples(shapes_file, shapes_wanted), read_samples(views_file, views_wanted)
+            before, key = number, shard.keys[number]
             yield _next(shapes, shard.shapes, key, skip=True), _next(views, shard.views, key, skip=False)
 
 

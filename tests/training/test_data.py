@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +16,16 @@ from torch.utils.data import DataLoader
 
 from manifests.errors import Refused
 from training.augment import AugmentSettings
-from training.data import Batch, Form, UnlabelledSamples, batches_of, labelled, supervised, unlabelled
+from training.data import (
+    Batch,
+    Form,
+    SupervisedSamples,
+    UnlabelledSamples,
+    batches_of,
+    labelled,
+    supervised,
+    unlabelled,
+)
 from training.join import DamagedShard, DataSettings, open_source
 
 FORM = Form(image_size=64, patch=8, mask_cell=16, mask_ratio=0.3)
@@ -43,38 +54,107 @@ def test_a_batch_holds_no_label_and_everything_else(shards) -> None:
     assert samples.num_batches == samples.source.total // 4 == 9
 
 
-def test_every_object_once_an_epoch_and_the_rest_rests(shards) -> None:
+def test_an_epoch_depends_on_its_seed_and_number(shards) -> None:
     samples = make(shards)
-    total = samples.source.total
     first, second = keys_of(samples, 0), keys_of(samples, 1)
-    assert len(first) == len(set(first)) == total // 4 * 4
+    assert len(first) == len(set(first)) == samples.source.total // 4 * 4
     assert first != second
-    assert set(first) | set(second) <= {key for shard in samples.source.shards for key in shard.keys}
     assert keys_of(make(shards), 0) == first
     assert keys_of(make(shards, seed=1), 0) != first
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_readers_share_an_epoch(shards, workers: int) -> None:
-    samples = make(shards)
-    together = keys_of(samples, 0, workers)
-    assert sorted(together) == sorted(keys_of(samples, 0))
-    ranks = [keys_of(make(shards, batch_size=2, rank=rank, world=2), 0) for rank in range(2)]
-    assert len(ranks[0]) == len(ranks[1])
-    assert not set(ranks[0]) & set(ranks[1])
-    assert len(ranks[0]) + len(ranks[1]) == samples.source.total // 4 * 4
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_readers_of_all_ranks_share_every_epoch(shards, world: int, alone: bool) -> None:
+    """Global batches of 8, 6 or 9 of 38 objects, or 2, 4 or 6 of the 7 of one shard; as many workers as 0 to 3."""
+    source = open_source(str(shards), SETTINGS)
+    if alone:
+        source = replace(source, shards=source.shards[:1])
+    batch_size = 2 if alone else {1: 8, 2: 3, 3: 3}[world]
+    everyone = {key for shard in source.shards for key in shard.keys}
+    assert len(everyone) % (batch_size * world)
+    rested: set[str] = set()
+    for epoch in range(3):
+        seen = []
+        for workers in range(4):
+            ranks = [
+                keys_of(
+                    UnlabelledSamples(source, SETTINGS, AugmentSettings(), FORM, batch_size, 0, rank=rank, world=world),
+                    epoch,
+                    workers if epoch < 2 else 0,
+                )
+                for rank in range(world)
+            ]
+            assert {len(keys) for keys in ranks} == {len(everyone) // (batch_size * world) * batch_size}
+            together = [key for keys in ranks for key in keys]
+            assert len(together) == len(set(together))
+            seen.append([set(keys) for keys in ranks])
+        assert all(found == seen[0] for found in seen)
+        assert rested <= set.union(*seen[0])
+        rested = everyone - set.union(*seen[0])
+        assert 0 < len(rested) < batch_size * world
 
 
-def test_a_sample_does_not_depend_on_its_reader(shards) -> None:
-    alone, shared = {}, {}
-    samples = make(shards)
-    for found, workers in ((alone, 0), (shared, 2)):
-        for batch in DataLoader(samples, batch_size=None, num_workers=workers):
-            for i, key in enumerate(batch.keys):
-                found[key] = (batch.strong_image[i], batch.strong_points[i], batch.image_mask[i], batch.weak_points[i])
-    assert set(alone) == set(shared)
+def tensors_by_key(samples, workers: int) -> dict[str, tuple[torch.Tensor, ...]]:
+    found = {}
+    for batch in DataLoader(samples, batch_size=None, num_workers=workers):
+        values = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+        found |= {key: tuple(value[i] for value in values) for i, key in enumerate(batch.keys)}
+    return found
+
+
+@pytest.mark.parametrize("stream", [UnlabelledSamples, SupervisedSamples])
+def test_a_sample_does_not_depend_on_its_reader(shards, stream) -> None:
+    source = open_source(str(shards), SETTINGS)
+    options = (source, SETTINGS, AugmentSettings(), FORM)
+    alone = tensors_by_key(stream(*options, 4, 0), 0)
+    shared = tensors_by_key(stream(*options, 4, 0), 2)
+    ranks = [tensors_by_key(stream(*options, 2, 0, rank=rank, world=2), rank) for rank in range(2)]
+    assert set(alone) == set(shared) == set(ranks[0]) | set(ranks[1])
     for key, tensors in alone.items():
-        assert all(torch.equal(a, b) for a, b in zip(tensors, shared[key], strict=True))
+        for other in (shared[key], (ranks[0] | ranks[1])[key]):
+            assert all(torch.equal(a, b) for a, b in zip(tensors, other, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_batches_change_nothing_of_the_others(shards, workers: int) -> None:
+    """Also with a buffer smaller than a reader's part; the last epoch begins with what the first left over."""
+    for shuffle in (3, 16):
+        settings = SETTINGS.model_copy(update={"workers": workers, "shuffle": shuffle})
+        samples, loader = unlabelled(open_source(str(shards), settings), settings, AugmentSettings(), FORM, 4, 0)
+        samples.set_epoch(1)
+        whole = list(batches_of(loader))
+        for skip in (1, 4, samples.num_batches):
+            samples.set_epoch(1, skip)
+            rest = list(batches_of(loader))
+            assert len(rest) == samples.num_batches - skip
+            for batch, again in zip(whole[skip:], rest, strict=True):
+                assert batch.keys == again.keys
+                for name, value in vars(batch).items():
+                    assert not isinstance(value, torch.Tensor) or torch.equal(value, getattr(again, name)), name
+
+
+def test_skipped_batches_are_not_read(shards, tmp_path) -> None:
+    """Every picture of the skipped objects is damaged."""
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    samples = make(out)
+    skipped = set(keys_of(samples, 0)[:20])
+    for tar in (out / "views/rgb12").glob("train-*.tar"):
+        record, data = json.loads(tar.with_suffix(".json").read_text()), tar.read_bytes()
+        bounds = [*record["offsets"], len(data)]
+        parts = [data[a:b] for a, b in itertools.pairwise(bounds)]
+        damaged = [
+            part.replace(b"\xff\xd8\xff", b"\x00\xd8\xff") if key in skipped else part
+            for key, part in zip(record["keys"], parts, strict=True)
+        ]
+        tar.write_bytes(b"".join(damaged))
+    with pytest.raises(DamagedShard):
+        keys_of(samples, 0)
+    samples.set_epoch(0, skip=5)
+    rest = [key for batch in DataLoader(samples, batch_size=None) for key in batch.keys]
+    assert len(rest) == 16
+    assert not skipped & set(rest)
 
 
 def test_depth_is_mapped_as_the_preset_says(shards) -> None:
