@@ -78,7 +78,8 @@ class MeshViews(_Views):
     """RGB and depth of a mesh, drawn by ray casting.
 
     Light comes from the camera with PyTorch3D's default constants (ambient 0.5, diffuse 0.3, specular 0.2,
-    shininess 64; CLIP2Point's released RGB path).
+    shininess 64; CLIP2Point's released RGB path), or from `light_direction`: towards the light, in the world frame, of
+    any length, the same for every view.
     """
 
     backend: Literal["raycast"]
@@ -93,11 +94,18 @@ class MeshViews(_Views):
     diffuse: Annotated[float, Field(ge=0)] = 0.3
     specular: Annotated[float, Field(ge=0)] = 0.2
     shininess: Annotated[int, Field(ge=1)] = 64
+    light_direction: list[Annotated[float, Field(allow_inf_nan=False)]] = []
     background: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)] = [
         1.0,
         1.0,
         1.0,
     ]
+
+    @model_validator(mode="after")
+    def _a_direction(self) -> MeshViews:
+        if self.light_direction and (len(self.light_direction) != 3 or not any(self.light_direction)):
+            raise ValueError("light_direction is three numbers, not all zero, or empty for a light at the camera")
+        return self
 
 
 class PointViews(_Views):

@@ -1,7 +1,8 @@
 """RGB and depth of a mesh by ray casting on the CPU: no GL, no display. The home of Open3D.
 
 Rays have an optical-axis component of 1, so that the distance along a ray is the depth. Light: PyTorch3D's constants,
-standing at the camera (CLIP2Point's released RGB path). Colours are not gamma-corrected, as in PyTorch3D.
+standing at the camera (CLIP2Point's released RGB path) or far away in the preset's direction. Colours are not
+gamma-corrected, as in PyTorch3D.
 """
 
 from __future__ import annotations
@@ -61,6 +62,24 @@ def draw_mesh(mesh: Mesh, preset: MeshViews, cameras: list[Camera]) -> list[View
     return [_draw(surface, preset, camera) for camera in cameras]
 
 
+def first_hits(mesh: Mesh, rays: np.ndarray) -> np.ndarray:
+    """Where rays float32 (N, 6), origin and direction, first meet a mesh: float32 (N,), lengths of the direction.
+
+    +inf where a ray meets nothing. Both sides of a face are met; transparency is not looked at.
+    """
+    hits = _scene(mesh.vertices.astype(np.float32), mesh.faces).cast_rays(o3d.core.Tensor.from_numpy(rays), nthreads=1)
+    return hits["t_hit"].numpy()
+
+
+def _scene(vertices: np.ndarray, faces: np.ndarray) -> o3d.t.geometry.RaycastingScene:
+    scene = o3d.t.geometry.RaycastingScene(nthreads=1)
+    scene.add_triangles(
+        o3d.core.Tensor.from_numpy(np.ascontiguousarray(vertices)),
+        o3d.core.Tensor.from_numpy(faces.astype(np.uint32)),
+    )
+    return scene
+
+
 def _prepare(mesh: Mesh, preset: MeshViews) -> _Surface:
     vertex = weld(mesh.vertices)[mesh.faces]
     kept = unique_faces(vertex)
@@ -72,15 +91,10 @@ def _prepare(mesh: Mesh, preset: MeshViews) -> _Surface:
     if not len(kept):
         raise ValueError("no face has an area")
     crease = {"crease": preset.crease_deg, "smooth": 90.0, "flat": 0.0}[preset.normals]
-    scene = o3d.t.geometry.RaycastingScene(nthreads=1)
-    scene.add_triangles(
-        o3d.core.Tensor.from_numpy(np.ascontiguousarray(corners.reshape(-1, 3))),
-        o3d.core.Tensor.from_numpy(np.arange(3 * len(kept), dtype=np.uint32).reshape(-1, 3)),
-    )
     colors = None if mesh.vertex_colors is None else mesh.vertex_colors[mesh.faces[kept]].astype(np.float32) / 255
     textured = mesh.corner_uvs is not None and any(m.texture is not None for m in mesh.materials)
     return _Surface(
-        scene=scene,
+        scene=_scene(corners.reshape(-1, 3), np.arange(3 * len(kept)).reshape(-1, 3)),
         vertices=corners.reshape(-1, 3),
         normals=_edges(corner_normals(corners, vertex[kept], crease)),
         uvs=_edges(mesh.corner_uvs[kept].astype(np.float32)) if textured else None,
@@ -205,9 +219,12 @@ def _shade(
     if preset.two_sided:
         normals *= np.where(np.einsum("nk,nk->n", normals, to_camera) < 0, np.float32(-1), np.float32(1))[:, None]
     texel = _texels(surface, face, b1, b2)
-    to_light = camera.position / max(np.linalg.norm(camera.position), 1e-12)
-    if camera.model == "orthographic":
+    if preset.light_direction:
+        to_light = np.asarray(preset.light_direction) / np.linalg.norm(preset.light_direction)
+    elif camera.model == "orthographic":
         to_light = -camera.camera_from_world[2, :3]
+    else:
+        to_light = camera.position / max(np.linalg.norm(camera.position), 1e-12)
     lit = phong(
         normals,
         to_camera,

@@ -83,12 +83,13 @@ def ray_of_pixel(camera: Camera, row: int, column: int) -> tuple[np.ndarray, np.
 
 
 def flat_shaded(mesh: Mesh, camera: Camera, preset: MeshViews) -> np.ndarray:
-    """RGB float64 (H, W, 3) in [0, 1] of an untextured mesh with flat normals and the light at the camera."""
+    """RGB float64 (H, W, 3) in [0, 1] of an untextured mesh with flat normals and one light."""
     depth, face = depth_of_mesh(mesh, camera)
     corners = mesh.vertices[mesh.faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
-    light = camera.position / np.linalg.norm(camera.position)
+    light = np.asarray(preset.light_direction or camera.position, float)
+    light /= np.linalg.norm(light)
     picture = np.tile(np.asarray(preset.background, float), (camera.height, camera.width, 1))
     for row, column in np.argwhere(np.isfinite(depth)):
         which = face[row, column]

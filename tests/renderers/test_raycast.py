@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from manifests.errors import Refused
 from manifests.presets import MeshViews, load_preset
 from renderers import reference
 from renderers.backends import draw, preset_cameras
 from renderers.cameras import rig
 from renderers.geometry import Material, Mesh
 from renderers.normals import corner_normals, face_normals, unique_faces, unit, weld
-from renderers.raycast import draw_mesh
+from renderers.raycast import draw_mesh, first_hits
 from renderers.shading import Texture, phong
 
 CUBE = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float) * 0.5
@@ -62,14 +63,39 @@ def test_depth_equals_the_reference(name: str, projection: str) -> None:
         assert view.coverage == pytest.approx(np.isfinite(view.depth).mean())
 
 
+@pytest.mark.parametrize("light", [[], [0.6, 0.7, 0.4]])
 @pytest.mark.parametrize("name", MESHES)
-def test_flat_shading_equals_the_reference(name: str) -> None:
-    mesh, settings = MESHES[name](), preset(normals="flat")
+def test_flat_shading_equals_the_reference(name: str, light: list[float]) -> None:
+    mesh, settings = MESHES[name](), preset(normals="flat", light_direction=light)
     for view in draw(settings, mesh=mesh)[:2]:
         expected = reference.flat_shaded(mesh, view.camera, settings)
         difference = np.abs(view.rgb / 255.0 - expected).max(axis=2)
         assert (difference > 0.6 / 255).sum() <= 6  # pixels whose centre lies on an edge
         assert np.median(view.rgb[np.isfinite(view.depth)]) < 250
+
+
+def test_the_light_of_a_direction_by_hand() -> None:
+    settings = preset(
+        azimuth_deg=[0], elevation_deg=[0], normals="flat", light_direction=[0, 3, 4], ambient=0.2, diffuse=0.5,
+        specular=0.25, shininess=2, image_size=29,
+    )  # fmt: skip
+    view = draw(settings, mesh=cube())[0]
+    # the face towards the camera: n = v = (0, 0, 1), l = (0, .6, .8), so n.l = v.r = .8
+    expected = (0.2 + 0.5 * 0.8) * 0.7 + 0.25 * 0.8**2
+    np.testing.assert_allclose(view.rgb[14, 14] / 255, expected, atol=0.6 / 255)
+    behind = draw(settings.model_copy(update={"light_direction": [0, 0, -1]}), mesh=cube())[0]
+    np.testing.assert_allclose(behind.rgb[14, 14] / 255, 0.2 * 0.7, atol=0.6 / 255)
+
+
+def test_a_light_without_a_direction_is_refused() -> None:
+    for direction in ([0, 0, 0], [1, 2]):
+        with pytest.raises(Refused, match="light_direction is three numbers"):
+            preset(light_direction=direction)
+
+
+def test_first_hits_are_lengths_of_the_direction() -> None:
+    rays = np.array([[0, 0, 2, 0, 0, -1], [0, 0, 2, 0, 0, -3], [0, 0, 0, 1, 0, 0], [0, 2, 2, 0, 0, -1]], np.float32)
+    np.testing.assert_allclose(first_hits(cube(), rays), [1.5, 0.5, 0.5, np.inf], atol=1e-6)
 
 
 def test_twins_with_opposite_winding_change_nothing() -> None:
