@@ -238,7 +238,7 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
     from pipeline.plan import RECIPES
 
     for name, title in recipe_titles(RECIPES):
-        print(f"{name:14} {title}")
+        print(f"{name:18} {title}")
     return 0
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -115,7 +114,7 @@ def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcom
     stage = "load"
     try:
         report(stage, None)
-        raw = dataset_module(plan.table).read(asset, None if plan.source is None else Path(plan.source))
+        raw = dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
         stage = "sample"
         report(stage, None)
         recipe = plan.recipe
@@ -382,7 +381,7 @@ def _read_again(shape: Sample, plan: Plan) -> bytes:
     """GLB bytes of an object whose mesh was not stored, read again from its source."""
     values = shape.json
     asset = Asset(values["id"], values["source"], values["split"], values["class"], shape.key)
-    raw = dataset_module(plan.table).read(asset, None if plan.source is None else Path(plan.source))
+    raw = dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
     if raw.mesh is None:
         raise ValueError(f"{values['source']} has no mesh any more")
     return encode_mesh(raw.mesh.transformed(np.array(values["world_from_source"])))

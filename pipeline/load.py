@@ -37,8 +37,10 @@ _BOUND = 1e18  # beyond this, areas overflow in float64 when multiplied up
 class RawShape:
     """What one file held, in its own frame.
 
-    mesh: or None for a file of points. points: float64 (N, 3), or None where there is a mesh. colors: uint8 (N, 3)
-    of the points, or None. parts: uint8 (N,) part labels of the points, or None. warnings: type -> count.
+    mesh: or None for a file of points. points: float64 (N, 3) in the mesh's frame, or None where the cloud is to be
+    sampled from the mesh; where there are both, the points are the cloud and the mesh is what pictures are drawn of.
+    colors: uint8 (N, 3) of the points, or None. parts: uint8 (N,) part labels of the points, or None. warnings: type ->
+    count.
     """
 
     mesh: Mesh | None = None
@@ -203,14 +205,15 @@ def make_shape(
     fps_prefix: int,
     normalize: str,
 ) -> Shape:
-    """Samples the surface (or the given points), puts a farthest-point prefix first and normalises.
+    """Takes the given points or samples the surface, puts a farthest-point prefix first and normalises.
 
-    num_points: N, area-weighted samples of a mesh; a source with fewer points keeps what it has. normalize: a name of
-    renderers.sampling.NORMALIZATIONS. Raises ValueError when the surface or the extent is zero.
+    num_points: N, area-weighted samples of a mesh, or a random choice of given points; a source with fewer points keeps
+    what it has. normalize: a name of renderers.sampling.NORMALIZATIONS; where points are given they alone decide, and
+    the mesh is moved with them. Raises ValueError when the surface or the extent is zero.
     """
     rng, turn = generator(seed, asset.key), axes_matrix(axes)
     colors, parts = raw.colors, raw.parts
-    if raw.mesh is not None:
+    if raw.points is None:
         points, sampled = sample_surface(raw.mesh, num_points, rng)
         colors = sampled if has_color(raw.mesh) else None
     else:
@@ -221,7 +224,7 @@ def make_shape(
             colors = None if colors is None else colors[chosen]
             parts = None if parts is None else parts[chosen]
     turned = transform(turn, points)
-    vertices = None if raw.mesh is None else transform(turn, raw.mesh.vertices)
+    vertices = transform(turn, raw.mesh.vertices) if raw.points is None else None
     world_from_source = normalization(normalize, turned, vertices) @ turn
     points = transform(world_from_source, points).astype(np.float32)
     order = prefix_order(points, fps_prefix)

@@ -75,6 +75,10 @@ class BuildRecipe(BaseModel):
             axes_matrix(axes)
         return axes
 
+    def options(self) -> ParametricOptions | None:
+        """The dataset's own table, or None where it has none."""
+        return getattr(self, self.dataset) if self.dataset in OPTIONS else None
+
     def identity(self) -> dict[str, Any]:
         """The keys that change shapes and meshes, as plain values."""
         left_out = {*POLICY, "views", *(name for name in OPTIONS if name != self.dataset)}
@@ -119,6 +123,11 @@ class Plan:
     versions: dict[str, str]
 
     @property
+    def root(self) -> Path | None:
+        """The source's folder, or None."""
+        return None if self.source is None else Path(self.source)
+
+    @property
     def axes(self) -> tuple[str, str, str]:
         return self.recipe.axes or self.table.axes
 
@@ -140,7 +149,7 @@ def read_recipe(name: str, changes: dict[str, Value]) -> BuildRecipe:
 
 
 def dataset_module(table: DatasetTable) -> ModuleType:
-    """The file of pipeline/datasets that reads a dataset: `assets(root, table, options)` and `read(asset, root)`."""
+    """The file of pipeline/datasets of a dataset: `assets(root, table, options)` and `read(asset, root, options)`."""
     return importlib.import_module(f"pipeline.datasets.{table.reader or table.name}")
 
 
@@ -196,7 +205,7 @@ def source_folder(table: DatasetTable, source: str | None) -> Path | None:
 def list_assets(recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> list[Asset]:
     """The dataset's assets with their keys, restricted to the recipe's classes and splits, sorted by split and key."""
     module = dataset_module(table)
-    found = list(module.assets(root, table, getattr(recipe, table.name, None) if table.name in OPTIONS else None))
+    found = list(module.assets(root, table, recipe.options()))
     _refuse_partial(recipe, table, found)
     for class_name in recipe.classes:
         if table.classes and class_name not in table.classes:

@@ -42,6 +42,6 @@ def assets(root: Path, table: DatasetTable, options: None = None) -> Iterator[As
         raise Refused(f"no mesh in {root}: looked for {', '.join(MESH_SUFFIXES)}")
 
 
-def read(asset: Asset, root: Path) -> RawShape:
+def read(asset: Asset, root: Path, options: None = None) -> RawShape:
     """The mesh or points of one file. Raises ValueError when it cannot be read."""
     return read_mesh(root / asset.source, root)

@@ -36,7 +36,7 @@ def assets(root: Path, table: DatasetTable, options: None = None) -> Iterator[As
                     yield Asset(path.stem, source, split, class_name)
 
 
-def read(asset: Asset, root: Path) -> RawShape:
+def read(asset: Asset, root: Path, options: None = None) -> RawShape:
     """The mesh of one file. Raises ValueError when it has no face or cannot be read."""
     raw = read_mesh(root / asset.source, root)
     if raw.mesh is None:

@@ -14,6 +14,8 @@ from renderers.geometry import Material, Mesh, join
 
 Vector = Sequence[float]
 SEGMENTS = 20
+TEXTURE_SIZE = 32
+NUM_PATTERNS = 5
 
 
 @dataclass(frozen=True)
@@ -164,32 +166,38 @@ def assemble(parts: list[Part], paints: Sequence[Material]) -> Mesh:
 
 def make_paint(rng: np.random.Generator) -> Material:
     """A material of any class: one of five textures in two related colours. Colours tell nothing about the class."""
-    size = 32
     hue, value = rng.uniform(0, 1), rng.uniform(0.35, 0.9)
-    first = _color(hue, rng.uniform(0.1, 0.8), value)
-    second = _color(
-        hue + rng.uniform(-0.08, 0.08), rng.uniform(0.1, 0.8), np.clip(value + rng.uniform(-0.3, 0.3), 0, 1)
-    )
+    first = hsv(hue, rng.uniform(0.1, 0.8), value)
+    second = hsv(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.1, 0.8), np.clip(value + rng.uniform(-0.3, 0.3), 0, 1))
+    return textured(first, second, pattern(int(rng.integers(NUM_PATTERNS)), rng))
+
+
+def pattern(kind: int, rng: np.random.Generator) -> np.ndarray:
+    """One of NUM_PATTERNS textures: float (S, S) in [0, 1], how much of the second colour."""
+    size = TEXTURE_SIZE
     x, y = np.meshgrid(np.arange(size) / size, np.arange(size) / size)
-    kind, count = rng.integers(5), int(rng.integers(2, 6))
+    count = int(rng.integers(2, 6))
     if kind == 0:  # plain, with a little noise
-        blend = 0.15 * rng.random((size, size))
-    elif kind == 1:  # stripes
-        blend = (np.sin(2 * np.pi * count * x) > 0).astype(float)
-    elif kind == 2:  # checks
-        blend = ((np.floor(x * 2 * count) + np.floor(y * 2 * count)) % 2).astype(float)
-    elif kind == 3:  # wood: bent lines
+        return 0.15 * rng.random((size, size))
+    if kind == 1:  # stripes
+        return (np.sin(2 * np.pi * count * x) > 0).astype(float)
+    if kind == 2:  # checks
+        return ((np.floor(x * 2 * count) + np.floor(y * 2 * count)) % 2).astype(float)
+    if kind == 3:  # wood: bent lines
         bend = 0.2 * np.sin(2 * np.pi * (y + rng.random()))
-        blend = 0.5 + 0.5 * np.sin(2 * np.pi * (count * 2 * (x + bend)))
-    else:  # speckles
-        blend = rng.random((size, size))
+        return 0.5 + 0.5 * np.sin(2 * np.pi * (count * 2 * (x + bend)))
+    return rng.random((size, size))  # speckles
+
+
+def textured(first: np.ndarray, second: np.ndarray, blend: np.ndarray) -> Material:
+    """An opaque material: the first RGB colour (3,) where `blend` (S, S) is 0, the second where it is 1."""
     mixed = first + (second - first) * blend[..., None]
-    alpha = np.ones((size, size, 1))
+    alpha = np.ones((*blend.shape, 1))
     picture = np.rint(np.concatenate([mixed, alpha], axis=2) * 255).astype(np.uint8)
     return Material((1.0, 1.0, 1.0, 1.0), picture)
 
 
-def _color(hue: float, saturation: float, value: float) -> np.ndarray:
+def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
     """RGB float (3,) in [0, 1] of a hue (any real number), a saturation and a value."""
     channel = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
     return value * (1 + saturation * (np.clip(channel, 0, 1) - 1))

@@ -27,7 +27,7 @@ def assets(root, table, options):
     for i in range(16):
         yield Asset(names.get(i, f"good{i}"), "planted", "train", "thing")
 
-def read(asset, root):
+def read(asset, root, options):
     if asset.id == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     if asset.id == "hang":

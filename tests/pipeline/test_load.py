@@ -84,6 +84,18 @@ def test_a_cloud_keeps_what_it_has() -> None:
     assert len(many.points) == 300
 
 
+def test_given_points_are_the_cloud_and_the_mesh_moves_with_them() -> None:
+    mesh = textured()
+    points = np.random.default_rng(0).normal(size=(60, 3)) + 5
+    for normalize in ("sphere_mean_points", "bbox_unit_cube"):
+        both = make_shape(ASSET, RawShape(mesh=mesh, points=points), **{**OPTIONS, "normalize": normalize})
+        alone = make_shape(ASSET, RawShape(points=points), **{**OPTIONS, "normalize": normalize})
+        np.testing.assert_array_equal(both.points, alone.points)
+        np.testing.assert_array_equal(both.world_from_source, alone.world_from_source)
+        np.testing.assert_array_equal(both.mesh.vertices, mesh.transformed(both.world_from_source).vertices)
+        assert both.colors is None
+
+
 @pytest.mark.parametrize("suffix", [".obj", ".ply", ".stl", ".glb", ".PLY", ".Off"])
 def test_every_format_in_any_letter_case(tmp_path, suffix: str) -> None:
     path = tmp_path / f"ball{suffix}"
