@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import webdataset as wds
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -28,7 +27,6 @@ from manifests.samples import (
     decode_array,
     decode_picture,
     depth_of_codes,
-    split_view_member,
     view_member,
 )
 from manifests.seeds import generator
@@ -108,8 +106,8 @@ def _moved(batch: Either, device: torch.device) -> Either:
     return replace(batch, **moved)
 
 
-def picture_of(views: Sample, number: int, channel: str, mapping: str) -> Image.Image:
-    """One view as an RGB picture; depth is mapped as its preset says. Raises ValueError when it is not there."""
+def picture_of(views: Sample, number: int, channel: str, mapping: str) -> np.ndarray:
+    """One view, uint8 (H, W, 3); depth is mapped as its preset says. Raises ValueError when it is not there."""
     suffixes = [name for s in ("png", "jpg") if (name := view_member(number, channel, s)) in views.members]
     if not suffixes:
         raise ValueError(f"no {channel} picture of view {number}")
@@ -118,7 +116,7 @@ def picture_of(views: Sample, number: int, channel: str, mapping: str) -> Image.
         camera = views.json["views"][number]
         depth = depth_of_codes(array, camera["near"], camera["far"])
         array = np.rint(to_picture(depth, mapping) * 255).astype(np.uint8)
-    return Image.fromarray(array).convert("RGB")
+    return array if array.ndim == 3 else array[..., None].repeat(3, axis=2)
 
 
 def num_views(views: Sample) -> int:
@@ -189,7 +187,7 @@ class EpochSamples(IterableDataset):
         """One batch of samples."""
         raise NotImplementedError
 
-    def _picture(self, drawn: Drawn) -> Image.Image:
+    def _picture(self, drawn: Drawn) -> np.ndarray:
         with naming(drawn.shard.views, drawn.views.key):
             mapping = self.source.view_set.preset.mapping
             return picture_of(drawn.views, drawn.view, self.settings.channel, mapping)
@@ -254,24 +252,23 @@ class _ViewDraw:
 
     def __init__(self, seed: int, epoch: int, channel: str) -> None:
         self._seed, self._epoch, self._channel = seed, epoch, channel
-        self._drawn: dict[str, tuple[int, np.random.Generator]] = {}
+        self._drawn: dict[str, tuple[int, np.random.Generator, str]] = {}
 
     def __call__(self, views: Sample, suffix: str) -> bool:
-        if suffix == JSON:
-            return True
-        picture = split_view_member(suffix)
-        return picture is not None and picture == (self._draw(views)[0], self._channel)
+        return suffix == JSON or suffix.startswith(self._draw(views)[2])
 
-    def _draw(self, views: Sample) -> tuple[int, np.random.Generator]:
+    def _draw(self, views: Sample) -> tuple[int, np.random.Generator, str]:
         if views.key not in self._drawn:
             rng = generator(self._seed, self._epoch, views.key)
-            self._drawn[views.key] = int(rng.integers(num_views(views))), rng
+            view = int(rng.integers(num_views(views)))
+            self._drawn[views.key] = view, rng, view_member(view, self._channel, "")
         return self._drawn[views.key]
 
     def take(self, views: Sample) -> tuple[int, np.random.Generator]:
         """The view of an object, and the generator that goes on with its draws."""
-        self._draw(views)
-        return self._drawn.pop(views.key)
+        view, rng, _ = self._draw(views)
+        del self._drawn[views.key]
+        return view, rng
 
 
 class UnlabelledSamples(EpochSamples):
@@ -282,8 +279,8 @@ class UnlabelledSamples(EpochSamples):
         picture, points = self._picture(drawn), self._cloud(drawn)
         return {
             "key": drawn.shape.key,
-            "weak_image": np.asarray(make_weak_picture(picture, form.image_size)),
-            "strong_image": np.asarray(self._strong(picture, rng)),
+            "weak_image": make_weak_picture(picture, form.image_size),
+            "strong_image": self._strong(picture, rng),
             "weak_points": make_weak_cloud(points, rng),
             "strong_points": strong_cloud(points, self.augment, rng),
             "image_mask": image_mask(form.image_size, form.patch, form.mask_cell, form.mask_ratio, rng),
@@ -314,7 +311,7 @@ class SupervisedSamples(EpochSamples):
         picture = self._strong(picture, rng) if strong else make_weak_picture(picture, self.form.image_size)
         return {
             "key": drawn.shape.key,
-            "image": np.asarray(picture),
+            "image": picture,
             "points": turned_cloud(points, rng),
             "label": np.int64(label),
         }

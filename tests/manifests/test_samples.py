@@ -99,3 +99,67 @@ def test_names() -> None:
     assert samples.split_view_member("v03.depth.png") == (3, "depth")
     assert samples.split_view_member("points.npy") is None
     assert samples.split_and_shard("my-split-00017.tar") == ("my-split", 17)
+
+
+def tar_of(infos: list[tarfile.TarInfo], format: int = tarfile.PAX_FORMAT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as tar:
+        for info in infos:
+            tar.addfile(info, io.BytesIO(info.name.encode() * 9) if info.isreg() else None)
+    return file.getvalue()
+
+
+def info_of(name: str, kind: bytes = tarfile.REGTYPE, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, 9 * len(name.encode()) if kind == tarfile.REGTYPE else 0
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_members_are_those_of_tarfile(format: int) -> None:
+    """Also with extended headers: a name too long for its field, a time in fractions of a second."""
+    names = ["a.json", "a.v00.rgb.jpg", "b.json"]
+    if format == tarfile.PAX_FORMAT:
+        names += [f"{'k' * 120}.json", f"{'é' * 90}.json"]
+    data = tar_of([info_of(name, mtime=1.5 if format == tarfile.PAX_FORMAT else 1) for name in names], format)
+    found = [(offset, sample.key, sample.members) for offset, sample in samples.read_samples(io.BytesIO(data))]
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        first = {name.partition(".")[0]: tar.getmember(name).offset for name in names if name.endswith("json")}
+    assert {key: offset for offset, key, _ in found} == first
+    assert {f"{key}.{suffix}": data for _, key, members in found for suffix, data in members.items()} == {
+        name: name.encode() * 9 for name in names
+    }
+
+
+def test_only_wanted_members_are_read_and_the_others_passed_over() -> None:
+    data = write_tar([(f"k{i}", {"json": b"{}", "a.npy": bytes(700), "b.npy": bytes(i)}) for i in range(3)])
+    asked = []
+
+    def wanted(sample: samples.Sample, suffix: str) -> bool:
+        asked.append((sample.key, suffix, tuple(sample.members)))
+        return suffix != "a.npy"
+
+    found = [sample.members for _, sample in samples.read_samples(io.BytesIO(data), wanted)]
+    assert found == [{"json": b"{}", "b.npy": bytes(i)} for i in range(3)]
+    assert asked[:3] == [("k0", "a.npy", ()), ("k0", "b.npy", ()), ("k0", "json", ("b.npy",))]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (tar_of([info_of("a.json"), info_of("b.json", tarfile.DIRTYPE)]), "b.json.* is no file"),
+        (tar_of([info_of("a.json"), info_of("b.json", tarfile.SYMTYPE, linkname="a.json")]), "b.json is no file"),
+        (tar_of([info_of("a.json"), info_of("a.json")]), "a.json comes twice"),
+        (tar_of([info_of("json")]), "not a member of ours"),
+        (tar_of([info_of("a.json"), info_of("b.json")]).replace(b"b.json\0", b"c.json\0"), "bad checksum"),
+        (tar_of([info_of("a.json")])[:1024], "cut"),
+        (tar_of([info_of("a.json")])[:700], "cut"),
+        (tar_of([info_of("a.json"), info_of("b.json")])[:1100], "cut"),
+        (b"", "cut"),
+    ],
+)
+def test_damaged_and_foreign_tars_are_refused(data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        list(samples.read_samples(io.BytesIO(data)))
