@@ -313,7 +313,7 @@ def test_a_target_build_is_redrawn_without_stored_meshes(pipeline, tmp_path) -> 
     before = tar_hashes(out)
     assert not (out / "meshes").exists()
     shutil.rmtree(out / "views")
-    preset = ["rgb12", "--shards", out, "--workers", 0, "name=rgb", "image_size=16"]
+    preset = ["rgb12", "--shards", out, "--workers", 0, "name=rgb12", "image_size=16"]
     recipe = read_recipe("parametric_target", {}).views["rgb12"]
     pipeline("views", *preset, *(f"{k}={json.dumps(v)}" for k, v in recipe.items() if k not in ("name", "image_size")))
     assert tar_hashes(out) == before
