@@ -224,6 +224,11 @@ def _identity(source: Source) -> dict[str, Any]:
     }
 
 
+def run_information(source: Source) -> dict[str, Any]:
+    """What run.json holds before a run begins."""
+    return {**_identity(source), "versions": library_versions(*LIBRARIES), "seconds": 0.0, "max_rss_mb": 0.0}
+
+
 def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) -> tuple[_Run, nn.Module]:
     """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
     source = open_source(shards, recipe.data)
@@ -251,12 +256,7 @@ def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) 
 def _write_run_files(state: _Run, text: nn.Module) -> None:
     """recipe.toml, run.json and the text tower: what prediction and evaluation need beside a checkpoint."""
     store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
-    about = {
-        **_identity(state.samples.source),
-        "versions": library_versions(*LIBRARIES),
-        "seconds": 0.0,
-        "max_rss_mb": 0.0,
-    }
+    about = run_information(state.samples.source)
     store.write_bytes(str(state.folder / CLASSES), json.dumps(about, indent=1).encode())
     if state.student.text is None:  # else it is trained, and part of every checkpoint
         store.write_bytes(str(state.folder / TEXT), save(tensors_of(text)))
@@ -325,10 +325,8 @@ def _loop(state: _Run, on_log: Callable[[Logged], None], on_step: Callable[[int,
     with _events(state) as events:
         while state.step < total:
             epoch, skip = divmod(state.step, state.steps_an_epoch)
-            state.samples.set_epoch(epoch)
-            for number, batch in enumerate(batches_of(state.loader)):
-                if number < skip:
-                    continue
+            state.samples.set_epoch(epoch, skip)
+            for batch in batches_of(state.loader):
                 if state.step >= total:
                     return
                 rate = _update(state, batch.to(state.device))
