@@ -196,8 +196,8 @@ def _read_header(file: IO[bytes]) -> _Header | None:
         length += len(data) + -size % BLOCK
         long |= _pax_fields(data) if kind == b"x" else {}
     name = block[:100].partition(b"\0")[0].decode("utf-8", "replace")
-    if prefix := block[345:500].partition(b"\0")[0].decode("utf-8", "replace"):
-        name = f"{prefix}/{name}"
+    if block[345]:
+        name = f"{block[345:500].partition(bytes(1))[0].decode('utf-8', 'replace')}/{name}"
     name = long.get("path", name)
     if kind not in (b"0", b"\0"):
         raise ValueError(f"{name} is no file")
@@ -218,9 +218,12 @@ def _sum(data: bytes) -> int:
 
 def _octal(field: bytes) -> int:
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        number = int(field.strip(b" \0") or b"0", 8)
     except ValueError as error:
         raise ValueError("damaged tar: a header's number is none") from error
+    if number < 0:
+        raise ValueError("damaged tar: a header's number is negative")
+    return number
 
 
 def _pax_fields(data: bytes) -> dict[str, str]:

@@ -394,10 +394,13 @@ def labelled(
     """Batches with labels for evaluation, in the order of the shards; objects without a label are left out."""
     source = open_source(shards, settings)
 
+    def pictured(views: Sample, suffix: str) -> bool:
+        return suffix == JSON or f".{settings.channel}." in suffix
+
     def batches() -> Iterator[LabelledBatch]:
         samples: list[tuple[str, Tensor, Tensor, int]] = []
         for shard in source.shards:
-            for shape, views in read_joined(shard, range(len(shard.keys))):
+            for shape, views in read_joined(shard, range(len(shard.keys)), views_wanted=pictured):
                 with naming(shard.shapes, shape.key):
                     label = shape.json["label"]
                 if label is not None:
