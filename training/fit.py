@@ -61,10 +61,13 @@ class Logged:
 
 
 def learning_rate(step: int, total: int, warmup: int, settings: OptimizerSettings) -> float:
-    """lr batch_size / 256, linear over `warmup` steps, then half a cosine down to its floor; step counts from 0."""
+    """lr batch_size / 256, from 0 linearly over `warmup` steps, then half a cosine down to its floor; step from 0.
+
+    The first step of a warm-up learns nothing and its last at the peak, as released.
+    """
     peak = settings.lr * settings.batch_size / 256
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * step / max(warmup - 1, 1)
     along = (step - warmup) / max(total - warmup, 1)
     low = peak * settings.floor
     return low + (peak - low) * (1 + math.cos(math.pi * min(along, 1.0))) / 2

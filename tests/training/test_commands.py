@@ -17,8 +17,7 @@ import torch
 from manifests.errors import Stopped
 from manifests.recipes import parse_changes
 from training import fit
-from training.fit import learning_rate
-from training.recipe import OptimizerSettings, read_recipe
+from training.recipe import read_recipe
 
 FEW = (
     "data.num_points=128",
@@ -209,16 +208,6 @@ def test_damage_is_one_line(training, shards, run, tmp_path) -> None:
     message = training("evaluate", damaged, "--shards", shards, code=2).stderr.strip()
     assert message.startswith(f"{model}: ")
     assert "\n" not in message
-
-
-def test_the_schedule() -> None:
-    settings = OptimizerSettings(lr=1.0, batch_size=256, floor=0.1)
-    rates = [learning_rate(step, 100, 10, settings) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == rates[10] == 1.0
-    assert rates[55] == pytest.approx(0.55, abs=0.01)
-    assert 0.1 <= rates[-1] < 0.102
-    assert learning_rate(50, 100, 0, OptimizerSettings(lr=1.0, batch_size=128)) < 0.5
 
 
 def test_lists(training) -> None:

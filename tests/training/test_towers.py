@@ -18,6 +18,7 @@ from training.towers.clip import (
     SMALL_CONFIG,
     ImageSettings,
     ImageTower,
+    TextTower,
     average_prompts,
     build_towers,
     create_clip,
@@ -152,6 +153,30 @@ def test_prompt_average_equals_golden(golden) -> None:
     raw = torch.from_numpy(data["raw_text_embeddings_f32"])
     ours = torch.stack([average_prompts(prompts) for prompts in raw], dim=1)
     np.testing.assert_allclose(ours.numpy(), data["classifier_f32"], atol=1e-5)
+
+
+def test_the_text_tower_and_its_classifier_equal_golden(golden, tmp_path) -> None:
+    folder = golden / "method" / "text_classifier"
+    about = json.loads((folder / "meta.json").read_text())["config"]
+    sizes = {name: about[name] for name in ("width", "heads", "layers", "context_length")}
+    config = json.loads(SMALL_CONFIG.read_text()) | {
+        "embed_dim": about["embed_dim"],
+        "quick_gelu": True,
+        "text_cfg": sizes | {"vocab_size": about["vocab"]},
+    }
+    (tmp_path / "golden-text.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "golden-text.json")
+    clip = create_clip(ImageSettings(model="golden-text")).eval()
+    missing, unexpected = clip.load_state_dict(load_file(folder / "text_tower.safetensors"), strict=False)
+    assert not unexpected
+    assert all(name.startswith(("visual.", "logit_scale")) for name in missing)
+    data = np.load(folder / "io.npz")
+    tokens, text = torch.from_numpy(data["token_ids"]), TextTower(clip, tokenizer=None)
+    with torch.no_grad():
+        raw = torch.stack([text.encode(prompts) for prompts in tokens])
+    np.testing.assert_allclose(raw.numpy(), data["raw_text_embeddings_f32"], atol=1e-5)
+    classifier = torch.stack([text.average(prompts) for prompts in tokens], dim=1)
+    np.testing.assert_allclose(classifier.numpy(), data["classifier_f32"], atol=1e-5)
 
 
 def test_blocks_of_groups_are_masked() -> None:
