@@ -70,6 +70,7 @@ def test_only_evaluation_may_see_labels() -> None:
         for module, names in imports(path):
             if module == "training.data" and name not in allowed:
                 assert not {"LabelledBatch", "labelled"} & set(names), name
+                assert "supervised" not in names or name == "training/fit.py", name
 
 
 def test_modules_are_of_a_readable_size() -> None:

@@ -240,3 +240,42 @@ def test_two_processes_give_the_gradients_of_one(tmp_path) -> None:
         for number, tensor in enumerate((image, points, logits), start=1):
             # every rank's backward adds its own copy of the global loss; DDP averages, which gives this
             torch.testing.assert_close(saved[rank][number] / 2, tensor.grad[rank * 4 : rank * 4 + 4])
+
+
+@pytest.mark.parametrize(("name", "scale"), [("init_1_over_0.07", 1 / 0.07), ("clip_100", 100.0)])
+def test_the_contrastive_loss_equals_golden(golden, name: str, scale: float) -> None:
+    """With the identity as positives it is CLIP's loss: points-text plus points-image is ULIP's."""
+    folder = golden / "method" / "ulip_loss"
+    stored = np.load(folder / "ulip_loss.npz")
+    expected = json.loads((folder / "expected.json").read_text())["results"][f"{name}_f64"]
+    given = {n: torch.from_numpy(stored[f"{n}_embed"]).double().requires_grad_() for n in ("pc", "text", "image")}
+    points, text, image = (normalize(value, dim=1) for value in given.values())
+    logit_scale = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    alone = torch.eye(len(points), dtype=torch.bool)
+    loss = losses.contrastive(points, text, alone, logit_scale) + losses.contrastive(points, image, alone, logit_scale)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected["loss"], rel=1e-12)
+    assert logit_scale.grad.item() == pytest.approx(expected["grad_logit_scale"], rel=1e-9)
+    for n, value in given.items():
+        np.testing.assert_allclose(value.grad, stored[f"{name}.grad_{n}_f64"], atol=1e-12)
+
+
+def test_equal_captions_are_positives_of_one_another() -> None:
+    left = normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), dim=1)
+    right = normalize(torch.tensor([[1.0, 0.2], [0.3, 1.0], [1.0, 0.9]]), dim=1)
+    same = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    expected = 0.0
+    for a, b in ((left, right), (right, left)):
+        logits = 3.0 * a @ b.T
+        for row in range(3):
+            of_row = [-(logits[row, j] - logits[row].logsumexp(0)) for j in range(3) if same[row, j]]
+            expected += sum(of_row) / len(of_row) / 6
+    assert losses.contrastive(left, right, same, torch.tensor(3.0)).item() == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_biasedness() -> None:
+    assert losses.biasedness(torch.tensor([5.0, 5.0, 5.0, 5.0])).item() == pytest.approx(0, abs=1e-7)
+    assert losses.biasedness(torch.tensor([9.0, 0.0, 0.0, 0.0])).item() == pytest.approx(np.log(4))
+    expected = 0.75 * np.log(0.75 * 2) + 0.25 * np.log(0.25 * 2)
+    assert losses.biasedness(torch.tensor([3.0, 1.0])).item() == pytest.approx(expected)
+    assert losses.biasedness(torch.zeros(3)).item() == 0
