@@ -1,4 +1,4 @@
-"""Command line of training: fit, evaluate, recipes.
+"""Command line of training: fit, evaluate, report, recipes.
 
 Exit codes: 0 done; 2 refused before work began; 3 stopped midway by the machine or by a loss that is not finite; 130
 Ctrl-C. Progress and messages go to stderr, `--json` prints one object on stdout.
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -21,6 +22,7 @@ from manifests.errors import Refused, Stopped
 from manifests.recipes import parse_changes
 
 RECIPES = Path(__file__).parent / "recipes"
+WIDTH = 124  # characters of the widest table
 LOG_LINE = ("loss", "confident", "right")  # beginnings of the names in the log that the line shows
 
 
@@ -65,6 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--classes-from-text", action="store_true", help="a classifier from the shards' class names")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(run_command=_evaluate)
+    report = commands.add_parser("report", help="compare runs: a table, curves and contact sheets")
+    report.add_argument(
+        "runs", nargs="+", metavar="RUN", help="runs of the methods; zero-shot is the first one's step 0"
+    )
+    report.add_argument("--shards", required=True, help="what the runs were trained on")
+    report.add_argument("--source", help="shards of the source domain, to show some of them")
+    report.add_argument("--oracle", metavar="RUN", help="a run that was trained with labels: an upper bound")
+    report.add_argument("--split", default="test")
+    report.add_argument("--out", metavar="DIR", help="default: the folder that holds the first RUN")
+    report.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    report.set_defaults(run_command=_report)
     commands.add_parser("recipes", help="list the shipped recipes").set_defaults(run_command=_recipes)
     return parser
 
@@ -127,7 +140,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     table.add_column("accuracy, %")
     for name in COLUMNS:
         table.add_column(name, justify="right")
-    for who in ("student", "teacher"):
+    for who in [who for who in ("student", "teacher") if result[who]]:
         table.add_row(who, *(f"{result[who][name]:.1f}" for name in COLUMNS))
         table.add_row(f"{who}, mean per class", *(f"{result[who]['mean_per_class'][name]:.1f}" for name in COLUMNS))
     Console().print(table)
@@ -137,6 +150,35 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
 def split_line(result: dict) -> str:
     """`test, n=60, step 100`."""
     return f"{result['split']}, n={result['n']}, step {result['step']}"
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from training.pages import accuracy_table, gain_lines
+    from training.report import collect, write
+
+    out = options.out or Path(options.runs[0]).absolute().parent
+    with console.status("reading the runs") as status:
+        report = collect(
+            options.runs,
+            options.shards,
+            options.source,
+            options.oracle,
+            options.split,
+            _device(options.device),
+            lambda words: status.update(words),
+        )
+    path = write(report, out)
+    words = accuracy_table(report.values)
+    table = Table(title=f"{report.values['dataset']} {options.split}, n={report.values['n']}")
+    for number, name in enumerate(words.head):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in words.rows:
+        table.add_row(*map(escape, row))
+    Console(width=WIDTH).print(table)
+    for line in gain_lines(report.values):
+        print(line)
+    console.print(f"{path}", highlight=False)
+    return 0
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:

@@ -1,15 +1,18 @@
-"""Accuracies of a checkpoint: student and teacher, image and points. With the objectives of SUPERVISED, the only reader
-of labels.
+"""What a checkpoint answers: student and teacher, image and points. With the objectives of SUPERVISED and the oracle,
+the only reader of labels.
 
 `image`: one view an object, chosen by sha256(seed, key); `image_mean`: mean over single views; `image_star`: the views'
 unit features averaged; `points`: the stored cloud. Percent of objects; `mean_per_class` averages the classes.
+
+Shape letters: B batch, N objects of a split, V views, C classes.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+import filecmp
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,114 +23,295 @@ from manifests.errors import Refused
 from manifests.seeds import seed_digest
 from training.checkpoint import MODEL, TEACHER, Checkpoint, build_model, load_text, load_weights, without_pretrained
 from training.data import LabelledBatch, labelled
+from training.join import DataSettings, Source
+from training.losses import biasedness, divergence_from_uniform
 from training.model import CrossModalModel
+from training.teacher import LabelSettings, pseudo_labels
+from training.towers.clip import TextTower
 
 BATCH = 32
 COLUMNS = ("image", "image_mean", "image_star", "points")
+MODALITIES = ("image", "points")
+LABEL_MODES = ("image", "points", "joint")
+Progress = Callable[[int, int], None]
 
 
-@dataclass
-class _Counts:
-    """Right answers of each column, by class, and objects by class."""
+class Unlabelled(Refused):
+    """A split none of whose objects has a label: nothing can be evaluated."""
 
-    right: dict[str, Tensor]
-    objects: Tensor
+
+def _silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answers about the labelled objects of a split.
+
+    label: int64 (N,). logits: float32 (N, C) of the columns `image`, `image_star` and `points`. views_right: float32
+    (N,), the share of an object's views that are right. Without `every_view` the second has no `image_star` and the
+    third is empty.
+    """
+
+    label: Tensor
+    logits: dict[str, Tensor]
+    views_right: Tensor
+
+    def right(self, column: str) -> Tensor:
+        """Float32 (N,): 1 where the answer is the label, 0 elsewhere; a share for `image_mean`."""
+        if column == "image_mean":
+            return self.views_right
+        return (self.logits[column].argmax(dim=1) == self.label).float()
+
+    def guess(self, column: str, number: int) -> tuple[int, float]:
+        """The class predicted for one object, and its probability."""
+        confidence, predicted = self.logits[column][number].softmax(dim=0).max(dim=0)
+        return int(predicted), float(confidence)
 
     def percent(self) -> dict[str, Any]:
         """Percent right of each column over objects, and over classes."""
-        seen = self.objects > 0
-        per_class = {name: (right[seen] / self.objects[seen]).mean() for name, right in self.right.items()}
-        values: dict[str, Any] = {
-            name: _percent(right.sum() / self.objects.sum()) for name, right in self.right.items()
+        right = {name: self.right(name) for name in COLUMNS}
+        objects = torch.bincount(self.label)
+        seen = objects > 0
+        per_class = {
+            name: torch.bincount(self.label, weights=each)[seen] / objects[seen] for name, each in right.items()
         }
-        values["mean_per_class"] = {name: _percent(value) for name, value in per_class.items()}
+        values: dict[str, Any] = {name: _percent(each.mean()) for name, each in right.items()}
+        values["mean_per_class"] = {name: _percent(each.mean()) for name, each in per_class.items()}
         return values
+
+    def analysis(self) -> dict[str, dict[str, float]]:
+        """The figures of the paper's analysis, natural log: biasedness of the hard predictions over the split (figure
+        3; 0 is even), and `entropy`, the mean KL(prediction || uniform).
+        """
+        found = {}
+        for name in MODALITIES:
+            logits = self.logits[name]
+            count = torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])
+            found[name] = {
+                "biasedness": round(float(biasedness(count.float())), 4),
+                "entropy": round(float(divergence_from_uniform(logits)), 4),
+            }
+        return found
 
 
 def _percent(share: Tensor) -> float:
     return round(100 * float(share), 2)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Examined:
+    """A checkpoint's answers about a split; keys: of the N objects, in the order of the shards."""
+
+    dataset: str
+    split: str
+    classes: tuple[str, ...]
+    step: int
+    keys: tuple[str, ...]
+    student: Answers
+    teacher: Answers | None
+
+    def result(self) -> dict[str, Any]:
+        """The object that `evaluate --json` prints; `teacher` is null for a method without one."""
+        both = {"student": self.student, "teacher": self.teacher}
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "n": len(self.keys),
+            "classes": list(self.classes),
+            "step": self.step,
+            **{who: answers and answers.percent() for who, answers in both.items()},
+            "analysis": {who: answers and answers.analysis() for who, answers in both.items()},
+        }
+
+
 def evaluate(
     checkpoint: Checkpoint,
     shards: str,
     split: str = "test",
     device: torch.device | None = None,
     classes_from_text: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Progress = _silent,
 ) -> dict[str, Any]:
-    """The object that `evaluate --json` prints.
+    """The object that `evaluate --json` prints. Raises Refused as `examine` does."""
+    return examine([checkpoint], shards, split, device, classes_from_text, on_progress=on_progress)[0].result()
 
-    Raises Refused when the shards have no such split or view set, or other classes than the checkpoint
-    (classes_from_text: a new classifier is made from their names).
+
+@dataclass
+class _Examinee:
+    """A checkpoint's models, and what they answered so far, batch by batch."""
+
+    checkpoint: Checkpoint
+    models: dict[str, CrossModalModel]
+    logits: dict[str, list[dict[str, Tensor]]] = field(default_factory=dict)
+
+    def answer(self, batch: LabelledBatch, every_view: bool, device: torch.device) -> None:
+        """Adds the answers of student and teacher about a batch."""
+        asked: dict[int, dict[str, Tensor]] = {}
+        for who, model in self.models.items():
+            if id(model) not in asked:
+                asked[id(model)] = _logits(model, batch, self.checkpoint.recipe.seed, every_view, device)
+            self.logits.setdefault(who, []).append(asked[id(model)])
+
+    def answers(self, who: str, label: Tensor) -> Answers | None:
+        """All answers of one of the two, None where there is no such model."""
+        parts = self.logits.get(who)
+        if parts is None:
+            return None
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return Answers(label, whole, whole.pop("views_right"))
+
+
+@torch.inference_mode()
+def examine(
+    checkpoints: Sequence[Checkpoint],
+    shards: str,
+    split: str = "test",
+    device: torch.device | None = None,
+    classes_from_text: bool = False,
+    every_view: bool = True,
+    on_progress: Progress = _silent,
+) -> list[Examined]:
+    """The answers of several checkpoints, in one pass over the shards for those that read the same of them.
+
+    every_view: else only the one view of `image` is looked at. Raises Refused when the shards have no such split or
+    view set, no labels, or other classes than a checkpoint (classes_from_text: a new classifier is made from their
+    names).
     """
-    recipe = checkpoint.recipe
     device = device or torch.device("cpu")
-    settings = recipe.data.model_copy(update={"split": split})
-    model, text = build_model(without_pretrained(recipe), checkpoint.prompt_names)
-    source, batches = labelled(shards, settings, model.image.image_size, BATCH)
-    classes, prompts = source.manifest.classes, source.manifest.prompt_names
-    if classes != checkpoint.classes and not classes_from_text:
+    opened = [_open(checkpoint) for checkpoint in checkpoints]
+    streams: dict[tuple[DataSettings, int], list[int]] = {}
+    for number, (examinee, _) in enumerate(opened):
+        settings = examinee.checkpoint.recipe.data.model_copy(update={"split": split})
+        streams.setdefault((settings, examinee.models["student"].image.image_size), []).append(number)
+    found: dict[int, Examined] = {}
+    for (settings, image_size), numbers in streams.items():
+        source, batches = labelled(shards, settings, image_size, BATCH)
+        for number in numbers:
+            _classify(*opened[number], source, shards, classes_from_text)
+            for model in opened[number][0].models.values():
+                model.to(device).eval()
+        together = [opened[number][0] for number in numbers]
+        keys, label = _ask(together, batches(), source.total, every_view, device, on_progress)
+        if not keys:
+            raise Unlabelled(f"{shards}: no object of {split} has a label")
+        manifest = source.manifest
+        for number, each in zip(numbers, together, strict=True):
+            student, teacher = (each.answers(who, label) for who in ("student", "teacher"))
+            found[number] = Examined(
+                manifest.dataset, split, manifest.classes, each.checkpoint.step, keys, student, teacher
+            )
+    return [found[number] for number in range(len(opened))]
+
+
+def _open(checkpoint: Checkpoint) -> tuple[_Examinee, TextTower]:
+    """Student and, where there is one, teacher; and their text tower, without its weights.
+
+    A teacher with the student's weights, as in step 0, is the student.
+    """
+    student, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names)
+    models = {"student": student}
+    files = checkpoint.folder / MODEL, checkpoint.folder / TEACHER
+    if files[1].is_file():
+        models["teacher"] = student if filecmp.cmp(*files, shallow=False) else copy.deepcopy(student)
+    for model, file in zip(models.values(), files, strict=False):
+        load_weights(model, file)
+    return _Examinee(checkpoint, models), text
+
+
+def _classify(examinee: _Examinee, text: TextTower, source: Source, shards: str, classes_from_text: bool) -> None:
+    """Holds a checkpoint's classes to those of the shards, or gives it a classifier of their names."""
+    checkpoint, classes = examinee.checkpoint, source.manifest.classes
+    if classes_from_text:
+        load_text(checkpoint, text)
+        classifier = text.classifier(source.manifest.prompt_names, checkpoint.recipe.prompts)
+        for model in examinee.models.values():
+            model.set_classifier(classifier)
+    elif classes != checkpoint.classes:
         raise Refused(
             f"{shards} has {len(classes)} classes, the checkpoint {len(checkpoint.classes)} others: "
             "--classes-from-text makes a classifier from their names"
         )
-    result: dict[str, Any] = {
-        "dataset": source.manifest.dataset,
-        "split": split,
-        "n": 0,
-        "classes": list(classes),
-        "step": checkpoint.step,
-    }
-    from_text = None
-    if classes_from_text:
-        load_text(checkpoint, text)
-        from_text = text.classifier(prompts, recipe.prompts)
-    for who, file in (("student", MODEL), ("teacher", TEACHER)):
-        if who == "teacher" and not (checkpoint.folder / file).is_file():
-            result[who] = None  # a method without a teacher
-            continue
-        trained = copy.deepcopy(model)
-        load_weights(trained, checkpoint.folder / file)
-        if from_text is not None:
-            trained.set_classifier(from_text)
-        trained.to(device).eval()
-        counts = _count(trained, batches, source.total, len(classes), recipe.seed, device, on_progress)
-        if not counts.objects.sum():
-            raise Refused(f"{shards}: no object of {split} has a label")
-        result["n"] = int(counts.objects.sum())
-        result[who] = counts.percent()
-    return result
 
 
-def _count(model, batches, total, num_classes, seed, device, on_progress) -> _Counts:
-    counts = _Counts({name: torch.zeros(num_classes) for name in COLUMNS}, torch.zeros(num_classes))
-    for batch in batches():
-        for name, share in _answers(model, batch, seed, device).items():
-            counts.right[name].index_add_(0, batch.label, share)
-        counts.objects.index_add_(0, batch.label, torch.ones(len(batch.label)))
-        on_progress(int(counts.objects.sum()), total)
-    return counts
+def _ask(
+    examinees: list[_Examinee],
+    batches: Iterator[LabelledBatch],
+    total: int,
+    every_view: bool,
+    device: torch.device,
+    on_progress: Progress,
+) -> tuple[tuple[str, ...], Tensor]:
+    """Every examinee answers each batch. Gives the objects' keys and labels (N,)."""
+    keys: list[str] = []
+    labels: list[Tensor] = []
+    for batch in batches:
+        for examinee in examinees:
+            examinee.answer(batch, every_view, device)
+        keys += batch.keys
+        labels.append(batch.label)
+        on_progress(len(keys), total)
+    return tuple(keys), torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64)
 
 
-def _answers(model: CrossModalModel, batch: LabelledBatch, seed: int, device: torch.device) -> dict[str, Tensor]:
-    """For each column the share right (B,): 0 or 1, and a mean over views for image_mean."""
+def _logits(
+    model: CrossModalModel, batch: LabelledBatch, seed: int, every_view: bool, device: torch.device
+) -> dict[str, Tensor]:
+    """Of a batch, on the CPU: logits (B, C) by column, and `views_right` (B,), or (0,) without every_view."""
     b, v = batch.images.shape[:2]
-    label = batch.label[:, None]
-    feature = model.image_features(batch.images.flatten(0, 1).to(device))
-    by_view = (model.image_logits(feature).argmax(dim=1).cpu().reshape(b, v) == label).float()
     view = torch.tensor([one_view(seed, key, v) for key in batch.keys])
-    star = normalize(feature.reshape(b, v, -1).mean(dim=1), dim=1)
-    points = model.point_features(batch.points.to(device))
-    return {
-        "image": by_view.gather(1, view[:, None]).squeeze(1),
-        "image_mean": by_view.mean(dim=1),
-        "image_star": (model.image_logits(star).argmax(dim=1).cpu() == batch.label).float(),
-        "points": (model.points_logits(points).argmax(dim=1).cpu() == batch.label).float(),
-    }
+    found = {"points": model.points_logits(model.point_features(batch.points.to(device)))}
+    if every_view:
+        feature = model.image_features(batch.images.flatten(0, 1).to(device))
+        by_view = model.image_logits(feature).cpu().reshape(b, v, -1)
+        found["image"] = by_view[torch.arange(b), view]
+        found["image_star"] = model.image_logits(normalize(feature.reshape(b, v, -1).mean(dim=1), dim=1))
+        found["views_right"] = (by_view.argmax(dim=2) == batch.label[:, None]).float().mean(dim=1)
+    else:
+        found["image"] = model.image_logits(model.image_features(batch.images[torch.arange(b), view].to(device)))
+        found["views_right"] = torch.zeros(0)
+    return {name: value.cpu() for name, value in found.items()}
 
 
 def one_view(seed: int, key: str, num_views: int) -> int:
     """The view of the column `image`: the same for every model and machine."""
     return int.from_bytes(seed_digest(seed, key)[:8], "big") % num_views
+
+
+def pseudo_label_quality(
+    image_logits_NC: Tensor, points_logits_NC: Tensor, label_N: Tensor, settings: LabelSettings
+) -> dict[str, dict[str, float | None]]:
+    """For the modes `image`, `points` and `joint`: percent of objects selected at the threshold, and percent of those
+    whose pseudo-label is the label (`precision`; None where none is selected).
+    """
+    found = {}
+    for mode in LABEL_MODES:
+        labels = pseudo_labels(image_logits_NC, points_logits_NC, settings.model_copy(update={"mode": mode}))
+        chosen = labels.image_confident > 0
+        right = (labels.image_label == label_N) & chosen
+        precision = _percent(right.sum() / chosen.sum()) if chosen.any() else None
+        found[mode] = {"selected": _percent(chosen.float().mean()), "precision": precision}
+    return found
+
+
+def teacher_labels(
+    checkpoints: Sequence[Checkpoint],
+    shards: str,
+    split: str = "train",
+    device: torch.device | None = None,
+    on_progress: Progress = _silent,
+) -> list[dict[str, Any]]:
+    """Pseudo-labels that the teachers of checkpoints give on whole pictures and clouds, one view an object, against
+    the labels: `{step, n, image {selected, precision}, points, joint}` each. A label is looked at here only.
+
+    Raises Unlabelled where no object of the split has a label.
+    """
+    found = []
+    examined = examine(checkpoints, shards, split, device, every_view=False, on_progress=on_progress)
+    for checkpoint, each in zip(checkpoints, examined, strict=True):
+        answers = each.teacher or each.student
+        quality = pseudo_label_quality(
+            answers.logits["image"], answers.logits["points"], answers.label, checkpoint.recipe.labels
+        )
+        found.append({"step": each.step, "n": len(each.keys), **quality})
+    return found

@@ -1,0 +1,143 @@
+"""Curves of log.csv: losses, pseudo-labels, and the figures of the paper's analysis.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in their dashes too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000"
+LINES = ((BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"), (BLACK, "--"))
+DPI = 150
+ACROSS = 4  # panels in a row
+WIDTH = 10.0  # inches: 1000 pixels as shown, 1500 as drawn
+LOSSES = {
+    "cls": "pseudo-labels",
+    "align": "alignment",
+    "fair": "fairness",
+    "mim": "masked image",
+    "mpm": "masked points",
+    "lg_align": "local-global",
+}
+Columns = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A run's log: columns of log.csv by name, each as long as `step`. own_labels: each branch has its own."""
+
+    name: str
+    columns: Columns
+    own_labels: bool
+
+
+def losses(runs: Sequence[Curves]) -> bytes | None:
+    """PNG: the total and each weighted loss by step, a line a run. None where no log has a row."""
+    names = {name: None for run in runs for name in run.columns if name.startswith("weighted_")}
+    panels = {"loss": "total"} | {name: _loss_name(name.removeprefix("weighted_")) for name in names}
+    return _by_column(runs, panels, "weighted loss")
+
+
+def _loss_name(name: str) -> str:
+    return f"{LOSSES[name]} ({name})" if name in LOSSES else name
+
+
+def analysis(runs: Sequence[Curves]) -> bytes | None:
+    """PNG: entropy and biasedness of the teacher's predictions by step, a line a run (the paper's figure 3)."""
+    panels = {
+        f"{figure}_{modality}": f"{figure}: {shown}"
+        for figure in ("entropy", "biasedness")
+        for modality, shown in (("image", "image"), ("points", "point cloud"))
+    }
+    return _by_column(runs, panels, "KL to uniform, nats", from_zero=True)
+
+
+def _by_column(runs: Sequence[Curves], panels: dict[str, str], unit: str, from_zero: bool = False) -> bytes | None:
+    """Small multiples: a panel for each column that some run has, a line for each run that has it."""
+    panels = {name: title for name, title in panels.items() if any(name in run.columns for run in runs)}
+    if not panels:
+        return None
+    figure, axes = _grid(len(panels))
+    for number, (axis, (name, title)) in enumerate(zip(axes, panels.items(), strict=True)):
+        for run, (colour, dashes) in zip(runs, _lines(len(runs)), strict=True):
+            if name in run.columns:
+                axis.plot(run.columns["step"], run.columns[name], dashes, color=colour, linewidth=1.6)
+        if from_zero:
+            axis.set_ylim(bottom=0)
+        _finish(axis, title, unit if number % ACROSS == 0 else "")
+    named = [(run.name, *line) for run, line in zip(runs, _lines(len(runs)), strict=True)]
+    return _png(figure, named)
+
+
+def pseudo_labels(runs: Sequence[Curves]) -> bytes | None:
+    """PNG: percent of a batch selected as pseudo-labels by modality, and agreement of the branches, a panel a run.
+
+    That is the paper's figure 4. With a joint label, the modality is the one whose label was taken; else each branch
+    selects for itself.
+    """
+    runs = [run for run in runs if "confident_image" in run.columns]
+    if not runs:
+        return None
+    figure, axes = _grid(len(runs), across=min(len(runs), 3), height=2.9)
+    named = [("label from the image", BLUE, "-"), ("label from the point cloud", VERMILLION, "--")]
+    named.append(("both branches predict the same class", BLACK, ":"))
+    for number, (axis, run) in enumerate(zip(axes, runs, strict=True)):
+        shares = (*selected_by_modality(run), np.array(run.columns["agreement"]))
+        for share, (_, colour, dashes) in zip(shares, named, strict=True):
+            axis.plot(run.columns["step"], 100 * share, dashes, color=colour, linewidth=1.6)
+        axis.set_ylim(0, 100)
+        kind = "each branch its own label" if run.own_labels else "one label for both branches"
+        _finish(axis, f"{run.name}: {kind}", "share of the batch, %" if number == 0 else "")
+    return _png(figure, named)
+
+
+def selected_by_modality(run: Curves) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the batch with a pseudo-label of the image, and of the points.
+
+    With a joint label the log has the share selected and, among those, the share from the image.
+    """
+    image, points, from_image = (
+        np.array(run.columns[name]) for name in ("confident_image", "confident_points", "from_image")
+    )
+    return (image, points) if run.own_labels else (image * from_image, image * (1 - from_image))
+
+
+def _lines(count: int) -> list[tuple[str, str]]:
+    return [LINES[number % len(LINES)] for number in range(count)]
+
+
+def _grid(count: int, across: int = ACROSS, height: float = 2.2) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, up to `across` in a row."""
+    across = min(across, count)
+    down = -(-count // across)
+    figure = Figure(figsize=(WIDTH, height * down + 0.4), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(down, across, number + 1) for number in range(count)]
+
+
+def _finish(axis: Axes, title: str, unit: str) -> None:
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_xlabel("step", fontsize=9)
+    axis.set_ylabel(unit, fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axis.locator_params(axis="x", nbins=4, integer=True)
+
+
+def _png(figure: Figure, named: Sequence[tuple[str, str, str]]) -> bytes:
+    """The figure with one legend of (name, colour, dashes) above its panels."""
+    handles = [matplotlib.lines.Line2D([], [], color=c, linestyle=d, linewidth=1.6, label=n) for n, c, d in named]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(named), frameon=False, fontsize=10)
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()

@@ -1,0 +1,255 @@
+"""A report in words: a page of headings, paragraphs, tables and pictures, as Markdown or as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import html
+from dataclasses import dataclass
+from typing import Any
+
+COLUMNS = {"image": "Image", "image_star": "Image*", "points": "Point cloud", "mean": "Mean"}
+ZERO_SHOT, ORACLE = "zero_shot", "oracle"
+NAMES = {
+    ZERO_SHOT: "zero-shot",
+    "self_training": "self-training",
+    "cross_most": "Cross-MoST",
+    ORACLE: "oracle (labels known: an upper bound)",
+}
+CAPTIONS = {
+    "losses": "Losses as they were weighted, means over the steps between two rows of the log. Lower is better.",
+    "pseudo_labels": "Share of a training batch with a pseudo-label above the threshold, by the modality that gave it.",
+    "analysis": "The teachers' predictions on training batches. Entropy, as the paper names it: more is surer. "
+    "Biasedness: less is more even.",
+    "target": "Objects of the evaluated split: views, the cloud, and what students answered, with their probability. "
+    "A tick on green is right, a cross on red is wrong.",
+    "source": "Objects of the labelled source domain, on which the towers were pre-trained.",
+}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #111; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25em .9em .25em 0; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+img { width: 100%; height: auto; }
+p.note, figcaption { color: #555; font-size: .9em; } figure { margin: 1em 0; }
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first row is the head, the first column names the rows."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG; name: of its file beside the Markdown."""
+
+    name: str
+    png: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, then paragraphs, tables and pictures in their order."""
+
+    title: str
+    parts: tuple[str | Table | Picture, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A title and sections."""
+
+    title: str
+    sections: tuple[Section, ...]
+
+
+def row_name(row: str) -> str:
+    """The name of a row as a person reads it; a second run of a method has its number."""
+    method, _, number = row.rpartition("_")
+    return f"{NAMES.get(method, method)} {number}" if number.isdigit() else NAMES.get(row, row)
+
+
+def picture_file(name: str) -> str:
+    """The file of a picture of the report."""
+    return f"report_{name}.png"
+
+
+def page_of(values: dict[str, Any], pictures: dict[str, bytes]) -> Page:
+    """The page of report.json's object and its pictures by name."""
+    shown = {name: Picture(picture_file(name), png, CAPTIONS[name]) for name, png in pictures.items()}
+    sections = [
+        Section("Accuracy", _accuracy(values)),
+        Section("Pseudo-labels", _pseudo_labels(values, shown)),
+        Section("Analysis", _analysis(values, shown)),
+    ]
+    if "losses" in shown:
+        sections.append(Section("Losses", (shown["losses"],)))
+    sections.append(Section("Target domain", (shown["target"],)))
+    if "source" in shown:
+        sections.append(Section("Source domain", (shown["source"],)))
+    sections.append(Section("Runs", _runs(values)))
+    return Page(f"{values['dataset']}: self-training without labels of the target domain", tuple(sections))
+
+
+def accuracy_table(values: dict[str, Any]) -> Table:
+    """Percent right of the students, with 95% intervals."""
+    rows = {row: (cells, values["interval"][row]) for row, cells in values["table"].items()}
+    if values["oracle"]:
+        rows[ORACLE] = values["oracle"], values["oracle"]["interval"]
+    cells = (
+        (
+            row_name(row),
+            *(f"{found[name]:.1f} [{low:.1f}, {high:.1f}]" for name in COLUMNS for low, high in [ends[name]]),
+        )
+        for row, (found, ends) in rows.items()
+    )
+    return Table(("percent right", *COLUMNS.values()), tuple(cells))
+
+
+def gain_lines(values: dict[str, Any]) -> list[str]:
+    """What each run gained over others in the mean column, signed."""
+    lines = []
+    for row, others in values["gains"].items():
+        told = []
+        for other, found in others.items():
+            low, high = found["interval"]
+            told.append(f"minus {row_name(other)}: {found['gain']:+.1f} points [{low:+.1f}, {high:+.1f}]")
+        lines.append(f"{row_name(row)} {'; '.join(told)} (mean of the three columns).")
+    return lines
+
+
+def _accuracy(values: dict[str, Any]) -> tuple[str | Table, ...]:
+    n, split = values["n"], values["split"]
+    parts: list[str | Table] = [
+        f"Percent of the {n:,} objects of the {split} split that the student of the last step names right. Image: one "
+        "view an object; Image*: features of all views averaged; Point cloud: the cloud alone; Mean: of the three. "
+        "No label of this domain was used in training, except by an oracle.",
+        accuracy_table(values),
+        *gain_lines(values),
+        "Brackets: 95% intervals over objects, Wilson's for accuracies (for the mean, rather too wide), of paired "
+        "differences for gains. They do not hold what another seed of training would change.",
+    ]
+    if values["teacher"]:
+        rows = (
+            (row_name(row), *(f"{cells[name]:.1f}" for name in COLUMNS)) for row, cells in values["teacher"].items()
+        )
+        parts += ["The same of the teachers:", Table(("percent right", *COLUMNS.values()), tuple(rows))]
+    return tuple(parts)
+
+
+def _pseudo_labels(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[str | Table | Picture, ...]:
+    parts: list[str | Table | Picture] = [shown["pseudo_labels"]] if "pseudo_labels" in shown else []
+    if values["pseudo_labels"] is None:
+        return (*parts, "The training split has no labels: how many pseudo-labels are right is not known.")
+    rows = []
+    for row, found in values["pseudo_labels"].items():
+        for step in (found["first"], found["last"]):
+            cells = (f"{step[mode][name]:.1f}" if step[mode][name] is not None else "none" for mode, name in _QUALITY)
+            rows.append((row_name(row), str(step["step"]), *cells))
+    thresholds = ", ".join(f"{row_name(row)} {found['threshold']:g}" for row, found in values["pseudo_labels"].items())
+    told = {"image": "image", "points": "cloud", "joint": "joint"}
+    head = (f"{told[mode]}: {'selected' if name == 'selected' else 'right'} %" for mode, name in _QUALITY)
+    return (
+        "What the teachers' pseudo-labels are worth on the training split, by labels that training never saw: percent "
+        f"of objects above the threshold ({thresholds}), and percent of those that are right. Joint: the surer of "
+        "image and cloud gives the label, as in Cross-MoST; self-training takes each branch's own.",
+        Table(("run", "step", *head), tuple(rows)),
+        *parts,
+    )
+
+
+_QUALITY = [(mode, name) for mode in ("image", "points", "joint") for name in ("selected", "precision")]
+
+
+def _analysis(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[str | Table | Picture, ...]:
+    figures = [(modality, name) for name in ("biasedness", "entropy") for modality in ("image", "points")]
+    rows = tuple(
+        (row_name(row), *(f"{found['student'][modality][name]:.3f}" for modality, name in figures))
+        for row, found in values["analysis"].items()
+    )
+    told = {"image": "image", "points": "cloud"}
+    head = ("students", *(f"{name}: {told[modality]}" for modality, name in figures))
+    return (
+        f"On the {values['split']} split, in nats. Biasedness: KL between how often each class is predicted and a "
+        f"uniform distribution (0 is even; the labels themselves have {values['labels_biasedness']:.3f}). Entropy, as "
+        "the paper names it: mean KL between a prediction and a uniform distribution (more is surer).",
+        Table(head, rows),
+        *([shown["analysis"]] if "analysis" in shown else []),
+    )
+
+
+def _runs(values: dict[str, Any]) -> tuple[str | Table, ...]:
+    def told(value: float | None) -> str:
+        return f"{value:,.0f}" if value else "-"
+
+    rows = tuple(
+        (
+            row_name(row),
+            found["path"],
+            found["init"] or "-",
+            f"{found['step']:,}",
+            *(told(found[name]) for name in _COST),
+        )
+        for row, found in values["runs"].items()
+    )
+    parts: list[str | Table] = [Table(("run", "folder", "began with", "steps", *_COST.values()), rows)]
+    if values["seconds"] is not None or values["max_rss_mb"] is not None:
+        parts.append(f"In all: {told(values['seconds'])} s, {told(values['max_rss_mb'])} MB of memory at most.")
+    versions = ", ".join(f"{name} {version}" for name, version in values["versions"].items())
+    return (*parts, f"Seed {values['seed']}. {versions}.")
+
+
+_COST = {"seconds": "seconds", "max_rss_mb": "memory, MB", "ms_per_step": "ms a step"}
+
+
+def to_markdown(page: Page) -> str:
+    """The page as Markdown; pictures are files beside it."""
+    lines = [f"# {page.title}", ""]
+    for section in page.sections:
+        lines += [f"## {section.title}", ""]
+        for part in section.parts:
+            if isinstance(part, Table):
+                lines += _markdown_table(part)
+            elif isinstance(part, Picture):
+                lines += [f"![{part.caption}]({part.name})", "", part.caption]
+            else:
+                lines.append(part.replace("*", r"\*"))
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _markdown_table(table: Table) -> list[str]:
+    rows = [table.head, ("---", *("---:" for _ in table.head[1:])), *table.rows]
+    return ["| " + " | ".join(cell.replace("|", r"\|").replace("*", r"\*") for cell in row) + " |" for row in rows]
+
+
+def to_html(page: Page) -> str:
+    """The page as one HTML file that needs no other: its pictures are part of it."""
+    parts = [f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(page.title)}</title>']
+    parts += [f"<style>{STYLE}</style>", f"<h1>{html.escape(page.title)}</h1>"]
+    for section in page.sections:
+        parts.append(f"<h2>{html.escape(section.title)}</h2>")
+        for part in section.parts:
+            if isinstance(part, Table):
+                parts += _html_table(part)
+            elif isinstance(part, Picture):
+                data, caption = base64.b64encode(part.png).decode(), html.escape(part.caption)
+                parts.append(
+                    f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+                    f"<figcaption>{caption}</figcaption></figure>"
+                )
+            else:
+                parts.append(f"<p>{html.escape(part)}</p>")
+    return "\n".join(parts) + "\n"
+
+
+def _html_table(table: Table) -> list[str]:
+    def row(cells: tuple[str, ...], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return ["<table>", row(table.head, "th"), *(row(cells, "td") for cells in table.rows), "</table>"]
