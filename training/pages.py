@@ -19,7 +19,7 @@ CAPTIONS = {
     "losses": "Losses as they were weighted, means over the steps between two rows of the log. Lower is better.",
     "pseudo_labels": "Share of a training batch with a pseudo-label above the threshold, by the modality that gave it.",
     "analysis": "The teachers' predictions on training batches. Entropy, as the paper names it: more is surer. "
-    "Biasedness: less is more even.",
+    "Biasedness: less is more even; of the few hundred predictions of a row, a little more than of a whole split.",
     "target": "Objects of the evaluated split: views, the cloud, and what students answered, with their probability. "
     "A tick on green is right, a cross on red is wrong.",
     "source": "Objects of the labelled source domain, on which the towers were pre-trained.",
