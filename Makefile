@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
-DEMO := runs/demo
+DEMO ?= runs/demo
+SEED ?= 0
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 TEST_PROCESSES ?= $(shell nproc 2>/dev/null || echo 2)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,13 +22,7 @@ $(STAMP): pyproject.toml constraints.txt .ci/system_libraries.sh
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	rm -rf $(DEMO)
-	$(BIN)/python -m pipeline build parametric --out $(DEMO)/shards --workers $(WORKERS)
-	$(BIN)/python -m pipeline check $(DEMO)/shards
-	$(BIN)/python -m pipeline inspect $(DEMO)/shards --png $(DEMO)/contact_sheet.png --objects 10 --views 4
-	$(BIN)/python -m training fit small_cross_most --shards $(DEMO)/shards --run $(DEMO)/run optimizer.steps=100
-	$(BIN)/python -m training evaluate $(DEMO)/run --shards $(DEMO)/shards
-	@echo "pictures: $(DEMO)/contact_sheet.png   losses: $(DEMO)/run/log.csv"
+	$(BIN)/python -m training.demo --out $(DEMO) --seed $(SEED) --workers $(WORKERS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -389,9 +389,16 @@ def batches_of(loader: DataLoader) -> Iterator[Any]:
 
 
 def labelled(
-    shards: str, settings: DataSettings, image_size: int, batch_size: int
+    shards: str,
+    settings: DataSettings,
+    image_size: int,
+    batch_size: int,
+    view_of: Callable[[str, int], int] | None = None,
 ) -> tuple[Source, Callable[[], Iterator[LabelledBatch]]]:
-    """Batches with labels for evaluation, in the order of the shards; objects without a label are left out."""
+    """Batches with labels for evaluation, in the order of the shards; objects without a label are left out.
+
+    view_of: (key, number of views) -> the one view that is read; else all are.
+    """
     source = open_source(shards, settings)
 
     def pictured(views: Sample, suffix: str) -> bool:
@@ -404,7 +411,8 @@ def labelled(
                 with naming(shard.shapes, shape.key):
                     label = shape.json["label"]
                 if label is not None:
-                    samples.append((shape.key, *_whole(shard, shape, views, source, settings, image_size), label))
+                    whole = _whole(shard, shape, views, source, settings, image_size, view_of)
+                    samples.append((shape.key, *whole, label))
                 if len(samples) == batch_size:
                     yield _collate_labelled(samples)
                     samples = []
@@ -415,16 +423,23 @@ def labelled(
 
 
 def _whole(
-    shard: Shard, shape: Sample, views: Sample, source: Source, settings: DataSettings, image_size: int
+    shard: Shard,
+    shape: Sample,
+    views: Sample,
+    source: Source,
+    settings: DataSettings,
+    image_size: int,
+    view_of: Callable[[str, int], int] | None,
 ) -> tuple[Tensor, Tensor]:
     preset = source.view_set.preset
     mean, deviation = NORMALIZE[preset.normalize]
     with naming(shard.views, views.key):
+        count = num_views(views)
         pictures = [
             to_tensor(
                 make_weak_picture(picture_of(views, v, settings.channel, preset.mapping), image_size), mean, deviation
             )
-            for v in range(num_views(views))
+            for v in (range(count) if view_of is None else [view_of(views.key, count)])
         ]
     with naming(shard.shapes, shape.key):
         points = cloud_of(shape, settings.num_points, generator(0, 0, shape.key))

@@ -13,6 +13,7 @@ import copy
 import filecmp
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -180,13 +181,15 @@ def examine(
     """
     device = device or torch.device("cpu")
     opened = [_open(checkpoint) for checkpoint in checkpoints]
-    streams: dict[tuple[DataSettings, int], list[int]] = {}
+    streams: dict[tuple[DataSettings, int, int | None], list[int]] = {}
     for number, (examinee, _) in enumerate(opened):
         settings = examinee.checkpoint.recipe.data.model_copy(update={"split": split})
-        streams.setdefault((settings, examinee.models["student"].image.image_size), []).append(number)
+        seed = None if every_view else examinee.checkpoint.recipe.seed
+        streams.setdefault((settings, examinee.models["student"].image.image_size, seed), []).append(number)
     found: dict[int, Examined] = {}
-    for (settings, image_size), numbers in streams.items():
-        source, batches = labelled(shards, settings, image_size, BATCH)
+    for (settings, image_size, seed), numbers in streams.items():
+        view_of = None if every_view else partial(one_view, seed)
+        source, batches = labelled(shards, settings, image_size, BATCH, view_of)
         for number in numbers:
             _classify(*opened[number], source, shards, classes_from_text)
             for model in opened[number][0].models.values():
@@ -259,16 +262,16 @@ def _logits(
 ) -> dict[str, Tensor]:
     """Of a batch, on the CPU: logits (B, C) by column, and `views_right` (B,), or (0,) without every_view."""
     b, v = batch.images.shape[:2]
-    view = torch.tensor([one_view(seed, key, v) for key in batch.keys])
     found = {"points": model.points_logits(model.point_features(batch.points.to(device)))}
     if every_view:
         feature = model.image_features(batch.images.flatten(0, 1).to(device))
         by_view = model.image_logits(feature).cpu().reshape(b, v, -1)
+        view = torch.tensor([one_view(seed, key, v) for key in batch.keys])
         found["image"] = by_view[torch.arange(b), view]
         found["image_star"] = model.image_logits(normalize(feature.reshape(b, v, -1).mean(dim=1), dim=1))
         found["views_right"] = (by_view.argmax(dim=2) == batch.label[:, None]).float().mean(dim=1)
     else:
-        found["image"] = model.image_logits(model.image_features(batch.images[torch.arange(b), view].to(device)))
+        found["image"] = model.image_logits(model.image_features(batch.images[:, 0].to(device)))
         found["views_right"] = torch.zeros(0)
     return {name: value.cpu() for name, value in found.items()}
 

@@ -184,7 +184,7 @@ def fit(
     started, first = time.monotonic(), state.step
     _loop(state, on_log, on_step)
     last = _save(state)
-    _write_seconds(folder, time.monotonic() - started, state.step - first)
+    write_seconds(folder, time.monotonic() - started, state.step - first)
     return last
 
 
@@ -265,7 +265,8 @@ def _write_run_files(state: _Run, text: nn.Module) -> None:
         store.write_bytes(str(state.folder / TEXT), save(tensors_of(text)))
 
 
-def _write_seconds(folder: Path, seconds: float, steps: int) -> None:
+def write_seconds(folder: Path, seconds: float, steps: int) -> None:
+    """Adds to run.json what a run took: seconds, the most resident memory, milliseconds a step."""
     about = json.loads((folder / CLASSES).read_text())
     about["seconds"] = round(about["seconds"] + seconds, 3)
     about["max_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

@@ -1,0 +1,77 @@
+"""The demonstration: every stage and its report on a handful of objects; and, slow, what it must show."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import REPOSITORY
+
+from training.demo import _Demo
+
+SMALL = (
+    *("--build", "parametric.objects=57", "--build", "parametric.test_fraction=0.5"),
+    *("--build", "parametric.val_fraction=0.0", "--build", "num_points=128", "--build", "fps_prefix=128"),
+    *("data.num_points=96", "optimizer.batch_size=8", "optimizer.steps=4", "log_every=2", "points.depth=1"),
+)
+
+
+def demo(out: Path, *arguments: object, code: int = 0) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "training.demo", "--out", str(out), *map(str, arguments)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stderr
+    return result
+
+
+def test_every_stage_and_its_report(tmp_path) -> None:
+    out = tmp_path / "demo"
+    printed = demo(out, "--seed", 3, "--workers", 0, *SMALL).stdout
+    assert "zero-shot" in printed
+    found = json.loads((out / "report.json").read_text())
+    for row in ("zero_shot", "self_training", "cross_most"):
+        assert all(0 <= found["table"][row][column] <= 100 for column in ("image", "image_star", "points"))
+    assert found["n"] == 19
+    assert found["seed"] == 3
+    assert found["seconds"] > 1
+    assert found["max_rss_mb"] > 300
+    assert (out / "report.html").stat().st_size > 20_000
+    commands = [shlex.split(line) for line in (out / "commands.txt").read_text().splitlines()]
+    assert [command[3:5] for command in commands if command[3] == "pipeline"] == [["pipeline", "build"]] * 2
+    assert len(commands) == 6
+    assert (out / "logs/cross_most.log").stat().st_size > 0
+    assert "is not empty and no demo" in demo(tmp_path, "--workers", 0, *SMALL, code=2).stderr
+
+
+def test_a_stage_that_fails_is_named_and_the_others_end(tmp_path) -> None:
+    message = demo(tmp_path / "demo", "--workers", 0, *SMALL, "data.num_points=8", code=3).stderr
+    assert "pretrain failed (" in message
+    assert "data.num_points=8" in message
+    assert "pretrain.log" in message
+
+
+def test_ending_leaves_nothing_running(tmp_path) -> None:
+    (tmp_path / "logs").mkdir()
+    stages = _Demo(tmp_path, None)
+    sleeping = stages.start("sleeping", "http.server", "0")
+    stages.end_all()
+    assert sleeping.process.poll() is not None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_demo_shows_what_the_paper_claims(tmp_path) -> None:
+    """Adapting without labels beats zero-shot, and learning across modalities beats each modality on its own."""
+    demo(tmp_path / "demo", "--seed", 0)
+    found = json.loads((tmp_path / "demo/report.json").read_text())
+    mean = {
+        row: sum(values[c] for c in ("image", "image_star", "points")) / 3 for row, values in found["table"].items()
+    }
+    assert found["n"] >= 600
+    assert 35 <= mean["zero_shot"] <= 65
+    assert mean["cross_most"] >= mean["zero_shot"] + 10
+    assert mean["cross_most"] >= mean["self_training"] + 4
+    assert found["max_rss_mb"] < 8000

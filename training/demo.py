@@ -1,0 +1,211 @@
+"""The demonstration: two domains made from a seed, pre-training, self-training, Cross-MoST, and a report.
+
+    python -m training.demo --out runs/demo --seed 0
+
+Every stage is a command that a person could type; `OUT/commands.txt` lists them, OUT/logs holds their words. While
+the small towers pre-train on the source, the target is built; both methods and the oracle adapt side by side. Thread
+counts are fixed, so that the figures do not depend on how many cores there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+
+from manifests.errors import Refused, Stopped
+from training import report
+
+SAMPLING_SECONDS = 0.5
+PRETRAIN_THREADS = REPORT_THREADS = 2
+ADAPT_THREADS = 1
+
+
+class _Memory(threading.Thread):
+    """The largest sum of resident memory of this process and all below it, MB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.max_rss_mb = 0.0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        own = psutil.Process()
+        while not self._over.wait(SAMPLING_SECONDS):
+            total = 0
+            for process in [own, *own.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self.max_rss_mb = max(self.max_rss_mb, total / 2**20)
+
+    def stop(self) -> float:
+        """Ends the thread; gives the maximum."""
+        self._over.set()
+        self.join()
+        return self.max_rss_mb
+
+
+@dataclass
+class _Stage:
+    """A running command."""
+
+    name: str
+    process: subprocess.Popen
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+
+
+class _Demo:
+    """Starts commands and waits for them; on any failure the others are ended."""
+
+    def __init__(self, out: Path, console: Console) -> None:
+        self.out, self.console = out, console
+        self.seconds: dict[str, float] = {}
+        self._running: list[_Stage] = []
+
+    def start(self, name: str, *arguments: object, threads: int = 1) -> _Stage:
+        """Starts `python -m ...` in the background."""
+        command = [sys.executable, "-m", *map(str, arguments)]
+        log = self.out / "logs" / f"{name}.log"
+        with open(self.out / "commands.txt", "a") as file:
+            file.write(f"OMP_NUM_THREADS={threads} {shlex.join(['python', *command[1:]])}\n")
+        with open(log, "w") as file:
+            process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1"),
+            )
+        stage = _Stage(name, process, log)
+        self._running.append(stage)
+        return stage
+
+    def wait(self, *stages: _Stage) -> None:
+        """Waits for stages, telling how each goes on. Raises Stopped with the last line of one that failed."""
+        waiting = list(stages)
+        with self.console.status("") as status:
+            while waiting:
+                for stage in [s for s in waiting if s.process.poll() is not None]:
+                    waiting.remove(stage)
+                    self._running.remove(stage)
+                    self._finish(stage)
+                told = "   ".join(f"{stage.name}: {_last_line(stage.log)[:90]}" for stage in waiting)
+                status.update(told.replace("[", r"\["))
+                time.sleep(0.2)
+
+    def _finish(self, stage: _Stage) -> None:
+        self.seconds[stage.name] = round(time.monotonic() - stage.started, 1)
+        if stage.process.returncode:
+            raise Stopped(f"{stage.name} failed ({_last_line(stage.log)}); see {stage.log}")
+        self.console.print(f"{self.seconds[stage.name]:6.1f} s  {stage.name}", highlight=False)
+
+    def end_all(self) -> None:
+        """Ends what still runs."""
+        for stage in self._running:
+            stage.process.terminate()
+        for stage in self._running:
+            stage.process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def run(out: Path, seed: int, workers: int, changes: list[str], build_changes: list[str], console: Console) -> Path:
+    """Runs every stage and gives the path of the report. Raises Stopped when one fails."""
+    if out.exists():
+        if not (out / "commands.txt").is_file() and any(out.iterdir()):
+            raise Refused(f"--out {out} is not empty and no demo (it has no commands.txt)")
+        shutil.rmtree(out)
+    (out / "logs").mkdir(parents=True)
+    started, memory = time.monotonic(), _Memory()
+    memory.start()
+    demo = _Demo(out, console)
+    try:
+        _stages(demo, out, seed, workers, changes, build_changes)
+        reporting = time.monotonic()
+        torch.set_num_threads(REPORT_THREADS)
+        found = report.collect(
+            runs=[out / "self_training", out / "cross_most"],
+            shards=str(out / "target"),
+            source=str(out / "source"),
+            oracle=out / "oracle",
+        )
+    finally:
+        demo.end_all()
+        most = memory.stop()
+    console.print(f"{time.monotonic() - reporting:6.1f} s  report", highlight=False)
+    return report.write(found, out, seconds=round(time.monotonic() - started, 1), max_rss_mb=round(most, 1))
+
+
+def _stages(demo: _Demo, out: Path, seed: int, workers: int, changes: list[str], build_changes: list[str]) -> None:
+    data = (f"seed={seed}", f"parametric.seed={seed}", *build_changes)
+    source, target = out / "source", out / "target"
+    build = ("pipeline", "build")
+    demo.wait(demo.start("build_source", *build, "parametric_source", "--out", source, "--workers", workers, *data))
+    # the target is drawn on the cores that pre-training leaves free
+    left = max(workers - PRETRAIN_THREADS, 1)
+    drawn = demo.start("build_target", *build, "parametric_target", "--out", target, "--workers", left, *data)
+    fit, pretrained = ("training", "fit"), out / "pretrain"
+    common = (f"seed={seed}", *changes)
+    demo.wait(
+        demo.start(
+            "pretrain",
+            *(*fit, "small_pretrain", "--shards", source, "--run", pretrained, "data.workers=1", *common),
+            threads=PRETRAIN_THREADS,
+        ),
+        drawn,
+    )
+    begin = ("--shards", target, f"init.all={pretrained}", *common)
+    demo.wait(
+        *(
+            demo.start(name, *command, "--run", out / name, *begin, threads=ADAPT_THREADS)
+            for name, command in (
+                ("self_training", (*fit, "small_self_training")),
+                ("cross_most", (*fit, "small_cross_most")),
+                ("oracle", ("training.oracle", "small_cross_most")),
+            )
+        )
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; exit codes as those of `python -m training`."""
+    parser = argparse.ArgumentParser(prog="python -m training.demo", description="What the paper claims, in minutes.")
+    parser.add_argument("--out", default="runs/demo", type=Path)
+    parser.add_argument("--seed", default=0, type=int, help="of the data and of every training")
+    parser.add_argument("--workers", default=os.cpu_count() or 2, type=int, help="worker processes that build shards")
+    parser.add_argument(
+        "--build", action="append", default=[], metavar="key=value", help="a changed key of both builds"
+    )
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="changed keys of every training")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True, soft_wrap=True)
+    try:
+        path = run(options.out, options.seed, options.workers, options.changes, options.build, console)
+    except (Refused, Stopped) as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        return 2 if isinstance(error, Refused) else 3
+    except KeyboardInterrupt:
+        return 130
+    print((options.out / "report.md").read_text())
+    console.print(f"{path}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
