@@ -121,12 +121,13 @@ def teach(
         points_logits = teacher.points_logits(teacher.point_features(batch.weak_points))
     labels = pseudo_labels(image_logits, points_logits, label_settings, batch.modality_draw)
     image = student.image(batch.strong_image, batch.image_mask)
-    points = student.points(batch.strong_points, batch.points_draw)
+    groups = student.points.tokenize(batch.strong_points)
+    points = student.points.encode(*groups, batch.points_draw)
     image_feature, points_feature = normalize(image.feature, dim=1), normalize(points.feature, dim=1)
     terms = _masked_terms(student, batch, settings, image, points, image_feature, points_feature)
     if settings.mask.passes == 2:
         image_feature = student.image_features(batch.strong_image)
-        points_feature = student.point_features(batch.strong_points)
+        points_feature = normalize(student.points.encode(*groups).feature, dim=1)
     image_out, points_out = student.image_logits(image_feature), student.points_logits(points_feature)
     terms |= {
         "cls": losses.confident_cross_entropy(image_out, labels.image_label, labels.image_confident)

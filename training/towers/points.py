@@ -154,16 +154,23 @@ class PointTower(nn.Module):
 
     def forward(self, points: Tensor, mask_draw: Tensor | None = None) -> PointTokens:
         """points (B, N, 3) -> tokens; mask_draw (B, 2) uniforms mask a block of groups."""
+        return self.encode(*self.tokenize(points), mask_draw)
+
+    def tokenize(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres (B, G, 3) and tokens (B, G, D) of clouds (B, N, 3): what a masked and an unmasked pass share."""
         centres, neighbours = group_points(points, self.settings.groups, self.settings.group_size)
-        original = self.reduce_dim(self.encoder(neighbours))
+        return centres, self.reduce_dim(self.encoder(neighbours))
+
+    def encode(self, centres: Tensor, original: Tensor, mask_draw: Tensor | None = None) -> PointTokens:
+        """The transformer's pass over the tokens of `tokenize`."""
         if mask_draw is None:
             mask = torch.zeros(centres.shape[:2], dtype=original.dtype, device=original.device)
             tokens = original
         else:
             mask = block_mask(centres, mask_draw.to(centres.dtype)).to(original.dtype)
             tokens = torch.lerp(original, self.mask_token.expand_as(original), mask[..., None])
-        position = torch.cat([self.cls_pos.expand(len(points), -1, -1), self.pos_embed(centres)], dim=1)
-        x = torch.cat([self.cls_token.expand(len(points), -1, -1), tokens], dim=1)
+        position = torch.cat([self.cls_pos.expand(len(original), -1, -1), self.pos_embed(centres)], dim=1)
+        x = torch.cat([self.cls_token.expand(len(original), -1, -1), tokens], dim=1)
         for block in self.blocks:
             x = block(x + position)
         x = self.norm(x)
