@@ -7,7 +7,7 @@ set's identity, so a preset holds no policy (workers, time limits).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
@@ -26,6 +26,8 @@ class _Views(BaseModel):
     Views are given by `azimuth_deg` and `elevation_deg` (camera direction (cos e sin a, sin e, cos e cos a), +Y up) or
     by `rotations` (world-to-camera, rows right, down, forward), never both; poles are written as rotations. Depth is
     encoded between distance - depth_range and distance + depth_range (world units; the object has radius 1).
+    `mapping` makes the picture that the tower sees of depth (manifests.mappings), `upsample` then enlarges that picture
+    to this side, bilinear with aligned corners (0: as it is), `normalize` names mean and standard deviation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,7 +42,8 @@ class _Views(BaseModel):
     half_extent: Positive = 1.0
     distance: Positive = 2.0
     depth_range: Positive = 1.25
-    mapping: Literal["clip2point", "linear"] = "clip2point"
+    mapping: Literal["clip2point", "linear", "world", "none"] = "clip2point"
+    upsample: Annotated[int, Field(ge=0, le=4096)] = 0
     normalize: Literal["clip", "imagenet", "none"] = "clip"
 
     @model_validator(mode="after")
@@ -57,6 +60,12 @@ class _Views(BaseModel):
                 raise ValueError(f"rotations[{i}] is not a rotation (rows right, down, forward; determinant +1)")
         if not self.rotations and any(abs(abs(e % 180) - 90) < 1e-6 for e in self.elevation_deg):
             raise ValueError("a view from straight above or below has no azimuth: write it as a rotation matrix")
+        return self
+
+    @model_validator(mode="after")
+    def _depth_has_a_mapping(self) -> _Views:
+        if self.mapping == "none" and "depth" in self.channels:
+            raise ValueError("mapping=none makes no picture of depth: set mapping=clip2point, linear or world")
         return self
 
     @property
@@ -129,9 +138,74 @@ class PointViews(_Views):
             raise ValueError("eq. 8-10 project in perspective: set projection=perspective or merge=disc")
         return self
 
+    @property
+    def channels(self) -> list[str]:
+        """The pictures of each view."""
+        return ["depth"]
 
-Preset = Annotated[MeshViews | PointViews, Field(discriminator="backend")]
-_ADAPTER: TypeAdapter[MeshViews | PointViews] = TypeAdapter(Preset)
+
+class PointclipViews(_Views):
+    """The first `points` points as PointCLIP and SimpleView draw them.
+
+    A point at u pixels from the picture's corner lands on pixels ceil(u - footprint / 2 + i), i = 0 .. footprint - 1,
+    in both axes. channels: `depth`, the mean weighted by 1 / depth over a pixel's points, or `rgb`, the colour of its
+    nearest point before `background`, of objects whose points have colours. mirror: columns run from right to left.
+    """
+
+    backend: Literal["pointclip"]
+    points: Annotated[int, Field(ge=1)] = 1024
+    channels: list[Literal["depth", "rgb"]] = Field(default=["depth"], min_length=1)
+    footprint: Annotated[int, Field(ge=1, le=16)] = 1
+    mirror: bool = True
+    background: Color = [0.0, 0.0, 0.0]
+
+    @model_validator(mode="after")
+    def _as_released(self) -> PointclipViews:
+        if self.projection != "perspective":
+            raise ValueError("PointCLIP projects in perspective: set projection=perspective")
+        if self.footprint > 1 and self.footprint % 2:
+            raise ValueError(f"footprint={self.footprint}: PointCLIP's squares have side 1 or an even one")
+        return self
+
+
+class RealisticViews(_Views):
+    """The first `points` points by PointCLIP V2's realistic projection, a grey picture without depth.
+
+    The longest side of the cloud, turned to the camera, fills `object_share` of a grid of image_size x image_size x
+    depth_cells; depth_bias keeps the farthest points off zero. Each slice is max-pooled over squares of side `pool`
+    (padded by pool_padding), smoothed by a Gaussian of side `blur` and `blur_sigma` cells; the largest over depth is
+    drawn.
+    """
+
+    backend: Literal["realistic"]
+    points: Annotated[int, Field(ge=1)] = 1024
+    depth_cells: Annotated[int, Field(ge=3, le=256)] = 8
+    object_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    depth_bias: Annotated[float, Field(ge=0)] = 0.2
+    pool: Annotated[int, Field(ge=1, le=31)] = 7
+    pool_padding: Annotated[int, Field(ge=0, le=15)] = 2
+    blur: Annotated[int, Field(ge=1, le=31)] = 3
+    blur_sigma: Positive = 3.0
+
+    @model_validator(mode="after")
+    def _a_picture(self) -> RealisticViews:
+        if self.projection != "orthographic":
+            raise ValueError("the realistic projection is orthographic: set projection=orthographic")
+        if not self.blur % 2:
+            raise ValueError(f"blur={self.blur}: a kernel has an odd side")
+        if self.pool_padding > self.pool // 2:
+            raise ValueError(f"pool_padding={self.pool_padding} is more than half of pool={self.pool}")
+        return self
+
+    @property
+    def channels(self) -> list[str]:
+        """The pictures of each view."""
+        return ["gray"]
+
+
+AnyViews = MeshViews | PointViews | PointclipViews | RealisticViews
+Preset = Annotated[AnyViews, Field(discriminator="backend")]
+_ADAPTER: TypeAdapter[AnyViews] = TypeAdapter(Preset)
 
 
 def preset_names() -> list[str]:
@@ -139,13 +213,13 @@ def preset_names() -> list[str]:
     return names_in(FOLDER)
 
 
-def parse_preset(values: dict[str, Value], where: str) -> MeshViews | PointViews:
+def parse_preset(values: dict[str, Value], where: str) -> AnyViews:
     """A typed preset from plain values. Raises Refused naming `where`, the key and the nearest valid one."""
-    with refuse_invalid(where, [MeshViews, PointViews]):
+    with refuse_invalid(where, list(get_args(AnyViews))):
         return _ADAPTER.validate_python(values)
 
 
-def load_preset(name: str, changes: dict[str, Value] | None = None) -> tuple[str, MeshViews | PointViews]:
+def load_preset(name: str, changes: dict[str, Value] | None = None) -> tuple[str, AnyViews]:
     """A shipped preset with changes applied, and the name of its view set.
 
     An unchanged preset keeps its name; a changed one is `<name>-<6 hex of its hash>` unless `changes` holds `name`.
@@ -163,11 +237,16 @@ def load_preset(name: str, changes: dict[str, Value] | None = None) -> tuple[str
     return (f"{name}-{preset_hash(preset)[:6]}" if changed else name), preset
 
 
-def preset_hash(preset: MeshViews | PointViews) -> str:
+def preset_hash(preset: AnyViews) -> str:
     """sha256 of everything in a preset but its title."""
     return digest(preset.model_dump(exclude={"title"}))
 
 
-def is_mesh_preset(preset: MeshViews | PointViews) -> bool:
+def is_mesh_preset(preset: AnyViews) -> bool:
     """Whether the preset draws the mesh (and so skips an object without one)."""
     return isinstance(preset, MeshViews)
+
+
+def needs_colors(preset: AnyViews) -> bool:
+    """Whether the preset draws the colours of points (and so skips an object whose points have none)."""
+    return not is_mesh_preset(preset) and "rgb" in preset.channels

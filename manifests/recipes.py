@@ -21,6 +21,7 @@ from manifests.errors import Refused
 
 Value = Any  # what TOML holds: str, int, float, bool, list or dict of these
 Recipe = TypeVar("Recipe", bound=BaseModel)
+BACKENDS = ("raycast", "rasterize", "depth", "pointclip", "realistic", "files")  # parts of a key to pydantic
 
 
 def load_toml(path: Path) -> dict[str, Value]:
@@ -101,7 +102,7 @@ def refuse_invalid(where: str, kinds: Sequence[type[BaseModel]]) -> Iterator[Non
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part not in ("raycast", "depth"))
+        key = ".".join(str(part) for part in first["loc"] if part not in BACKENDS)
         if first["type"] == "extra_forbidden":
             name = str(first["loc"][-1])
             near = difflib.get_close_matches(name, sorted(_all_keys(kinds)), n=1, cutoff=0.5)

@@ -98,6 +98,11 @@ def depth_of_codes(codes: np.ndarray, near: float, far: float) -> np.ndarray:
     return np.where(codes == EMPTY_CODE, np.inf, depth).astype(np.float32)
 
 
+def gray_codes(gray: np.ndarray) -> np.ndarray:
+    """uint8 codes (H, W) of gray (H, W) in [0, 1]; code / 255 is the value again."""
+    return np.rint(gray * 255).astype(np.uint8)
+
+
 def encode_picture(array: np.ndarray, suffix: str) -> bytes:
     """PNG or JPEG bytes (quality 95, 4:4:4) of uint8 (H, W[, 3]) or uint16 (H, W)."""
     file = io.BytesIO()

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.presets import MeshViews, PointViews, Preset, preset_hash
+from manifests.presets import AnyViews, Preset, preset_hash
 from manifests.recipes import digest
 from manifests.records import read_json, write_json
 from manifests.samples import CONTENT, FORMAT, tar_name
@@ -84,7 +84,7 @@ class ViewSetManifest(BaseModel):
     versions: dict[str, str]
 
 
-def view_set_hash(preset: MeshViews | PointViews, shapes_hash: str) -> str:
+def view_set_hash(preset: AnyViews, shapes_hash: str) -> str:
     """Identity of a view set: its resolved preset, CONTENT and the shapes it was drawn from."""
     return digest({"preset": preset_hash(preset), "content": CONTENT, "shapes": shapes_hash})
 

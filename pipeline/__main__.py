@@ -19,7 +19,7 @@ from rich.console import Console
 from manifests import store
 from manifests.commands import parse_arguments, recipe_titles
 from manifests.errors import Refused, Stopped
-from manifests.presets import is_mesh_preset, load_preset, preset_names
+from manifests.presets import is_mesh_preset, load_preset, needs_colors, preset_names
 from manifests.recipes import parse_changes, to_toml
 
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
@@ -188,7 +188,8 @@ def _views(options: argparse.Namespace, console: Console) -> int:
         summary = draw_view_set(plan, jobs, Workers(options.workers, options.ray), progress.start, progress.event)
     (view_set,) = plan.view_sets
     if not summary.samples and summary.skipped:
-        fitting = ", ".join(n for n in preset_names() if not is_mesh_preset(load_preset(n)[1]))
+        presets = {name: load_preset(name)[1] for name in preset_names()}
+        fitting = ", ".join(n for n, p in presets.items() if not is_mesh_preset(p) and not needs_colors(p))
         reasons = ", ".join(summary.skipped)
         console.print(f"{view_set.name} fits no object ({reasons}); presets that draw points: {fitting}", style="red")
         return 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from manifests import store
 from manifests.errors import Refused, Stopped
-from manifests.presets import MeshViews, PointViews, is_mesh_preset
+from manifests.presets import AnyViews, MeshViews, is_mesh_preset, needs_colors
 from manifests.records import Asset, Failure, Skipped, record_path
 from manifests.samples import (
     COLORS,
@@ -33,6 +33,7 @@ from manifests.samples import (
     encode_array,
     encode_json,
     encode_picture,
+    gray_codes,
     read_samples,
     view_member,
 )
@@ -45,6 +46,7 @@ from renderers.geometry import Mesh
 from renderers.views import View
 
 NO_MESH = "no mesh"
+NO_COLORS = "no colours"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 32 << 20  # the most that glibc takes
 
@@ -140,7 +142,7 @@ def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcom
         return Failure(asset.key, asset.id, stage, one_line(error))
     mesh_members = {MESH: glb} if glb is not None and plan.recipe.store_meshes else None
     report("render", BuiltObject(asset.key, members, mesh_members, {}))
-    views = draw_view_sets(asset.key, asset.id, shape.points, glb, plan.view_sets)
+    views = draw_view_sets(asset.key, asset.id, shape.points, shape.colors, glb, plan.view_sets)
     return BuiltObject(asset.key, members, mesh_members, views)
 
 
@@ -174,7 +176,12 @@ def shape_members(shape: Shape, plan: Plan) -> Members:
 
 
 def draw_view_sets(
-    key: str, id: str, points: np.ndarray, glb: bytes | None, view_sets: tuple[ViewSet, ...]
+    key: str,
+    id: str,
+    points: np.ndarray,
+    colors: np.ndarray | None,
+    glb: bytes | None,
+    view_sets: tuple[ViewSet, ...],
 ) -> ViewResults:
     """Members of every view set of one object; a Failure or Skipped in place of those that cannot be drawn."""
     results: ViewResults = {}
@@ -183,11 +190,14 @@ def draw_view_sets(
         if is_mesh_preset(view_set.preset) and glb is None:
             results[view_set.name] = Skipped(key, NO_MESH)
             continue
+        if needs_colors(view_set.preset) and colors is None:
+            results[view_set.name] = Skipped(key, NO_COLORS)
+            continue
         stage = "render"
         try:
             if mesh is None and is_mesh_preset(view_set.preset):
                 mesh = decode_mesh(glb)
-            views = backends.draw(view_set.preset, mesh=mesh, points=points)
+            views = backends.draw(view_set.preset, mesh=mesh, points=points, colors=colors)
             stage = "encode"
             results[view_set.name] = view_members(key, view_set, views)
         except (Refused, Stopped):
@@ -213,7 +223,7 @@ def view_members(key: str, view_set: ViewSet, views: list[View]) -> Members:
             clipped += outside
             members[view_member(number, "depth", "png")] = encode_picture(codes, "png")
         if view.gray is not None:
-            members[view_member(number, "gray", "png")] = encode_picture(view.gray, "png")
+            members[view_member(number, "gray", "png")] = encode_picture(gray_codes(view.gray), "png")
         described.append(
             {
                 "model": camera.model,
@@ -233,7 +243,7 @@ def view_members(key: str, view_set: ViewSet, views: list[View]) -> Members:
     return {JSON: encode_json(values), **members}
 
 
-def _rgb_format(preset: MeshViews | PointViews) -> str:
+def _rgb_format(preset: AnyViews) -> str:
     return preset.rgb_format if isinstance(preset, MeshViews) else "png"
 
 
@@ -242,7 +252,7 @@ def _coverage(view: View) -> float:
         return float(view.coverage)
     if view.depth is not None:
         return float(np.isfinite(view.depth).mean())
-    return float((view.gray < 255).mean())
+    return float((view.gray < 1).mean())
 
 
 def missing_tars(job: Job, plan: Plan) -> tuple[bool, list[ViewSet]]:
@@ -351,7 +361,8 @@ def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple
             points_only = tuple(s for s in view_sets if not is_mesh_preset(s.preset))
             drawn = redraw_object(shape, None, plan, points_only) if points_only else {}
             return {s.name: drawn.get(s.name, failure) for s in view_sets}
-    return draw_view_sets(shape.key, values["id"], decode_array(shape.members[POINTS]), glb, view_sets)
+    colors = decode_array(shape.members[COLORS]) if COLORS in shape.members else None
+    return draw_view_sets(shape.key, values["id"], decode_array(shape.members[POINTS]), colors, glb, view_sets)
 
 
 def _any_mesh(view_sets: tuple[ViewSet, ...]) -> bool:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.presets import MeshViews, PointViews, load_preset
+from manifests.presets import AnyViews, load_preset
 from manifests.recipes import Value, digest, find_recipe, load_toml, merge, parse_recipe
 from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.samples import CONTENT, FORMAT
@@ -94,7 +94,7 @@ class ViewSet:
     """One view set to draw: its name in views/, its preset and its hash."""
 
     name: str
-    preset: MeshViews | PointViews
+    preset: AnyViews
     hash: str
 
 

@@ -6,7 +6,7 @@ import importlib
 
 import numpy as np
 
-from manifests.presets import MeshViews, PointViews
+from manifests.presets import AnyViews, needs_colors
 from renderers.cameras import Camera, orbit_rotation, rig
 from renderers.geometry import Mesh
 from renderers.views import View
@@ -15,15 +15,17 @@ from renderers.views import View
 BACKENDS = {
     "raycast": ("renderers.raycast", "draw_mesh", "mesh"),
     "depth": ("renderers.depth", "draw_points", "points"),
+    "pointclip": ("renderers.pointclip", "draw_points", "points"),
+    "realistic": ("renderers.realistic", "draw_points", "points"),
 }
 
 
-def require(preset: MeshViews | PointViews) -> None:
+def require(preset: AnyViews) -> None:
     """Imports the preset's backend. Raises Refused with the command to type where its library is missing."""
     importlib.import_module(BACKENDS[preset.backend][0])
 
 
-def preset_cameras(preset: MeshViews | PointViews) -> list[Camera]:
+def preset_cameras(preset: AnyViews) -> list[Camera]:
     """The cameras of a preset, in the order of its views."""
     if preset.rotations:
         rotations = np.asarray(preset.rotations)
@@ -42,13 +44,21 @@ def preset_cameras(preset: MeshViews | PointViews) -> list[Camera]:
     )
 
 
-def draw(preset: MeshViews | PointViews, *, mesh: Mesh | None = None, points: np.ndarray | None = None) -> list[View]:
+def draw(
+    preset: AnyViews,
+    *,
+    mesh: Mesh | None = None,
+    points: np.ndarray | None = None,
+    colors: np.ndarray | None = None,
+) -> list[View]:
     """Every view of a preset, of a mesh or of points float32 (N, 3), in the normalised world frame.
 
-    Raises ValueError when what the backend draws is not given, Refused when the backend's library is missing.
+    colors: uint8 (N, 3) of the points, or None. Raises ValueError when what the backend draws is not given, Refused
+    when the backend's library is missing.
     """
     module, function, what = BACKENDS[preset.backend]
     shape = mesh if what == "mesh" else points
     if shape is None:
         raise ValueError(f"backend {preset.backend} draws {what}, and there are none")
-    return getattr(importlib.import_module(module), function)(shape, preset, preset_cameras(preset))
+    with_colors = {"colors": colors} if needs_colors(preset) else {}
+    return getattr(importlib.import_module(module), function)(shape, preset, preset_cameras(preset), **with_colors)

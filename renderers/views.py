@@ -14,8 +14,8 @@ class View:
     """One picture of one object and the camera that took it.
 
     rgb: uint8 (H, W, 3) or None. depth: float32 (H, W), distance along the optical axis in world units, +inf where
-    nothing was hit, or None. gray: uint8 (H, W) or None, for methods that define a picture and no depth. coverage:
-    share of pixels that show the object, where the backend knows it better than depth tells.
+    nothing was hit, or None. gray: float32 (H, W) in [0, 1] or None, for methods that define a picture and no depth.
+    coverage: share of pixels that show the object, where the backend knows it better than depth tells.
     """
 
     camera: Camera
@@ -29,7 +29,7 @@ class View:
         for name, array, dtype, shape in (
             ("rgb", self.rgb, np.uint8, (*size, 3)),
             ("depth", self.depth, np.float32, size),
-            ("gray", self.gray, np.uint8, size),
+            ("gray", self.gray, np.float32, size),
         ):
             if array is not None and (array.dtype != dtype or array.shape != shape):
                 raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")

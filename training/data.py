@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from manifests.errors import Refused
-from manifests.mappings import NORMALIZE, to_picture
+from manifests.mappings import mean_and_deviation, tower_picture, value_range
+from manifests.presets import AnyViews
 from manifests.samples import (
     JSON,
     POINTS,
@@ -106,17 +107,21 @@ def _moved(batch: Either, device: torch.device) -> Either:
     return replace(batch, **moved)
 
 
-def picture_of(views: Sample, number: int, channel: str, mapping: str) -> np.ndarray:
-    """One view, uint8 (H, W, 3); depth is mapped as its preset says. Raises ValueError when it is not there."""
+def picture_of(views: Sample, number: int, channel: str, preset: AnyViews) -> np.ndarray:
+    """One view as the preset's mapping makes it, uint8 (H, W, 3): codes of [0, value_range].
+
+    Raises ValueError when it is not there.
+    """
     suffixes = [name for s in ("png", "jpg") if (name := view_member(number, channel, s)) in views.members]
     if not suffixes:
         raise ValueError(f"no {channel} picture of view {number}")
     array = decode_picture(views.members[suffixes[0]])
     if channel == "depth":
         camera = views.json["views"][number]
-        depth = depth_of_codes(array, camera["near"], camera["far"])
-        array = np.rint(to_picture(depth, mapping) * 255).astype(np.uint8)
-    return array if array.ndim == 3 else array[..., None].repeat(3, axis=2)
+        array = depth_of_codes(array, camera["near"], camera["far"])
+    elif array.ndim == 3 and not preset.upsample:
+        return array
+    return np.rint(tower_picture(array, channel, preset) * (255 / value_range(channel, preset))).astype(np.uint8)
 
 
 def num_views(views: Sample) -> int:
@@ -176,7 +181,7 @@ class EpochSamples(IterableDataset):
                 f"optimizer.batch_size={batch_size * world} is more than the {source.total} objects of "
                 f"data.split={settings.split}"
             )
-        self.mean, self.deviation = NORMALIZE[source.view_set.preset.normalize]
+        self.mean, self.deviation = mean_and_deviation(settings.channel, source.view_set.preset)
         self._strong = StrongPicture(augment, form.image_size, tuple(round(255 * m) for m in self.mean))
 
     def _make(self, drawn: Drawn) -> dict[str, Any]:
@@ -189,8 +194,7 @@ class EpochSamples(IterableDataset):
 
     def _picture(self, drawn: Drawn) -> np.ndarray:
         with naming(drawn.shard.views, drawn.views.key):
-            mapping = self.source.view_set.preset.mapping
-            return picture_of(drawn.views, drawn.view, self.settings.channel, mapping)
+            return picture_of(drawn.views, drawn.view, self.settings.channel, self.source.view_set.preset)
 
     def _cloud(self, drawn: Drawn) -> np.ndarray:
         with naming(drawn.shard.shapes, drawn.shape.key):
@@ -432,13 +436,11 @@ def _whole(
     view_of: Callable[[str, int], int] | None,
 ) -> tuple[Tensor, Tensor]:
     preset = source.view_set.preset
-    mean, deviation = NORMALIZE[preset.normalize]
+    mean, deviation = mean_and_deviation(settings.channel, preset)
     with naming(shard.views, views.key):
         count = num_views(views)
         pictures = [
-            to_tensor(
-                make_weak_picture(picture_of(views, v, settings.channel, preset.mapping), image_size), mean, deviation
-            )
+            to_tensor(make_weak_picture(picture_of(views, v, settings.channel, preset), image_size), mean, deviation)
             for v in (range(count) if view_of is None else [view_of(views.key, count)])
         ]
     with naming(shard.shapes, shape.key):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from manifests import store
 from manifests.errors import Refused, Stopped
-from manifests.presets import MeshViews, PointViews
+from manifests.presets import AnyViews
 from manifests.records import Record, read_record, record_path
 from manifests.samples import Sample, Wanted, everything, read_samples
 from manifests.shards import (
@@ -116,9 +116,9 @@ def open_source(shards: str, settings: DataSettings) -> Source:
     return Source(manifest, view_set, tuple(joined), left_out)
 
 
-def channels_of(preset: MeshViews | PointViews) -> tuple[str, ...]:
+def channels_of(preset: AnyViews) -> tuple[str, ...]:
     """The channels of a preset's pictures."""
-    return tuple(preset.channels) if isinstance(preset, MeshViews) else ("depth",)
+    return tuple(preset.channels)
 
 
 def _join(shapes: str, views: str, allow_incomplete: bool) -> tuple[Shard | None, int]:

@@ -113,9 +113,9 @@ def _shown(
     shape, views = joined
     with naming(shard.views, views.key):
         total = num_views(views)
-        count, mapping = min(NUM_VIEWS, total), source.view_set.preset.mapping
+        count, preset = min(NUM_VIEWS, total), source.view_set.preset
         numbers = [number * total // count for number in range(count)]
-        pictures = tuple(np.asarray(picture_of(views, number, settings.channel, mapping)) for number in numbers)
+        pictures = tuple(np.asarray(picture_of(views, number, settings.channel, preset)) for number in numbers)
     with naming(shard.shapes, shape.key):
         points = normalize_cloud(cloud_of(shape, settings.num_points, generator(0, 0, shape.key)))
     return Shown(title, pictures, points, answers)

@@ -80,7 +80,7 @@ def test_unknown_preset_names_the_nearest() -> None:
 
 
 def test_names_of_changed_presets() -> None:
-    assert preset_names() == ["depth10", "depth10_release", "rgb12"]
+    assert {"depth10", "depth10_release", "rgb12"} <= set(preset_names())
     plain, preset = load_preset("rgb12", {"image_size": 224})
     assert plain == "rgb12"
     changed, other = load_preset("rgb12", {"image_size": 64})
