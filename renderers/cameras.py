@@ -124,3 +124,22 @@ def rig(
     K = perspective_K(image_size, fov_deg) if model == "perspective" else orthographic_K(image_size, half_extent)
     pose = [rigid(r, np.array([0.0, 0.0, distance])) for r in np.asarray(rotations, np.float64)]
     return [Camera(p, K, image_size, image_size, near, far, model) for p in pose]
+
+
+def pixel_rays(camera: Camera, rows: range, columns: range, scale: int) -> np.ndarray:
+    """float32 (N, 6), row by row: origin and direction through the centres of a window of pixels.
+
+    rows, columns: of the picture with `scale` pixels for each of the camera's, in each axis. The component of a
+    direction along the optical axis is 1, so that the length along a ray is the depth.
+    """
+    K, pose = camera.K, camera.camera_from_world
+    x = (((np.asarray(columns) + 0.5) / scale - K[0, 2]) / K[0, 0]).astype(np.float32)
+    y = (((np.asarray(rows) + 0.5) / scale - K[1, 2]) / K[1, 1]).astype(np.float32)
+    right, down, forward = pose[:3, :3].astype(np.float32)
+    fixed, moving = (camera.position, forward) if camera.model == "perspective" else (forward, camera.position)
+    rays = np.empty((len(rows), len(columns), 6), np.float32)
+    first, second = (0, 3) if camera.model == "perspective" else (3, 0)
+    for axis in range(3):
+        rays[..., first + axis] = fixed[axis]
+        np.add(y[:, None] * down[axis] + np.float32(moving[axis]), x * right[axis], out=rays[..., second + axis])
+    return rays.reshape(-1, 6)

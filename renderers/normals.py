@@ -71,6 +71,20 @@ def corner_normals(corners: np.ndarray, vertex: np.ndarray, crease_deg: float) -
     return result.reshape(-1, 3, 3)
 
 
+def vertex_normals(corners: np.ndarray, vertex: np.ndarray, num_vertices: int) -> np.ndarray:
+    """float32 normals (F, 3, 3) of the corners of faces, one a vertex, as PyTorch3D makes them.
+
+    corners: (F, 3, 3). vertex: indices (F, 3) below num_vertices, not welded. The sum over all faces at the vertex,
+    each as long as its area and with the sign of its winding, so that faces of mixed winding cancel; length 1, less
+    where the sum is shorter than 1e-6.
+    """
+    normals = np.repeat(face_normals(corners.astype(np.float64)), 3, axis=0)
+    at = vertex.reshape(-1)
+    total = np.stack([np.bincount(at, weights=normals[:, axis], minlength=num_vertices) for axis in range(3)], axis=1)
+    total /= np.maximum(np.linalg.norm(total, axis=1), 1e-6)[:, None]
+    return total[vertex].astype(np.float32)
+
+
 def _sum_of_neighbours(at: np.ndarray, area: np.ndarray, direction: np.ndarray, limit: np.float32) -> np.ndarray:
     """For corners sorted by vertex `at` (N,): the sum (N, 3) of area normals at the vertex within the crease, signed.
 

@@ -1,10 +1,24 @@
-"""Colour of surface points: textures and the Phong light of PyTorch3D, for many pixels at once, in float32."""
+"""Colour of surface points: materials, textures and the Phong light of PyTorch3D, for many pixels at once, in float32.
+
+Both mesh backends find faces and barycentric weights, each in its own way, and colour them here. Light: PyTorch3D's
+constants, standing at the camera (CLIP2Point's released RGB path) or far away in the preset's direction. Colours are
+not gamma-corrected, as in PyTorch3D.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from renderers.geometry import Material
+from manifests.presets import MeshViews
+from renderers.cameras import Camera
+from renderers.geometry import Material, Mesh
+from renderers.normals import corner_normals, face_normals, unique_faces, vertex_normals, weld
+from renderers.views import View
+
+MAX_LAYERS = 8  # surfaces behind each other that one pixel shows
+LAYER_GAP = 1e-4  # what is nearer than this behind a transparent surface is that surface, world units
 
 
 def phong(
@@ -87,3 +101,189 @@ class Texture:
 def is_transparent(material: Material) -> bool:
     """Whether any part of a material lets light through."""
     return material.base_color[3] < 1 or (material.texture is not None and bool((material.texture[..., 3] < 255).any()))
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A mesh made ready for drawing: kept faces and what each of them needs for shading, float32.
+
+    corners: (F, 3, 3). normals: (F, 9), corner 0 and the two edges' differences; uvs: (F, 6) likewise or None;
+    colors: (F, 12) RGBA likewise or None. base: (F, 4) base colours. material: (F,). textures: by material, or None.
+    """
+
+    corners: np.ndarray
+    normals: np.ndarray
+    uvs: np.ndarray | None
+    colors: np.ndarray | None
+    base: np.ndarray
+    material: np.ndarray
+    textures: tuple[Texture | None, ...]
+    transparent: bool
+
+    @property
+    def vertices(self) -> np.ndarray:
+        """Every face's own three corners, float32 (3 F, 3), world units."""
+        return self.corners.reshape(-1, 3)
+
+
+def prepare(mesh: Mesh, preset: MeshViews) -> Surface:
+    """A mesh made ready for drawing with a preset's normals and textures. Faces with the same corners are kept once.
+
+    Raises ValueError when no face has an area.
+    """
+    vertex = weld(mesh.vertices)[mesh.faces]
+    kept = unique_faces(vertex)
+    vertices = mesh.vertices.astype(np.float32)
+    corners = vertices[mesh.faces[kept]]
+    proper = face_normals(corners).any(axis=1)
+    if not proper.all():
+        kept, corners = kept[proper], corners[proper]
+    if not len(kept):
+        raise ValueError("no face has an area")
+    if preset.normals == "smooth":
+        normals = vertex_normals(corners, mesh.faces[kept], len(mesh.vertices))
+    else:
+        normals = corner_normals(corners, vertex[kept], preset.crease_deg if preset.normals == "crease" else 0.0)
+    colors = None if mesh.vertex_colors is None else mesh.vertex_colors[mesh.faces[kept]].astype(np.float32) / 255
+    textured = mesh.corner_uvs is not None and any(m.texture is not None for m in mesh.materials)
+    return Surface(
+        corners=corners,
+        normals=_edges(normals),
+        uvs=_edges(mesh.corner_uvs[kept].astype(np.float32)) if textured else None,
+        colors=None if colors is None else _edges(colors),
+        base=np.array([m.base_color for m in mesh.materials], np.float32)[mesh.face_material[kept]],
+        material=mesh.face_material[kept],
+        textures=tuple(
+            None if m.texture is None or not textured else Texture(m.texture, preset.texture_wrap)
+            for m in mesh.materials
+        ),
+        transparent=any(is_transparent(m) for m in mesh.materials)
+        or (mesh.vertex_colors is not None and bool((mesh.vertex_colors[:, 3] < 255).any())),
+    )
+
+
+def _edges(corners: np.ndarray) -> np.ndarray:
+    """(F, 3, C) -> (F, 3 C): corner 0, corner 1 - corner 0, corner 2 - corner 0."""
+    edges = corners.copy()
+    edges[:, 1:] -= corners[:, :1]
+    return np.ascontiguousarray(edges.reshape(len(corners), -1))
+
+
+def _interpolate(table: np.ndarray, face: np.ndarray, b1: np.ndarray, b2: np.ndarray) -> np.ndarray:
+    """(N, C) values of an `_edges` table (F, 3 C) at barycentric b1, b2 (N,)."""
+    rows = table.take(face, axis=0)
+    size = table.shape[1] // 3
+    value = rows[:, size : 2 * size]
+    value *= b1[:, None]
+    value += rows[:, :size]
+    last = rows[:, 2 * size :]
+    last *= b2[:, None]
+    value += last
+    return value
+
+
+def shade(
+    surface: Surface,
+    preset: MeshViews,
+    camera: Camera,
+    directions: np.ndarray,
+    face: np.ndarray,
+    b1: np.ndarray,
+    b2: np.ndarray,
+) -> np.ndarray:
+    """Lit colour and alpha float32 (N, 4) of hits; the colour is not clamped."""
+    normals = _interpolate(surface.normals, face, b1, b2)
+    normals /= np.maximum(np.sqrt(np.einsum("nk,nk->n", normals, normals)), 1e-12)[:, None]
+    to_camera = directions / -np.sqrt(np.einsum("nk,nk->n", directions, directions))[:, None]
+    if preset.two_sided:
+        normals *= np.where(np.einsum("nk,nk->n", normals, to_camera) < 0, np.float32(-1), np.float32(1))[:, None]
+    texel = _texels(surface, face, b1, b2)
+    if preset.light_direction:
+        to_light = np.asarray(preset.light_direction) / np.linalg.norm(preset.light_direction)
+    elif camera.model == "orthographic":
+        to_light = -camera.camera_from_world[2, :3]
+    else:
+        to_light = camera.position / max(np.linalg.norm(camera.position), 1e-12)
+    lit = phong(
+        normals,
+        to_camera,
+        to_light.astype(np.float32),
+        texel[:, :3],
+        ambient=preset.ambient,
+        diffuse=preset.diffuse,
+        specular=preset.specular,
+        shininess=preset.shininess,
+    )
+    return np.concatenate([lit, texel[:, 3:]], axis=1) if surface.transparent else lit
+
+
+def _texels(surface: Surface, face: np.ndarray, b1: np.ndarray, b2: np.ndarray) -> np.ndarray:
+    """Unlit colour and alpha float32 (N, 4): base colour x texture x vertex colours."""
+    texel = surface.base.take(face, axis=0)
+    if surface.uvs is not None:
+        uv = _interpolate(surface.uvs, face, b1, b2)
+        if len(surface.textures) == 1:
+            texel *= surface.textures[0].read(uv[:, 0], uv[:, 1])
+        else:
+            material = surface.material.take(face)
+            for index in np.unique(material):
+                if surface.textures[index] is not None:
+                    chosen = np.flatnonzero(material == index)
+                    texel[chosen] *= surface.textures[index].read(uv[chosen, 0], uv[chosen, 1])
+    if surface.colors is not None:
+        texel *= _interpolate(surface.colors, face, b1, b2)
+    return texel
+
+
+def to_bytes(color: np.ndarray) -> np.ndarray:
+    """float [0, 1] -> uint8, clamped and rounded."""
+    color = color * np.float32(255)
+    color += np.float32(0.5)
+    np.clip(color, 0, 255, out=color)
+    return color.astype(np.uint8)
+
+
+class Layers:
+    """Front-to-back mix of transparent surfaces along N rays.
+
+    depth: float32 (N,), of the first surface with alpha of at least one half, +inf where there is none.
+    """
+
+    def __init__(self, num_rays: int, with_rgb: bool) -> None:
+        self._color = np.zeros((num_rays, 3), np.float32) if with_rgb else None
+        self._through = np.ones(num_rays, np.float32)
+        self.depth = np.full(num_rays, np.inf, np.float32)
+
+    def add(self, live: np.ndarray, shaded: np.ndarray, depth: np.ndarray) -> np.ndarray:
+        """Adds the next surface of rays `live` (L,): shaded (L, 4), depth (L,). Which of them go on, bool (L,)."""
+        alpha = np.clip(shaded[:, 3], 0, 1)
+        if self._color is not None:
+            self._color[live] += (self._through[live] * alpha)[:, None] * np.clip(shaded[:, :3], 0, 1)
+        solid = (alpha >= 0.5) & np.isinf(self.depth[live])
+        self.depth[live[solid]] = depth[solid]
+        self._through[live] *= 1 - alpha
+        return self._through[live] > 1 / 512
+
+    def colors(self, preset: MeshViews) -> np.ndarray:
+        """uint8 (N, 3), the background behind everything."""
+        color = np.zeros((len(self.depth), 3), np.float32) if self._color is None else self._color
+        return to_bytes(color + self._through[:, None] * np.asarray(preset.background, np.float32))
+
+
+def blank(preset: MeshViews, height: int, width: int) -> np.ndarray:
+    """uint8 (height, width, 3) of the preset's background."""
+    rgb = np.empty((height, width, 3), np.uint8)
+    rgb[:] = np.tile(np.rint(np.asarray(preset.background) * 255).astype(np.uint8), width).reshape(width, 3)
+    return rgb
+
+
+def finish(camera: Camera, preset: MeshViews, rgb: np.ndarray | None, depth: np.ndarray) -> View:
+    """A view from uint8 (s H, s W, 3) and float32 (s H, s W), s = supersample: mean colour and nearest depth."""
+    scale = preset.supersample
+    coverage = np.count_nonzero(depth < np.inf) / depth.size
+    if scale > 1:
+        depth = depth.reshape(camera.height, scale, camera.width, scale).min(axis=(1, 3))
+        if rgb is not None:
+            mean = rgb.reshape(camera.height, scale, camera.width, scale, 3).mean(axis=(1, 3))
+            rgb = np.rint(mean).astype(np.uint8)
+    return View(camera, rgb=rgb, depth=depth if "depth" in preset.channels else None, coverage=coverage)

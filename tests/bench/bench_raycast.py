@@ -19,7 +19,9 @@ from manifests.samples import depth_codes, encode_picture  # noqa: E402
 from pipeline.build import keep_freed_memory  # noqa: E402
 from renderers import raycast  # noqa: E402
 from renderers.backends import preset_cameras  # noqa: E402
+from renderers.cameras import pixel_rays  # noqa: E402
 from renderers.geometry import Material, Mesh  # noqa: E402
+from renderers.shading import prepare  # noqa: E402
 
 
 def small_spheres() -> Mesh:
@@ -47,12 +49,13 @@ def main() -> None:
     views = raycast.draw_mesh(mesh, preset, cameras)
     coverage = np.mean([view.coverage for view in views])
     print(f"{describe_machine()}; {len(mesh.faces):,} faces, coverage {coverage:.2f}, {preset.image_size} px, 12 views")
-    surface = raycast._prepare(mesh, preset)
+    surface = prepare(mesh, preset)
+    scene = raycast._scene(surface.vertices, np.arange(len(surface.vertices)).reshape(-1, 3))
 
     def rays_alone() -> None:
         for camera in cameras:
             rows, columns = raycast._window(surface.vertices, camera, 1)
-            raycast._cast(surface, raycast._rays(camera, rows, columns, 1))
+            raycast._cast(scene, pixel_rays(camera, rows, columns, 1))
 
     def with_jpeg() -> None:
         for view in raycast.draw_mesh(mesh, preset, cameras):
