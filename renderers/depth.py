@@ -77,18 +77,27 @@ def _spread_minimum(column: np.ndarray, row: np.ndarray, z: np.ndarray, dilation
 
 
 def _spread_weighted(column: np.ndarray, row: np.ndarray, z: np.ndarray, dilation: int, camera: Camera) -> np.ndarray:
-    size = camera.width * camera.height
     z = z.astype(np.float64)
-    sums, weights = np.zeros(size), np.zeros(size)
-    for down in dilation_offsets(dilation):
-        for right in dilation_offsets(dilation):
-            r, c = row + down, column + right
-            inside = (r >= 0) & (r < camera.height) & (c >= 0) & (c < camera.width)
-            index, depth = r[inside] * camera.width + c[inside], z[inside]
-            sums += np.bincount(index, depth / (depth + _WEIGHT_EPSILON), size)
-            weights += np.bincount(index, 1 / depth, size)
-    depth = np.divide(sums, weights, out=np.full(size, np.inf), where=weights > 0)
-    return depth.reshape(camera.height, camera.width).astype(np.float32)
+    step = np.arange(dilation) + dilation_offsets(dilation)[0]
+    row, column = row + step[:, None, None], column + step[:, None]
+    inside = (row >= 0) & (row < camera.height) & (column >= 0) & (column < camera.width)
+    pixel = (row * camera.width + column)[inside]
+    z = np.broadcast_to(z, inside.shape)[inside]
+    return ratio_of_sums(pixel, z / (z + _WEIGHT_EPSILON), 1 / z, (camera.height, camera.width))
+
+
+def ratio_of_sums(pixel: np.ndarray, over: np.ndarray, under: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Depth float32 (H, W), +inf where no flat pixel of `pixel` (M,) lies: the sum of `over` / the sum of `under`."""
+    count = size[0] * size[1]
+    sums, weights = np.bincount(pixel, over, count), np.bincount(pixel, under, count)
+    depth = np.full(count, np.inf, np.float32)
+    depth[pixel] = sums[pixel] / weights[pixel]
+    return depth.reshape(size)
+
+
+def disc_reach(radius: float, size: int) -> int:
+    """How many pixels from its own a point's disc can reach: radius as a share of half the picture."""
+    return int(radius * size / 2 + 0.5 + 1e-3)  # the last: rounding of the point's own pixel
 
 
 def _discs(x: np.ndarray, y: np.ndarray, z: np.ndarray, camera: Camera, radius: float) -> np.ndarray:
@@ -96,16 +105,24 @@ def _discs(x: np.ndarray, y: np.ndarray, z: np.ndarray, camera: Camera, radius: 
     size = camera.width
     half = np.float32(size / 2)
     scale = np.float32(camera.K[0, 0]) / half  # orthographic: normalised device units a world unit
-    nx, ny = x * scale, y * scale
-    reach = int(np.ceil(radius * size / 2)) + 1
-    column, row = np.floor((nx + 1) * half).astype(np.int64), np.floor((ny + 1) * half).astype(np.int64)
+    in_front = z >= 0
+    nx, ny, z = (x * scale)[in_front], (y * scale)[in_front], z[in_front]
+    reach = disc_reach(radius, size)
+    step = np.arange(-reach, reach + 1)[:, None]
+    columns, across = _neighbours(nx, step, size)
+    rows, down = _neighbours(ny, step, size)
     flat = np.full(size * size, np.inf, np.float32)
     limit = np.float32(radius) ** 2
-    for down in range(-reach, reach + 1):
-        for right in range(-reach, reach + 1):
-            r, c = row + down, column + right
-            px, py = (2 * c + 1) / np.float32(size) - np.float32(1), (2 * r + 1) / np.float32(size) - np.float32(1)
-            near = (nx - px.astype(np.float32)) ** 2 + (ny - py.astype(np.float32)) ** 2 < limit
-            near &= (r >= 0) & (r < size) & (c >= 0) & (c < size) & (z >= 0)
-            np.minimum.at(flat, r[near] * size + c[near], z[near])
+    for row, dy in zip(rows, down, strict=True):
+        near = across + dy < limit
+        pixel = columns + row * size
+        np.minimum.at(flat, pixel[near], np.broadcast_to(z, near.shape)[near])
     return flat.reshape(size, size)
+
+
+def _neighbours(place: np.ndarray, step: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(index, squared distance of its centre), each (K, N), of the pixels `step` (K, 1) from points; outside: +inf."""
+    index = np.floor((place + 1) * np.float32(size / 2)).astype(np.int64) + step
+    centre = ((2 * index + 1) / np.float32(size) - np.float32(1)).astype(np.float32)
+    distance = (place - centre) ** 2
+    return index, np.where((index >= 0) & (index < size), distance, np.float32(np.inf))

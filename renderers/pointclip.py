@@ -13,6 +13,7 @@ import numpy as np
 
 from manifests.presets import PointclipViews
 from renderers.cameras import Camera
+from renderers.depth import ratio_of_sums
 from renderers.views import View
 
 _EPSILON = 1e-12
@@ -75,14 +76,8 @@ def landing_pixels(points: np.ndarray, camera: Camera, footprint: int) -> tuple[
 
 def weighted_depth(pixel: np.ndarray, z: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Depth float32 (H, W), +inf where no dot lies: sum(w z) / sum(w) with w = 1 / (z + 1e-12) over a pixel's dots."""
-    count = size[0] * size[1]
     weight = 1 / (z + _EPSILON)
-    sums, weights = np.zeros(count), np.zeros(count)
-    np.add.at(sums, pixel, z * weight)
-    np.add.at(weights, pixel, weight)
-    depth = np.full(count, np.inf, np.float32)
-    depth[pixel] = sums[pixel] / weights[pixel]
-    return depth.reshape(size)
+    return ratio_of_sums(pixel, z * weight, weight, size)
 
 
 def _nearest_color(

@@ -99,7 +99,7 @@ def unpacked(source: Source, folder: Path) -> list[tuple[list[Path], Path]]:
         for shape, views in read_joined(shard, range(len(shard.keys))):
             pictures = [folder / f"{shape.key}_{view:03d}.png" for view in range(num_views(views))]
             for view, path in enumerate(pictures):
-                Image.fromarray(picture_of(views, view, "rgb", "none")).save(path)
+                Image.fromarray(picture_of(views, view, "rgb", source.view_set.preset)).save(path)
             cloud = folder / f"{shape.key}.npy"
             cloud.write_bytes(shape.members["points.npy"])
             files.append((pictures, cloud))

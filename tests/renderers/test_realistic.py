@@ -1,0 +1,144 @@
+"""PointCLIP V2's projection: every stage against golden data and against loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from manifests.mappings import tower_picture
+from manifests.presets import load_preset
+from manifests.samples import gray_codes
+from renderers.backends import draw, preset_cameras
+from renderers.realistic import box_of, dense, gaussian, occupied_grid, points_of_view, smooth, squeezed
+
+OBJECTS = ("mn10_chair_0890", "sn_car_2cbe6850")
+
+
+def released_grid(data, view: int) -> np.ndarray:
+    grid = np.zeros(data["grid_shape"][1:], np.float32)
+    chosen = data["grid_idx"][:, 0] == view
+    grid[tuple(data["grid_idx"][chosen, 1:].T)] = data["grid_val"][chosen]
+    return grid
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_every_stage_equals_golden(golden, name: str) -> None:
+    data = np.load(golden / "render" / f"pointclip_v2_realistic_{name}.npz")
+    _, preset = load_preset("realistic10")
+    np.testing.assert_allclose(np.outer(*[gaussian(3, 3.0)] * 2), data["conv_kernel"][0], atol=1e-7)
+    staged = data["stage_views"].tolist()
+    for number, view in enumerate(data["points_view"]):
+        grid = occupied_grid(view, box_of(view), preset)
+        expected = released_grid(data, number)
+        assert ((grid > 0) == (expected > 0)).all()
+        np.testing.assert_allclose(grid, expected, atol=1e-6)
+        full = dense(grid, preset)
+        smoothed = smooth(full, preset)
+        picture = squeezed(smoothed)
+        np.testing.assert_allclose(picture, data["img110"][number], atol=1e-6)
+        if number in staged:
+            np.testing.assert_allclose(full, data["dense_views"][staged.index(number)], atol=1e-6)
+            np.testing.assert_allclose(smoothed, data["smooth_views"][staged.index(number)], atol=3e-6)
+            enlarged = tower_picture(picture, "gray", preset)
+            assert enlarged.shape == (224, 224, 3)
+            np.testing.assert_allclose(enlarged[..., 1], data["img224_views"][staged.index(number)], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_the_preset_equals_golden_from_points(golden, name: str) -> None:
+    data = np.load(golden / "render" / f"pointclip_v2_realistic_{name}.npz")
+    _, preset = load_preset("realistic10")
+    views = draw(preset, points=data["points"])
+    for number, (view, camera) in enumerate(zip(views, preset_cameras(preset), strict=True)):
+        turned, released = points_of_view(data["points"], camera), data["points_view"][number]
+        np.testing.assert_allclose(turned - box_of(turned).middle, released - box_of(released).middle, atol=1e-6)
+        ambiguous = int((data["ambiguous"][:, 0] == number).sum())
+        grid = occupied_grid(turned, box_of(turned), preset)
+        assert ((grid > 0) != (released_grid(data, number) > 0)).sum() <= 2 * ambiguous
+        differ = np.abs(view.gray - data["img110"][number]) > 1e-4
+        assert differ.sum() <= 49 * ambiguous  # a point in another cell moves a square of pool x pool pixels
+        assert differ.mean() < 1e-3
+
+
+def test_stages_equal_loops() -> None:
+    _, preset = load_preset(
+        "realistic10", {"image_size": 16, "pool": 5, "pool_padding": 1, "blur": 5, "blur_sigma": 1.3, "depth_cells": 5}
+    )
+    rng = np.random.default_rng(0)
+    view = rng.uniform(-1, 1, (40, 3)).astype(np.float32)
+    grid = occupied_grid(view, box_of(view), preset)
+    low, high = view.min(axis=0), view.max(axis=0)
+    expected = np.zeros_like(grid)
+    for point in view.astype(np.float64):
+        q = (point - (low + high) / 2) / (high - low).max() * 2
+        row, column = (int(np.clip(np.ceil((0.8 * v + 1) / 2 * 16), 1, 14)) for v in q[:2])
+        depth = ((q[2] + 1) / 2 + 0.2) / 1.2 * 3
+        cell = int(np.ceil(depth - 1e-6)), row, column
+        expected[cell] = max(expected[cell], np.clip(depth, 1, 3))
+    np.testing.assert_allclose(grid, expected, atol=1e-5)
+    side = 16 + 2 - 5 + 1
+    padded = np.pad(grid, ((0, 0), (1, 1), (1, 1)))
+    pooled = np.array(
+        [[[s[r : r + 5, c : c + 5].max() for c in range(side)] for r in range(side)] for s in padded], np.float32
+    )
+    np.testing.assert_array_equal(dense(grid, preset), pooled)
+    distance = np.arange(-2, 3) ** 2
+    kernel = np.exp(-(distance[:, None] + distance) / (2 * 1.3**2))
+    padded = np.pad(pooled, ((0, 0), (2, 2), (2, 2)))
+    blurred = [
+        [[(s[r : r + 5, c : c + 5] * kernel).sum() / kernel.sum() for c in range(side)] for r in range(side)]
+        for s in padded
+    ]
+    np.testing.assert_allclose(smooth(pooled, preset), blurred, atol=1e-5)
+    nearest = np.max(blurred, axis=0)
+    np.testing.assert_allclose(draw_one(view, preset), 1 - nearest / nearest.max(), atol=1e-5)
+
+
+def draw_one(view: np.ndarray, preset) -> np.ndarray:
+    """The picture of points in a view's axes (down, right, towards the camera), drawn by the whole backend."""
+    changed = preset.model_copy(update={"rotations": [[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]]})
+    return draw(changed, points=view)[0].gray
+
+
+def test_near_is_dark_and_empty_white() -> None:
+    """Two dots seen from (0, 0.34, 0.94): the nearer is 0, and what shows neither is 1."""
+    _, preset = load_preset("realistic10")
+    view = draw(preset, points=np.array([[-0.8, 0, 0.5], [0.8, 0, -0.5]], np.float32))[4]
+    middle = view.gray.shape[1] // 2
+    assert view.gray[:, :middle].min() == 0
+    assert 0.2 < view.gray[:, middle:].min() < 0.9
+    assert view.gray.max() == 1
+    assert view.coverage == pytest.approx(2 * 81 / 110**2)  # 7 x 7 cells, smoothed over one more on each side
+
+
+def test_the_camera_tells_where_a_point_lies() -> None:
+    """The middle of a dot's square of 9 x 9 is its own pixel, within one, in every view that holds two dots apart."""
+    _, preset = load_preset("realistic10")
+    dots, measured = np.array([[-0.5, -0.4, 0.3], [0.5, 0.2, -0.6]], np.float32), 0
+    for view in draw(preset, points=dots):
+        x = view.camera.camera_from_world[:3, :3] @ dots.T + view.camera.camera_from_world[:3, 3:]
+        places = (view.camera.K[:2, :2] @ x[:2]).T + view.camera.K[:2, 2]
+        if np.abs(places[0] - places[1]).max() < 18:
+            continue
+        for column, row in places:
+            top, left = round(row) - 7, round(column) - 7
+            rows, columns = np.nonzero(view.gray[top : top + 14, left : left + 14] < 1)
+            assert len(rows) == 81
+            assert abs(top + rows.mean() + 0.5 - row) <= 1
+            assert abs(left + columns.mean() + 0.5 - column) <= 1
+            measured += 1
+    assert measured >= 12
+
+
+def test_shards_keep_it_within_half_a_code() -> None:
+    _, preset = load_preset("realistic10")
+    points = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    for view in draw(preset, points=points):
+        stored = tower_picture(gray_codes(view.gray), "gray", preset)
+        np.testing.assert_allclose(stored, tower_picture(view.gray, "gray", preset), atol=0.5 / 255 + 1e-6)
+
+
+def test_a_cloud_without_extent_is_refused() -> None:
+    _, preset = load_preset("realistic10")
+    with pytest.raises(ValueError, match="no extent"):
+        draw(preset, points=np.zeros((5, 3), np.float32))
