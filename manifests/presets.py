@@ -117,6 +117,17 @@ class MeshViews(_Views):
         return self
 
 
+class RasterizedViews(MeshViews):
+    """RGB and depth of a mesh, drawn by PyTorch3D: the keys of ray casting, where to draw and how much at once.
+
+    device: `cpu` or `cuda`. views_at_once: how many views one call of the rasteriser draws; its memory grows with it.
+    """
+
+    backend: Literal["rasterize"]  # type: ignore[assignment]
+    device: Literal["cpu", "cuda"] = "cpu"
+    views_at_once: Annotated[int, Field(ge=1, le=1024)] = 4
+
+
 class PointViews(_Views):
     """Depth of the first `points` points of the stored cloud (a farthest-point sample; CLIP2Point section 3.2).
 
@@ -203,7 +214,7 @@ class RealisticViews(_Views):
         return ["gray"]
 
 
-AnyViews = MeshViews | PointViews | PointclipViews | RealisticViews
+AnyViews = MeshViews | RasterizedViews | PointViews | PointclipViews | RealisticViews
 Preset = Annotated[AnyViews, Field(discriminator="backend")]
 _ADAPTER: TypeAdapter[AnyViews] = TypeAdapter(Preset)
 

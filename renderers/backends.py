@@ -14,6 +14,7 @@ from renderers.views import View
 # backend -> (module, function, what it draws)
 BACKENDS = {
     "raycast": ("renderers.raycast", "draw_mesh", "mesh"),
+    "rasterize": ("renderers.rasterize", "draw_mesh", "mesh"),
     "depth": ("renderers.depth", "draw_points", "points"),
     "pointclip": ("renderers.pointclip", "draw_points", "points"),
     "realistic": ("renderers.realistic", "draw_points", "points"),
