@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from manifests.presets import MeshViews, PointViews
+from manifests.presets import MeshViews, PointclipViews, PointViews, RealisticViews
 from renderers.cameras import Camera
 from renderers.geometry import Mesh
 
@@ -43,6 +45,55 @@ def _on_disc(moved: np.ndarray, row: int, column: int, camera: Camera, radius: f
     scale = camera.K[0, 0] * 2 / camera.width
     px, py = (2 * column + 1) / camera.width - 1, (2 * row + 1) / camera.height - 1
     return z[((x * scale - px) ** 2 + (y * scale - py) ** 2 < radius**2) & (z >= 0)]
+
+
+def depth_of_dots(points: np.ndarray, preset: PointclipViews, camera: Camera) -> np.ndarray:
+    """Depth float64 (H, W), +inf where empty, of points (N, 3) as PointCLIP draws them; camera: of the preset's rig."""
+    moved = points.astype(np.float64) @ camera.camera_from_world[:3, :3].T + camera.camera_from_world[:3, 3]
+    x, y, z = moved[moved[:, 2] >= 0].T
+    u = camera.K[0, 0] * (-x if preset.mirror else x) / (z + _EPSILON) + camera.width / 2
+    v = camera.K[1, 1] * y / (z + _EPSILON) + camera.height / 2
+    steps = np.arange(preset.footprint) - preset.footprint / 2
+    picture = np.full((camera.height, camera.width), np.inf)
+    for row in range(camera.height):
+        for column in range(camera.width):
+            across = (np.ceil(u[:, None] + steps) == column).any(axis=1)
+            down = (np.ceil(v[:, None] + steps) == row).any(axis=1)
+            depths = z[across & down]
+            if len(depths):
+                weights = 1 / (depths + _EPSILON)
+                picture[row, column] = (depths * weights).sum() / weights.sum()
+    return picture
+
+
+def realistic_picture(points: np.ndarray, preset: RealisticViews, camera: Camera) -> np.ndarray:
+    """Grey float64 (T, T) of points (N, 3) by PointCLIP V2's projection, point by point and square by square."""
+    right, down, forward = camera.camera_from_world[:3, :3]
+    view = points.astype(np.float64) @ np.stack([down, right, -forward], axis=1)
+    low, high = view.min(axis=0), view.max(axis=0)
+    size, inner = preset.image_size, preset.depth_cells - 2
+    grid = np.zeros((preset.depth_cells, size, size))
+    for q in (view - (high + low) / 2) / (high - low).max() * 2:
+        row, column = (int(np.clip(np.ceil((preset.object_share * x + 1) / 2 * size), 1, size - 2)) for x in q[:2])
+        depth = ((q[2] + 1) / 2 + preset.depth_bias) / (1 + preset.depth_bias) * inner
+        cell = int(np.ceil(depth)), row, column
+        grid[cell] = max(grid[cell], np.clip(depth, 1, inner))
+    dense = _over_squares(grid, preset.pool, preset.pool_padding, np.max)
+    distance = (np.arange(preset.blur) - preset.blur // 2) ** 2
+    kernel = np.exp(-(distance[:, None] + distance) / (2 * preset.blur_sigma**2))
+    kernel /= kernel.sum()
+    smooth = _over_squares(dense, preset.blur, preset.blur // 2, lambda square: (square * kernel).sum())
+    nearest = smooth.max(axis=0)
+    return 1 - nearest / nearest.max()
+
+
+def _over_squares(slices: np.ndarray, side: int, padding: int, combine: Callable[[np.ndarray], float]) -> np.ndarray:
+    """`combine` of every square of a side in every slice (D, S, S), padded with zeros."""
+    padded = np.pad(slices, ((0, 0), (padding, padding), (padding, padding)))
+    count = padded.shape[1] - side + 1
+    return np.array(
+        [[[combine(plane[r : r + side, c : c + side]) for c in range(count)] for r in range(count)] for plane in padded]
+    )
 
 
 def depth_of_mesh(mesh: Mesh, camera: Camera) -> tuple[np.ndarray, np.ndarray]:

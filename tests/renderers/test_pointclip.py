@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from clouds import CLOUDS
 
 from manifests.mappings import to_picture, tower_picture
 from manifests.presets import load_preset
 from manifests.samples import depth_codes, depth_of_codes
-from renderers.backends import draw
+from renderers import reference
+from renderers.backends import draw, preset_cameras
 
 OBJECTS = ("mn10_chair_0890", "sn_car_2cbe6850")
 RELEASED = {"pointclip6": "zs", "pointclip10": "fs", "simpleview6": "sv"}
@@ -62,6 +64,20 @@ def test_16_bits_keep_raw_depth(golden, name: str, preset_name: str) -> None:
         assert outside == 0
         stored = depth_of_codes(codes, view.camera.near, view.camera.far)
         np.testing.assert_allclose(to_picture(stored, "world"), to_picture(view.depth, "world"), atol=3e-5)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize(("footprint", "mirror"), [(1, True), (1, False), (2, True), (4, False)])
+def test_equal_to_the_reference(cloud: str, footprint: int, mirror: bool) -> None:
+    _, preset = load_preset("pointclip10", {"image_size": 24, "points": 150, "footprint": footprint, "mirror": mirror})
+    points = CLOUDS[cloud](200)
+    views, cameras = draw(preset, points=points), preset_cameras(preset)
+    for number in (0, 1, 4, 9):
+        expected = reference.depth_of_dots(points[:150], preset, cameras[number])
+        depth, hit = views[number].depth, np.isfinite(expected)
+        assert (np.isfinite(depth) == hit).all()
+        np.testing.assert_allclose(depth[hit], expected[hit], rtol=1e-6)
+        assert views[number].coverage == pytest.approx(hit.mean())
 
 
 def one_view(points: list, colors: list | None = None, **changes: object):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from clouds import CLOUDS
 
 from manifests.mappings import tower_picture
 from manifests.presets import load_preset
 from manifests.samples import gray_codes
+from renderers import reference
 from renderers.backends import draw, preset_cameras
 from renderers.realistic import box_of, dense, gaussian, occupied_grid, points_of_view, smooth, squeezed
 
@@ -60,44 +62,24 @@ def test_the_preset_equals_golden_from_points(golden, name: str) -> None:
         assert differ.mean() < 1e-3
 
 
-def test_stages_equal_loops() -> None:
-    _, preset = load_preset(
-        "realistic10", {"image_size": 16, "pool": 5, "pool_padding": 1, "blur": 5, "blur_sigma": 1.3, "depth_cells": 5}
-    )
-    rng = np.random.default_rng(0)
-    view = rng.uniform(-1, 1, (40, 3)).astype(np.float32)
-    grid = occupied_grid(view, box_of(view), preset)
-    low, high = view.min(axis=0), view.max(axis=0)
-    expected = np.zeros_like(grid)
-    for point in view.astype(np.float64):
-        q = (point - (low + high) / 2) / (high - low).max() * 2
-        row, column = (int(np.clip(np.ceil((0.8 * v + 1) / 2 * 16), 1, 14)) for v in q[:2])
-        depth = ((q[2] + 1) / 2 + 0.2) / 1.2 * 3
-        cell = int(np.ceil(depth - 1e-6)), row, column
-        expected[cell] = max(expected[cell], np.clip(depth, 1, 3))
-    np.testing.assert_allclose(grid, expected, atol=1e-5)
-    side = 16 + 2 - 5 + 1
-    padded = np.pad(grid, ((0, 0), (1, 1), (1, 1)))
-    pooled = np.array(
-        [[[s[r : r + 5, c : c + 5].max() for c in range(side)] for r in range(side)] for s in padded], np.float32
-    )
-    np.testing.assert_array_equal(dense(grid, preset), pooled)
-    distance = np.arange(-2, 3) ** 2
-    kernel = np.exp(-(distance[:, None] + distance) / (2 * 1.3**2))
-    padded = np.pad(pooled, ((0, 0), (2, 2), (2, 2)))
-    blurred = [
-        [[(s[r : r + 5, c : c + 5] * kernel).sum() / kernel.sum() for c in range(side)] for r in range(side)]
-        for s in padded
-    ]
-    np.testing.assert_allclose(smooth(pooled, preset), blurred, atol=1e-5)
-    nearest = np.max(blurred, axis=0)
-    np.testing.assert_allclose(draw_one(view, preset), 1 - nearest / nearest.max(), atol=1e-5)
-
-
-def draw_one(view: np.ndarray, preset) -> np.ndarray:
-    """The picture of points in a view's axes (down, right, towards the camera), drawn by the whole backend."""
-    changed = preset.model_copy(update={"rotations": [[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]]})
-    return draw(changed, points=view)[0].gray
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pool": 5, "pool_padding": 1, "blur": 5, "blur_sigma": 1.3, "depth_cells": 5},
+        {"pool": 4, "pool_padding": 2, "object_share": 1.0, "depth_bias": 0.0, "blur": 1},
+    ],
+)
+def test_equal_to_the_reference(cloud: str, changes: dict) -> None:
+    _, preset = load_preset("realistic10", {"image_size": 20, "points": 60, **changes})
+    points = CLOUDS[cloud](80)
+    views, cameras = draw(preset, points=points), preset_cameras(preset)
+    for number in (0, 5, 9):
+        expected = reference.realistic_picture(points[:60], preset, cameras[number])
+        assert expected.min() == 0
+        assert views[number].gray.shape == expected.shape
+        np.testing.assert_allclose(views[number].gray, expected, atol=2e-6)
 
 
 def test_near_is_dark_and_empty_white() -> None:
