@@ -6,21 +6,44 @@ set's identity, so a preset holds no policy (workers, time limits).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from manifests.picture_files import FileViews
 from manifests.recipes import Value, digest, load_toml, merge, names_in, refuse_invalid, unknown_name
 
 FOLDER = Path(__file__).parent / "views"
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Color = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
 Rotation = Annotated[list[Annotated[list[float], Field(min_length=3, max_length=3)]], Field(min_length=3, max_length=3)]
 
 
-class _Views(BaseModel):
+class Gates(BaseModel):
+    """When a view is a warning and when an object's views are a Failure.
+
+    A view is blank when nothing of the object is in it or when its picture is of one colour. A blank view fails the
+    object, with two exceptions that are warnings: an object that is thinner than `thin_px` pixels from there (a plate
+    seen edge-on), and one that is there and has the background's colour. `max_blank_views`: so many further blank views
+    are forgiven. An object all of whose views are blank always fails.
+
+    Warnings, counted in views: coverage below `min_coverage` (share of pixels); more than `border_share` of the
+    outermost pixels show the object; RGB other than the background and depth overlap by less than `min_mask_iou`
+    (intersection over union; a white object on white lowers it too).
+    """
+
+    thin_px: Annotated[float, Field(ge=0)] = 1.0
+    max_blank_views: Annotated[int, Field(ge=0)] = 0
+    min_coverage: Share = 0.001
+    border_share: Share = 0.01
+    min_mask_iou: Share = 0.9
+
+
+class _Views(Gates):
     """What every preset holds.
 
     Views are given by `azimuth_deg` and `elevation_deg` (camera direction (cos e sin a, sin e, cos e cos a), +Y up) or
@@ -75,12 +98,17 @@ class _Views(BaseModel):
     @property
     def near(self) -> float:
         """Depth of code 1, world units."""
-        return max(self.distance - self.depth_range, 0.0)
+        return max(self.distance - self.reach, 0.0)
 
     @property
     def far(self) -> float:
         """Depth of code 65535, world units."""
-        return self.distance + self.depth_range
+        return self.distance + self.reach
+
+    @property
+    def reach(self) -> float:
+        """How far from the origin depth is encoded, world units."""
+        return self.depth_range
 
 
 class MeshViews(_Views):
@@ -88,7 +116,8 @@ class MeshViews(_Views):
 
     Light comes from the camera with PyTorch3D's default constants (ambient 0.5, diffuse 0.3, specular 0.2,
     shininess 64; CLIP2Point's released RGB path), or from `light_direction`: towards the light, in the world frame, of
-    any length, the same for every view.
+    any length, the same for every view. `ground` puts a square under the object's lowest point, of half side
+    `ground_extent` (world units), in RGB and depth; it counts as the object in coverage and is left out of warnings.
     """
 
     backend: Literal["raycast"]
@@ -104,17 +133,21 @@ class MeshViews(_Views):
     specular: Annotated[float, Field(ge=0)] = 0.2
     shininess: Annotated[int, Field(ge=1)] = 64
     light_direction: list[Annotated[float, Field(allow_inf_nan=False)]] = []
-    background: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)] = [
-        1.0,
-        1.0,
-        1.0,
-    ]
+    background: Color = [1.0, 1.0, 1.0]
+    ground: bool = False
+    ground_color: Color = [0.8, 0.8, 0.8]
+    ground_extent: Positive = 1.5
 
     @model_validator(mode="after")
     def _a_direction(self) -> MeshViews:
         if self.light_direction and (len(self.light_direction) != 3 or not any(self.light_direction)):
             raise ValueError("light_direction is three numbers, not all zero, or empty for a light at the camera")
         return self
+
+    @property
+    def reach(self) -> float:
+        """How far from the origin depth is encoded, world units: to the ground's corners where there is one."""
+        return math.hypot(self.depth_range, math.sqrt(2) * self.ground_extent) if self.ground else self.depth_range
 
 
 class RasterizedViews(MeshViews):
@@ -214,7 +247,8 @@ class RealisticViews(_Views):
         return ["gray"]
 
 
-AnyViews = MeshViews | RasterizedViews | PointViews | PointclipViews | RealisticViews
+DrawnViews = MeshViews | RasterizedViews | PointViews | PointclipViews | RealisticViews
+AnyViews = DrawnViews | FileViews
 Preset = Annotated[AnyViews, Field(discriminator="backend")]
 _ADAPTER: TypeAdapter[AnyViews] = TypeAdapter(Preset)
 
@@ -260,4 +294,9 @@ def is_mesh_preset(preset: AnyViews) -> bool:
 
 def needs_colors(preset: AnyViews) -> bool:
     """Whether the preset draws the colours of points (and so skips an object whose points have none)."""
-    return not is_mesh_preset(preset) and "rgb" in preset.channels
+    return not isinstance(preset, (MeshViews, FileViews)) and "rgb" in preset.channels
+
+
+def is_files_preset(preset: AnyViews) -> bool:
+    """Whether the preset's pictures are a person's own files and not drawn."""
+    return isinstance(preset, FileViews)

@@ -66,6 +66,8 @@ class Record:
     """What one tar holds: written beside it, last.
 
     keys and offsets have one entry a sample, in the tar's order; offsets are bytes of the sample's first header.
+    warnings: type -> count, summed over the samples. gates: the smallest, the mean and the largest coverage of the
+    views, and the smallest mask_iou where it is measured; empty for shapes and meshes.
     """
 
     format: int
@@ -80,6 +82,8 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     max_rss_mb: float = 0.0
+    warnings: dict[str, int] = field(default_factory=dict)
+    gates: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in the order of the fields."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from manifests import store
 from manifests.commands import parse_arguments, recipe_titles
 from manifests.errors import Refused, Stopped
-from manifests.presets import is_mesh_preset, load_preset, needs_colors, preset_names
+from manifests.presets import is_files_preset, is_mesh_preset, load_preset, needs_colors, preset_names
 from manifests.recipes import parse_changes, to_toml
 
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
@@ -131,7 +131,7 @@ def _build(options: argparse.Namespace, console: Console) -> int:
             progress.start(todo, there)
 
         summary = build(plan, jobs, Workers(options.workers, options.ray), on_start, progress.event, retry)
-    return _report(summary, recipe.max_failed_fraction, plan.out, options, console)
+    return _report(summary, plan, plan.out, options, console)
 
 
 def _retry_kinds(text: str) -> frozenset[str]:
@@ -156,24 +156,27 @@ def _progress(console: Console):
     return BuildProgress(console)
 
 
-def _report(summary, max_failed_fraction: float, out: str, options: argparse.Namespace, console: Console) -> int:
+def _report(summary, plan, what: str, options: argparse.Namespace, console: Console) -> int:
     skipped = "".join(f", {n:,} skipped: {reason}" for reason, n in summary.skipped.items())
-    console.print(f"{out}: {summary.samples:,} objects, {len(summary.failures):,} failures{skipped}", highlight=False)
+    console.print(f"{what}: {summary.samples:,} objects, {len(summary.failures):,} failures{skipped}", highlight=False)
     for failure in summary.failures[:10]:
         console.print(
             f"  {failure.key}: {failure.stage}: {failure.reason}", markup=False, highlight=False, soft_wrap=True
         )
     if len(summary.failures) > 10:
-        console.print(f"  and {len(summary.failures) - 10:,} more: python -m pipeline check {out}", highlight=False)
+        console.print(
+            f"  and {len(summary.failures) - 10:,} more: python -m pipeline check {plan.out}", highlight=False
+        )
     if options.json:
         failures = [vars(failure) for failure in summary.failures]
         print(json.dumps({"samples": summary.samples, "failures": failures, "skipped": summary.skipped}))
+    limit = plan.recipe.max_failed_fraction
     if not summary.samples:
         console.print("no object was made", style="red")
         return 1
-    if summary.failed_fraction > max_failed_fraction:
+    if summary.failed_fraction > limit:
         console.print(
-            f"failures: {summary.failed_fraction:.1%}, more than max_failed_fraction={max_failed_fraction:g}",
+            f"failures: {summary.failed_fraction:.1%}, more than max_failed_fraction={limit:g}",
             style="red",
         )
         return 1
@@ -189,11 +192,12 @@ def _views(options: argparse.Namespace, console: Console) -> int:
     (view_set,) = plan.view_sets
     if not summary.samples and summary.skipped:
         presets = {name: load_preset(name)[1] for name in preset_names()}
-        fitting = ", ".join(n for n, p in presets.items() if not is_mesh_preset(p) and not needs_colors(p))
+        others = (is_mesh_preset, is_files_preset, needs_colors)
+        fitting = ", ".join(name for name, preset in presets.items() if not any(kind(preset) for kind in others))
         reasons = ", ".join(summary.skipped)
         console.print(f"{view_set.name} fits no object ({reasons}); presets that draw points: {fitting}", style="red")
         return 1
-    return _report(summary, plan.recipe.max_failed_fraction, f"{plan.out}/views/{view_set.name}", options, console)
+    return _report(summary, plan, f"{plan.out}/views/{view_set.name}", options, console)
 
 
 def _check(options: argparse.Namespace, console: Console) -> int:
@@ -218,6 +222,9 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         print(f"  warning: {kind}: {n:,}")
     for failure in values["failures"]:
         print(f"  failure: {failure['key']}: {failure['stage']}: {failure['reason']}")
+    for name, failures in found.view_failures.items():
+        for failure in failures:
+            print(f"  failure: views/{name}: {failure.key}: {failure.stage}: {failure.reason}")
     for problem in values["problems"]:
         print(f"  PROBLEM: {problem}")
     print("every byte is right" if values["ok"] else f"{len(values['problems'])} problems")
@@ -249,7 +256,7 @@ def _presets(options: argparse.Namespace, console: Console) -> int:
         return 0
     for name in preset_names():
         preset = load_preset(name)[1]
-        print(f"{name:16} {preset.backend:8} {preset.num_views:3} views  {preset.title}")
+        print(f"{name:16} {preset.backend:9} {preset.num_views or '?':>3} views  {preset.title}")
     return 0
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from manifests import store
 from manifests.errors import Refused, Stopped
-from manifests.presets import AnyViews, MeshViews, is_mesh_preset, needs_colors
+from manifests.presets import is_files_preset, is_mesh_preset, needs_colors
 from manifests.records import Asset, Failure, Skipped, record_path
 from manifests.samples import (
     COLORS,
@@ -29,21 +29,18 @@ from manifests.samples import (
     POINTS,
     Sample,
     decode_array,
-    depth_codes,
     encode_array,
     encode_json,
-    encode_picture,
-    gray_codes,
     read_samples,
-    view_member,
 )
 from manifests.shards import meshes_tar, shapes_tar, views_tar
 from pipeline.load import Shape, decode_mesh, encode_mesh, make_shape
+from pipeline.members import view_members
+from pipeline.pictures import picture_members
 from pipeline.plan import Job, Plan, ViewSet, dataset_module
 from pipeline.shard import Members, is_done, open_writer, write_records
 from renderers import backends
 from renderers.geometry import Mesh
-from renderers.views import View
 
 NO_MESH = "no mesh"
 NO_COLORS = "no colours"
@@ -199,7 +196,7 @@ def draw_view_sets(
                 mesh = decode_mesh(glb)
             views = backends.draw(view_set.preset, mesh=mesh, points=points, colors=colors)
             stage = "encode"
-            results[view_set.name] = view_members(key, view_set, views)
+            results[view_set.name] = view_members(key, view_set, views, points)
         except (Refused, Stopped):
             raise
         except MemoryError as error:
@@ -207,52 +204,6 @@ def draw_view_sets(
         except Exception as error:  # as in make_object: data that breaks a renderer is that object's Failure
             results[view_set.name] = Failure(key, id, stage, one_line(error))
     return results
-
-
-def view_members(key: str, view_set: ViewSet, views: list[View]) -> Members:
-    """Members of one object in a tar of views. coverage: the share of pixels that show the object."""
-    members: Members = {}
-    described, clipped = [], 0
-    for number, view in enumerate(views):
-        camera = view.camera
-        if view.rgb is not None:
-            suffix = _rgb_format(view_set.preset)
-            members[view_member(number, "rgb", suffix)] = encode_picture(view.rgb, suffix)
-        if view.depth is not None:
-            codes, outside = depth_codes(view.depth, camera.near, camera.far)
-            clipped += outside
-            members[view_member(number, "depth", "png")] = encode_picture(codes, "png")
-        if view.gray is not None:
-            members[view_member(number, "gray", "png")] = encode_picture(gray_codes(view.gray), "png")
-        described.append(
-            {
-                "model": camera.model,
-                "camera_from_world": camera.camera_from_world.tolist(),
-                "K": camera.K.tolist(),
-                "width": camera.width,
-                "height": camera.height,
-                "near": camera.near,
-                "far": camera.far,
-                "coverage": round(_coverage(view), 6),
-            }
-        )
-    warnings = [{"type": "depth outside near..far", "count": clipped}] if clipped else []
-    blank = sum(view["coverage"] == 0 for view in described)
-    warnings += [{"type": "blank view", "count": blank}] if blank else []
-    values = {"format": FORMAT, "key": key, "preset": view_set.name, "views": described, "warnings": warnings}
-    return {JSON: encode_json(values), **members}
-
-
-def _rgb_format(preset: AnyViews) -> str:
-    return preset.rgb_format if isinstance(preset, MeshViews) else "png"
-
-
-def _coverage(view: View) -> float:
-    if view.coverage is not None:
-        return float(view.coverage)
-    if view.depth is not None:
-        return float(np.isfinite(view.depth).mean())
-    return float((view.gray < 1).mean())
 
 
 def missing_tars(job: Job, plan: Plan) -> tuple[bool, list[ViewSet]]:
@@ -353,9 +304,14 @@ def redraw_shard(job: Job, plan: Plan, maker: Maker, view_sets: tuple[ViewSet, .
 def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple[ViewSet, ...]) -> ViewResults:
     """Members of view sets of one stored object; where no mesh is stored, its file is read again."""
     values = shape.json
+    asset = Asset(values["id"], values["source"], values["split"], values["class"], shape.key)
+    files = {s.name: _pictures_of(asset, s, plan) for s in view_sets if is_files_preset(s.preset)}
+    if files:
+        drawn = tuple(s for s in view_sets if s.name not in files)
+        return files | (redraw_object(shape, glb, plan, drawn) if drawn else {})
     if glb is None and values["num_faces"] and not plan.recipe.store_meshes and _any_mesh(view_sets):
         try:
-            glb = _read_again(shape, plan)
+            glb = _read_again(asset, values["world_from_source"], plan)
         except (ValueError, OSError) as error:
             failure = Failure(shape.key, values["id"], "load", one_line(error))
             points_only = tuple(s for s in view_sets if not is_mesh_preset(s.preset))
@@ -388,11 +344,19 @@ def stored_objects(job: Job, plan: Plan, with_meshes: bool) -> Iterator[tuple[Sa
             raise ValueError(f"{meshes_tar(plan.out, job.split, job.shard)}: {mesh.key} is not among the shapes")
 
 
-def _read_again(shape: Sample, plan: Plan) -> bytes:
+def _read_again(asset: Asset, world_from_source: list[list[float]], plan: Plan) -> bytes:
     """GLB bytes of an object whose mesh was not stored, read again from its source."""
-    values = shape.json
-    asset = Asset(values["id"], values["source"], values["split"], values["class"], shape.key)
     raw = dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
     if raw.mesh is None:
-        raise ValueError(f"{values['source']} has no mesh any more")
-    return encode_mesh(raw.mesh.transformed(np.array(values["world_from_source"])))
+        raise ValueError(f"{asset.source} has no mesh any more")
+    return encode_mesh(raw.mesh.transformed(np.array(world_from_source)))
+
+
+def _pictures_of(asset: Asset, view_set: ViewSet, plan: Plan) -> Members | Failure:
+    """The pictures that a person has of one object, from the source of a plan of a view set of files."""
+    try:
+        return picture_members(asset, view_set.preset, view_set.name, plan.root)
+    except MemoryError as error:
+        return Failure(asset.key, asset.id, "load", f"memory: {one_line(error)}")
+    except (ValueError, OSError) as error:
+        return Failure(asset.key, asset.id, "load", one_line(error))

@@ -44,12 +44,14 @@ LENGTH_TOLERANCE = 1e-6
 
 @dataclass
 class Findings:
-    """What `check` found. problems: damage, one line each, naming the file."""
+    """What `check` found. problems: damage, one line each, naming the file. failures: of assets; view_failures: of
+    objects in a view set, by its name."""
 
     complete: bool = False
     samples: int = 0
     failures: list[Failure] = field(default_factory=list)
     view_sets: dict[str, dict[str, int]] = field(default_factory=dict)
+    view_failures: dict[str, list[Failure]] = field(default_factory=dict)
     classes: dict[str, Counter[str]] = field(default_factory=dict)
     warnings: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -145,6 +147,7 @@ def _check_shard(
         sums = found.view_sets[name]
         sums["samples"] += record.count
         sums["failures"] += len(record.failures)
+        found.view_failures.setdefault(name, []).extend(record.failures)
         sums["skipped"] += len(record.skipped)
         left_out = {f.key for f in record.failures} | {s.key for s in record.skipped}
         if shapes is not None:

@@ -1,4 +1,4 @@
-"""A contact sheet of a build: objects x views, RGB and depth, with key and class."""
+"""A contact sheet of a build: a row an object and view set, RGB and depth, with key, class and the set's name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAPTION = 26
 
 
 def contact_sheet(out: str, num_objects: int = 12, num_views: int = 6, split: str | None = None) -> Image.Image:
-    """One row an object: up to `num_views` of every view set's pictures, and the cloud from the front.
+    """One row for each view set of an object, up to `num_views` of its pictures; the cloud is at the first row's left.
 
     Objects are the first of the first shards: a random sample. Raises Refused where there is nothing to show.
     """
@@ -32,11 +32,12 @@ def contact_sheet(out: str, num_objects: int = 12, num_views: int = 6, split: st
     names = view_set_names(out)
     rows = []
     for shape, views in islice(_objects(out, splits, manifest.num_shards, names), num_objects):
-        tiles = [_cloud_tile(shape)]
-        for name in names:
-            tiles += _view_tiles(views[name], num_views) if name in views else []
-        values = shape.json
-        rows.append((f"{shape.key}  {values['class'] or 'no class'}  ({values['split']})", tiles))
+        values, first = shape.json, _cloud_tile(shape)
+        what = f"{shape.key}  {values['class'] or 'no class'}  ({values['split']})"
+        for name in [name for name in names if name in views] or ["no views"]:
+            pictures = _view_tiles(views[name], num_views) if name in views else []
+            rows.append((f"{what}  {name}", [first, *pictures]))
+            first = Image.new("RGB", (TILE, TILE), "white")
     if not rows:
         raise Refused(f"{out} has no finished shard to show")
     return _paste(rows)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.presets import AnyViews, load_preset
+from manifests.presets import AnyViews, is_files_preset, load_preset
 from manifests.recipes import Value, digest, find_recipe, load_toml, merge, parse_recipe
 from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.samples import CONTENT, FORMAT
@@ -158,6 +158,10 @@ def make_view_sets(recipe: BuildRecipe, shapes_hash: str) -> tuple[ViewSet, ...]
     sets = []
     for preset_name, changes in recipe.views.items():
         name, preset = load_preset(preset_name, changes)
+        if is_files_preset(preset):
+            raise Refused(
+                f"views.{preset_name} are pictures of files: build, then python -m pipeline views {preset_name}"
+            )
         if any(known.name == name for known in sets):
             raise Refused(f"views: two view sets are named {name}")
         sets.append(ViewSet(name, preset, view_set_hash(preset, shapes_hash)))
@@ -194,8 +198,13 @@ def source_folder(table: DatasetTable, source: str | None) -> Path | None:
     """The absolute folder of a dataset that is read from files, None for a made one. Raises Refused where missing."""
     if not getattr(dataset_module(table), "NEEDS_SOURCE", True):
         return None
+    return existing_folder(source, table.name)
+
+
+def existing_folder(source: str | None, what: str) -> Path:
+    """The absolute folder that --source names. Raises Refused where none is named or there is none."""
     if source is None:
-        raise Refused(f"{table.name} is read from files: give --source DIR")
+        raise Refused(f"{what} is read from files: give --source DIR")
     root = Path(source).absolute()
     if not root.is_dir():
         raise Refused(f"--source {source}: no such folder")

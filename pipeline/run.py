@@ -13,7 +13,7 @@ from types import FrameType
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.presets import is_mesh_preset, load_preset
+from manifests.presets import is_files_preset, is_mesh_preset, load_preset
 from manifests.recipes import Value, first_difference, parse_recipe, to_toml
 from manifests.records import Asset, Failure, Record, read_record, record_path
 from manifests.shards import (
@@ -40,7 +40,18 @@ from manifests.tables import load_table
 from pipeline import cluster
 from pipeline.build import JobEvent, PlainMaker, missing_tars, run_job
 from pipeline.lock import BuildLock, build_lock
-from pipeline.plan import LIBRARIES, BuildRecipe, Job, Plan, ViewSet, assets_file, cut_jobs, source_folder
+from pipeline.pictures import resolved
+from pipeline.plan import (
+    LIBRARIES,
+    BuildRecipe,
+    Job,
+    Plan,
+    ViewSet,
+    assets_file,
+    cut_jobs,
+    existing_folder,
+    source_folder,
+)
 from renderers import backends
 
 
@@ -191,6 +202,7 @@ def build(
         _prepare(plan, jobs)
         if retry:
             _forget_failures(plan, jobs, retry)
+            _forget_files(plan, jobs)
         missing = [job for job in jobs if missing_tars(job, plan) != (False, [])]
         _run_missing(jobs, missing, plan, workers, lock, on_start, on_event)
         return _finish(plan, jobs)
@@ -245,11 +257,11 @@ def write_view_set_manifest(plan: Plan, view_set: ViewSet) -> None:
 
 
 def _with_existing(plan: Plan) -> tuple[ViewSet, ...]:
-    """The plan's view sets and all others of OUT: a shard that is built anew is drawn anew in every one."""
+    """The plan's view sets and all others of OUT that are drawn: a shard built anew is drawn anew in every one."""
     sets = {s.name: s for s in plan.view_sets}
     for name in view_set_names(plan.out):
         known = read_view_set(plan.out, name)
-        if known is not None and known.shapes_hash == plan.shapes_hash:
+        if known is not None and known.shapes_hash == plan.shapes_hash and not is_files_preset(known.preset):
             sets.setdefault(name, ViewSet(name, known.preset, known.hash))
     return tuple(sets.values())
 
@@ -263,6 +275,16 @@ def _forget_failures(plan: Plan, jobs: list[Job], kinds: frozenset[str]) -> None
             record = read_record(record_path(tar))
             if record is not None and any(failure.kind in kinds for failure in record.failures):
                 store.remove(record_path(tar))
+
+
+def _forget_files(plan: Plan, jobs: list[Job]) -> None:
+    """Removes the records of sets of files where shapes are built anew: `views` with their --source fills them in."""
+    for name in view_set_names(plan.out):
+        known = read_view_set(plan.out, name)
+        if known is not None and is_files_preset(known.preset):
+            for job in jobs:
+                if missing_tars(job, plan)[0]:
+                    store.remove(record_path(views_tar(plan.out, name, job.split, job.shard)))
 
 
 def _finish(plan: Plan, jobs: list[Job]) -> Summary:
@@ -332,17 +354,20 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
     if not manifest.complete:
         raise Refused(f"--shards {out} is not finished: run its build again first")
     recipe = parse_recipe(BuildRecipe, manifest.recipe, f"{out}/manifest.json")
-    name, preset = load_preset(preset_name, changes)
-    view_set = ViewSet(name, preset, view_set_hash(preset, manifest.shapes_hash))
-    refuse_other_view_set(out, view_set)
     table = load_table(manifest.dataset)
-    root = None
-    if is_mesh_preset(preset) and not recipe.store_meshes:
-        root = source_folder(table, source)  # its meshes are read again
     assets = [
         Asset(id=id, source=path, split=split, class_name=class_name, key=key)
         for split, key, id, class_name, path in map(json.loads, _assets_lines(out))
     ]
+    name, preset = load_preset(preset_name, changes)
+    root = None
+    if is_files_preset(preset):
+        root = existing_folder(source, name)
+        preset = resolved(preset, assets, root)
+    elif is_mesh_preset(preset) and not recipe.store_meshes:
+        root = source_folder(table, source)  # its meshes are read again
+    view_set = ViewSet(name, preset, view_set_hash(preset, manifest.shapes_hash))
+    refuse_other_view_set(out, view_set)
     plan = Plan(
         recipe=recipe,
         table=table,

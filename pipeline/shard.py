@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import resource
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -12,7 +14,7 @@ import webdataset as wds
 
 from manifests import store
 from manifests.records import Failure, Record, Skipped, read_record, record_path, write_json
-from manifests.samples import FORMAT
+from manifests.samples import FORMAT, JSON
 
 Members = dict[str, bytes]
 
@@ -26,6 +28,8 @@ class ShardWriter:
         self.offsets: list[int] = []
         self.failures: list[Failure] = []
         self.skipped: list[Skipped] = []
+        self._warnings: Counter[str] = Counter()
+        self._measured: dict[str, list[float]] = {"coverage": [], "mask_iou": []}
         self._file = _Hashing(file)
         self._tar = wds.TarWriter(self._file, encoder=False, mtime=0, user="", group="")
 
@@ -39,6 +43,15 @@ class ShardWriter:
             self.keys.append(key)
             self.offsets.append(self._tar.tarstream.offset)
             self._tar.write({"__key__": key, **outcome})
+            self._sum_up(outcome)
+
+    def _sum_up(self, members: Members) -> None:
+        values = json.loads(members.get(JSON, b"{}"))
+        self._warnings.update({w["type"]: w["count"] for w in values.get("warnings", [])})
+        for view in values.get("views", []):
+            for name, numbers in self._measured.items():
+                if name in view:
+                    numbers.append(view[name])
 
     def close(self) -> None:
         """Ends the tar (the file stays open for its owner)."""
@@ -63,7 +76,17 @@ class ShardWriter:
             versions=versions,
             seconds=round(seconds, 3),
             max_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            warnings=dict(sorted(self._warnings.items())),
+            gates=self._gates(),
         )
+
+    def _gates(self) -> dict[str, float]:
+        coverage, iou = self._measured["coverage"], self._measured["mask_iou"]
+        sums = {}
+        if coverage:
+            mean = sum(coverage) / len(coverage)
+            sums = {"coverage_min": min(coverage), "coverage_mean": round(mean, 6), "coverage_max": max(coverage)}
+        return sums | ({"mask_iou_min": min(iou)} if iou else {})
 
 
 @dataclass

@@ -6,9 +6,9 @@ import importlib
 
 import numpy as np
 
-from manifests.presets import AnyViews, needs_colors
+from manifests.presets import AnyViews, DrawnViews, MeshViews, is_files_preset, needs_colors
 from renderers.cameras import Camera, orbit_rotation, rig
-from renderers.geometry import Mesh
+from renderers.geometry import Mesh, with_ground
 from renderers.views import View
 
 # backend -> (module, function, what it draws)
@@ -23,10 +23,11 @@ BACKENDS = {
 
 def require(preset: AnyViews) -> None:
     """Imports the preset's backend. Raises Refused with the command to type where its library is missing."""
-    importlib.import_module(BACKENDS[preset.backend][0])
+    if not is_files_preset(preset):
+        importlib.import_module(BACKENDS[preset.backend][0])
 
 
-def preset_cameras(preset: AnyViews) -> list[Camera]:
+def preset_cameras(preset: DrawnViews) -> list[Camera]:
     """The cameras of a preset, in the order of its views."""
     if preset.rotations:
         rotations = np.asarray(preset.rotations)
@@ -46,7 +47,7 @@ def preset_cameras(preset: AnyViews) -> list[Camera]:
 
 
 def draw(
-    preset: AnyViews,
+    preset: DrawnViews,
     *,
     mesh: Mesh | None = None,
     points: np.ndarray | None = None,
@@ -61,5 +62,7 @@ def draw(
     shape = mesh if what == "mesh" else points
     if shape is None:
         raise ValueError(f"backend {preset.backend} draws {what}, and there are none")
+    if isinstance(preset, MeshViews) and preset.ground:
+        shape = with_ground(shape, preset.ground_extent, preset.ground_color)
     with_colors = {"colors": colors} if needs_colors(preset) else {}
     return getattr(importlib.import_module(module), function)(shape, preset, preset_cameras(preset), **with_colors)

@@ -113,6 +113,13 @@ def join(meshes: list[Mesh]) -> Mesh:
     )
 
 
+def with_ground(mesh: Mesh, extent: float, color: list[float]) -> Mesh:
+    """The mesh and a square of half side `extent` and an RGB colour in [0, 1] under its lowest vertex (+Y up)."""
+    height = float(mesh.vertices[np.unique(mesh.faces), 1].min())
+    corners = np.array([[-1, 0, -1], [-1, 0, 1], [1, 0, 1], [1, 0, -1]]) * extent + [0, height, 0]
+    return join([mesh, Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]), (Material((*color, 1.0)),))])
+
+
 def _uvs(mesh: Mesh) -> np.ndarray:
     return np.zeros((len(mesh.faces), 3, 2), np.float32) if mesh.corner_uvs is None else mesh.corner_uvs
 

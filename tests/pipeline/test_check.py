@@ -89,8 +89,8 @@ def test_no_build_is_refused(pipeline, tmp_path) -> None:
 def test_contact_sheet(pipeline, built, tmp_path) -> None:
     pipeline("inspect", built, "--png", tmp_path / "sheet.png", "--objects", 3, "--views", 2)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.height == 4 + 3 * (112 + 26 + 4)
-        assert sheet.width == 4 + (1 + 2 + 2 + 2) * (112 + 4)
+        assert sheet.height == 4 + 3 * 2 * (112 + 26 + 4)  # a row for each of two view sets
+        assert sheet.width == 4 + (1 + 2 + 2) * (112 + 4)
         colors = sheet.getcolors(1 << 20)
         assert len(colors) > 500
     assert (
