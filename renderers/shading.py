@@ -107,11 +107,13 @@ def is_transparent(material: Material) -> bool:
 class Surface:
     """A mesh made ready for drawing: kept faces and what each of them needs for shading, float32.
 
-    corners: (F, 3, 3). normals: (F, 9), corner 0 and the two edges' differences; uvs: (F, 6) likewise or None;
+    corners: (F, 3, 3). outward: (F, 3), faces' own normals by their winding, not of unit length.
+    normals: (F, 9), of corner 0 and the two edges' differences; uvs: (F, 6) likewise or None;
     colors: (F, 12) RGBA likewise or None. base: (F, 4) base colours. material: (F,). textures: by material, or None.
     """
 
     corners: np.ndarray
+    outward: np.ndarray
     normals: np.ndarray
     uvs: np.ndarray | None
     colors: np.ndarray | None
@@ -135,9 +137,10 @@ def prepare(mesh: Mesh, preset: MeshViews) -> Surface:
     kept = unique_faces(vertex)
     vertices = mesh.vertices.astype(np.float32)
     corners = vertices[mesh.faces[kept]]
-    proper = face_normals(corners).any(axis=1)
+    outward = face_normals(corners)
+    proper = outward.any(axis=1)
     if not proper.all():
-        kept, corners = kept[proper], corners[proper]
+        kept, corners, outward = kept[proper], corners[proper], outward[proper]
     if not len(kept):
         raise ValueError("no face has an area")
     if preset.normals == "smooth":
@@ -148,6 +151,7 @@ def prepare(mesh: Mesh, preset: MeshViews) -> Surface:
     textured = mesh.corner_uvs is not None and any(m.texture is not None for m in mesh.materials)
     return Surface(
         corners=corners,
+        outward=outward,
         normals=_edges(normals),
         uvs=_edges(mesh.corner_uvs[kept].astype(np.float32)) if textured else None,
         colors=None if colors is None else _edges(colors),
@@ -196,7 +200,9 @@ def shade(
     normals /= np.maximum(np.sqrt(np.einsum("nk,nk->n", normals, normals)), 1e-12)[:, None]
     to_camera = directions / -np.sqrt(np.einsum("nk,nk->n", directions, directions))[:, None]
     if preset.two_sided:
-        normals *= np.where(np.einsum("nk,nk->n", normals, to_camera) < 0, np.float32(-1), np.float32(1))[:, None]
+        # by the face and not by the normal at hand, which on the rim of a curved surface may point away
+        behind = np.einsum("nk,nk->n", surface.outward.take(face, axis=0), directions) > 0
+        normals *= np.where(behind, np.float32(-1), np.float32(1))[:, None]
     texel = _texels(surface, face, b1, b2)
     if preset.light_direction:
         to_light = np.asarray(preset.light_direction) / np.linalg.norm(preset.light_direction)

@@ -75,8 +75,8 @@ def test_a_wrong_key_of_a_preset_is_one_line(changes: dict, words: list[str]) ->
 
 
 def test_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(Refused, match="did you mean rgb12"):
-        load_preset("rgb21")
+    with pytest.raises(Refused, match=r"did you mean rgb12_mvtn\?"):
+        load_preset("rgb12_mvnt")
 
 
 def test_names_of_changed_presets() -> None:

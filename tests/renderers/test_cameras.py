@@ -56,3 +56,72 @@ def test_released_directions_equal_golden_rotations(golden) -> None:
         theirs = np.diag([-1.0, -1.0, 1.0]) @ R.T
         np.testing.assert_allclose(camera.camera_from_world[:3, :3], theirs, atol=1e-6)
         np.testing.assert_allclose(camera.camera_from_world[:3, 3], np.diag([-1.0, -1.0, 1.0]) @ T, atol=1e-6)
+
+
+COS30 = np.sqrt(3) / 2
+
+
+def rotations_of(name: str) -> np.ndarray:
+    return np.stack([c.camera_from_world[:3, :3] for c in preset_cameras(load_preset(name)[1])])
+
+
+def positions_of(name: str) -> np.ndarray:
+    return np.stack([c.position for c in preset_cameras(load_preset(name)[1])])
+
+
+@pytest.mark.parametrize("name", ["rgb12", "rgbd12"])
+def test_rig_of_rgb12_by_hand(name: str) -> None:
+    found = rotations_of(name)
+    np.testing.assert_allclose(found[0], [[1, 0, 0], [0, -COS30, 0.5], [0, -0.5, -COS30]], atol=1e-12)
+    np.testing.assert_allclose(found[3], [[0, 0, -1], [0.5, -COS30, 0], [-COS30, -0.5, 0]], atol=1e-12)
+    np.testing.assert_allclose(found[6], [[-1, 0, 0], [0, -COS30, -0.5], [0, -0.5, COS30]], atol=1e-12)
+    np.testing.assert_allclose(found, rotations_of("rgb12"), atol=1e-12)
+
+
+def test_rig_of_mvtn_starts_on_the_right_and_goes_to_the_back() -> None:
+    found = positions_of("rgb12_mvtn")
+    azimuth = np.deg2rad(np.linspace(-180, 180, 13)[:-1] - 90)
+    expected = 2.2 * np.stack([COS30 * np.sin(azimuth), np.full(12, 0.5), COS30 * np.cos(azimuth)], axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(found[0], [2.2 * COS30, 1.1, 0], atol=1e-12)
+    np.testing.assert_allclose(found[3], [0, 1.1, -2.2 * COS30], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["rgb10", "rgb10_release"])
+def test_rig_of_rgb10_is_clip2points(name: str) -> None:
+    np.testing.assert_array_equal(rotations_of(name), rotations_of("depth10"))
+    half, corner = 2 / 2, 2 * np.sqrt(0.5)
+    below = [[half, -corner, -half], [-half, -corner, -half], [-half, -corner, half], [half, -corner, half]]
+    expected = [[0, 0, 2], [0, 2, 0], [0, 0, -2], [0, -2, 0], *below, [-2, 0, 0], [2, 0, 0]]
+    np.testing.assert_allclose(positions_of(name), expected, atol=1e-12)
+
+
+def test_rig_of_rgb20_is_a_dodecahedron_and_upright() -> None:
+    vertices = positions_of("rgb20") / 2.2
+    between = np.linalg.norm(vertices[:, None] - vertices[None], axis=2) + 9 * np.eye(20)
+    edge = 4 / (np.sqrt(3) * (1 + np.sqrt(5)))  # of the regular dodecahedron in the unit sphere
+    np.testing.assert_allclose(np.sort(between, axis=1)[:, :3], edge, atol=1e-12)
+    assert np.sort(between, axis=1)[:, 3].min() > edge + 0.2
+    found = rotations_of("rgb20")
+    np.testing.assert_allclose(found[:, 0, 1], 0, atol=1e-12)
+    assert found[:, 1, 1].max() < -0.3
+
+
+def test_rig_of_rgb30_by_hand() -> None:
+    cameras = preset_cameras(load_preset("rgb30")[1])
+    for number, camera in enumerate(cameras):
+        np.testing.assert_allclose(camera.position, 2.332 * direction(12 * number, 30.96), atol=1e-12)
+        assert camera.K[0, 0] == pytest.approx(112 / np.tan(np.deg2rad(49.13 / 2)))
+    assert len(cameras) == 30
+
+
+MESH_PRESETS = ("rgb12", "rgb12_mvtn", "rgb10", "rgb10_release", "rgb20", "rgb30", "rgbd12")
+
+
+@pytest.mark.parametrize("name", MESH_PRESETS)
+def test_every_camera_of_a_mesh_preset_sees_the_origin_in_its_middle(name: str) -> None:
+    preset = load_preset(name)[1]
+    for camera in preset_cameras(preset):
+        x, y, z = camera.camera_from_world[:3, 3]
+        np.testing.assert_allclose([x, y, z], [0, 0, preset.distance], atol=1e-12)
+        np.testing.assert_allclose(camera.K[:2, 2], preset.image_size / 2)
