@@ -1,4 +1,21 @@
-"""Geometry and cameras in, pictures out.
+"""Geometry and cameras in, pictures out: `renderers.draw(shape, preset, **keys) -> Views`.
 
 Importing this package loads numpy only; a backend's library is imported when the backend is first used.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from renderers.drawing import Views, draw
+
+__all__ = ["Views", "draw"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from renderers import drawing
+
+        return getattr(drawing, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
