@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import numpy as np
 import pytest
 
-from manifests.presets import load_preset
+from manifests.presets import FOLDER, MeshViews, load_preset
 from renderers.backends import preset_cameras
 from renderers.cameras import direction, look_at, orbit_rotation, orthographic_K, perspective_K, rig
 
@@ -125,3 +127,12 @@ def test_every_camera_of_a_mesh_preset_sees_the_origin_in_its_middle(name: str) 
         x, y, z = camera.camera_from_world[:3, 3]
         np.testing.assert_allclose([x, y, z], [0, 0, preset.distance], atol=1e-12)
         np.testing.assert_allclose(camera.K[:2, 2], preset.image_size / 2)
+
+
+@pytest.mark.parametrize("name", MESH_PRESETS)
+def test_a_mesh_preset_names_every_parameter(name: str) -> None:
+    """A file tells all, and a default that changes later changes no shipped preset."""
+    keys = set(tomllib.loads((FOLDER / f"{name}.toml").read_text()))
+    rig_keys = {"azimuth_deg", "elevation_deg", "rotations"}
+    assert keys | rig_keys == set(MeshViews.model_fields) | rig_keys
+    assert keys & rig_keys >= {"rotations"}
