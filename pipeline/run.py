@@ -409,7 +409,7 @@ def draw_view_set(plan: Plan, jobs: list[Job], workers: Workers, on_start: OnSta
 def estimate_bytes(plan: Plan, num_assets: int) -> int:
     """A rough size of the build: measured averages of one object (a point, a coloured point, a view by pixels)."""
     pixels = sum(
-        s.preset.num_views * s.preset.image_size**2 * (0.95 if s.preset.backend == "raycast" else 0.35)
+        s.preset.num_views * s.preset.image_size**2 * (0.95 if is_mesh_preset(s.preset) else 0.35)
         for s in plan.view_sets
     )
     meshes = 250_000 if plan.recipe.store_meshes else 0

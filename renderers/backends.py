@@ -6,7 +6,7 @@ import importlib
 
 import numpy as np
 
-from manifests.presets import AnyViews, DrawnViews, MeshViews, is_files_preset, needs_colors
+from manifests.presets import AnyViews, DrawnViews, MeshViews, RasterizedViews, is_files_preset, needs_colors
 from renderers.cameras import Camera, orbit_rotation, rig
 from renderers.geometry import Mesh, with_ground
 from renderers.views import View
@@ -22,9 +22,12 @@ BACKENDS = {
 
 
 def require(preset: AnyViews) -> None:
-    """Imports the preset's backend. Raises Refused with the command to type where its library is missing."""
-    if not is_files_preset(preset):
-        importlib.import_module(BACKENDS[preset.backend][0])
+    """Imports the preset's backend. Raises Refused, saying what to do, where its library or its device is missing."""
+    if is_files_preset(preset):
+        return
+    module = importlib.import_module(BACKENDS[preset.backend][0])
+    if isinstance(preset, RasterizedViews):
+        module.device_of(preset)
 
 
 def preset_cameras(preset: DrawnViews) -> list[Camera]:

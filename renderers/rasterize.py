@@ -46,7 +46,7 @@ def draw_mesh(mesh: Mesh, preset: RasterizedViews, cameras: list[Camera]) -> lis
     `supersample=2` draws four pixels for each: RGB is their mean, depth their nearest.
     Raises ValueError when no face has an area, Refused when there is no such device.
     """
-    device = _device(preset)
+    device = device_of(preset)
     surface = prepare(mesh, preset)
     views: list[View] = []
     for start in range(0, len(cameras), preset.views_at_once):
@@ -56,7 +56,8 @@ def draw_mesh(mesh: Mesh, preset: RasterizedViews, cameras: list[Camera]) -> lis
     return views
 
 
-def _device(preset: RasterizedViews) -> torch.device:
+def device_of(preset: RasterizedViews) -> torch.device:
+    """Where a preset is drawn. Raises Refused where there is no GPU or PyTorch3D was built without one."""
     if preset.device == "cuda":
         if not torch.cuda.is_available():
             raise Refused("device=cuda: PyTorch sees no GPU here; set device=cpu")

@@ -189,9 +189,10 @@ def test_a_missing_gpu_is_one_line() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    with pytest.raises(Refused, match="device=cuda") as caught:
-        draw(preset(device="cuda"), mesh=cube())
-    assert "\n" not in str(caught.value)
+    for call in (lambda: require(preset(device="cuda")), lambda: draw(preset(device="cuda"), mesh=cube())):
+        with pytest.raises(Refused, match="device=cuda") as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("pytorch3d")
