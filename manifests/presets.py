@@ -118,6 +118,10 @@ class MeshViews(_Views):
     shininess 64; CLIP2Point's released RGB path), or from `light_direction`: towards the light, in the world frame, of
     any length, the same for every view. `ground` puts a square under the object's lowest point, of half side
     `ground_extent` (world units), in RGB and depth; it counts as the object in coverage and is left out of warnings.
+
+    normals: `crease` smooths over faces whose planes are within `crease_deg` of each other, whatever their winding and
+    wherever a file stores a corner twice; `smooth` are PyTorch3D's, summed over all faces of a stored vertex by their
+    winding; `flat` are the faces' own.
     """
 
     backend: Literal["raycast"]
