@@ -46,7 +46,7 @@ def test_view_sets_of_a_recipe(tmp_path) -> None:
         ("modelnet41", {}, ["modelnet41", "did you mean modelnet4"]),
         ("parametric", {"num_pints": 3}, ["num_pints", "did you mean num_points"]),
         ("parametric", {"num_points": "many"}, ["num_points", "many"]),
-        ("parametric", {"views": {"rgb13": {}}}, ["rgb13", "did you mean rgb12"]),
+        ("parametric", {"views": {"depht10": {}}}, ["depht10", "did you mean depth10"]),
         ("parametric", {"parametric": {"object": 3}}, ["parametric.object", "objects"]),
         ("parametric", {"axes": ["x", "y", "-z"]}, ["axes", "mirror"]),
         ("parametric", {"classes": ["chair", "zebra"]}, ["zebra"]),
