@@ -34,6 +34,7 @@ from manifests.samples import (
     read_samples,
 )
 from manifests.shards import meshes_tar, shapes_tar, views_tar
+from pipeline.gates import judge, require_seen
 from pipeline.load import Shape, decode_mesh, encode_mesh, make_shape
 from pipeline.members import view_members
 from pipeline.pictures import picture_members
@@ -195,8 +196,10 @@ def draw_view_sets(
             if mesh is None and is_mesh_preset(view_set.preset):
                 mesh = decode_mesh(glb)
             views = backends.draw(view_set.preset, mesh=mesh, points=points, colors=colors)
+            judged = [judge(view, view_set.preset, points) for view in views]
+            require_seen(judged, view_set.preset)
             stage = "encode"
-            results[view_set.name] = view_members(key, view_set, views, points)
+            results[view_set.name] = view_members(key, view_set, views, judged)
         except (Refused, Stopped):
             raise
         except MemoryError as error:

@@ -34,7 +34,7 @@ class Judged:
 def judge(view: View, preset: DrawnViews, points: np.ndarray) -> Judged:
     """Measures one view of an object with points float32 (N, 3), world frame."""
     mask = object_mask(view, preset)
-    coverage = float(mask.mean()) if view.coverage is None else float(view.coverage)
+    coverage = np.count_nonzero(mask) / mask.size if view.coverage is None else float(view.coverage)
     iou = None
     if view.rgb is not None and view.depth is not None:
         other = differs(view.rgb, preset.background)

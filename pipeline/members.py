@@ -1,24 +1,17 @@
-"""Drawn views on their way into a tar: gates, encoded pictures, the json beside them."""
+"""Drawn views on their way into a tar: encoded pictures and the json beside them."""
 
 from __future__ import annotations
 
-import numpy as np
-
 from manifests.presets import DrawnViews, MeshViews
 from manifests.samples import FORMAT, JSON, depth_codes, encode_json, encode_picture, gray_codes, view_member
-from pipeline.gates import judge, require_seen, warnings_of
+from pipeline.gates import Judged, warnings_of
 from pipeline.plan import ViewSet
 from pipeline.shard import Members
 from renderers.views import View
 
 
-def view_members(key: str, view_set: ViewSet, views: list[View], points: np.ndarray) -> Members:
-    """Members of one object with points float32 (N, 3) in a tar of views.
-
-    Raises ValueError naming the view when the views are no use (pipeline.gates).
-    """
-    judged = [judge(view, view_set.preset, points) for view in views]
-    require_seen(judged, view_set.preset)
+def view_members(key: str, view_set: ViewSet, views: list[View], judged: list[Judged]) -> Members:
+    """Members of one object in a tar of views. judged: what the gates found in each view."""
     members: Members = {}
     described, clipped = [], 0
     for number, (view, found) in enumerate(zip(views, judged, strict=True)):

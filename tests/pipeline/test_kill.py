@@ -40,3 +40,33 @@ def test_killed_and_run_again(pipeline, unbroken, tmp_path, seed: int) -> None:
     found = json.loads(pipeline("check", out, "--json").stdout)
     assert (found["ok"], found["samples"]) == (True, 48)
     assert not [p for p in out.rglob(".*.tmp") if time.time() - p.stat().st_mtime > 20]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_views_killed_and_run_again(pipeline, tmp_path, seed: int) -> None:
+    """Redrawing on Ray is killed as soon as a first shard is done; the rerun draws the others to the same bytes."""
+    out, draw = tmp_path / "out", random.Random(seed)
+    few = ("parametric.objects=48", "shard_size=6", *SMALL[:2], "views=[]")
+    pipeline("build", "parametric", "--out", out, "--workers", 0, *few)
+    command = ("views", "rgb12", "--shards", out, "image_size=96", "ground=true", "name=again")
+    pipeline(*command, "--workers", 0)
+    folder = out / "views" / "again"
+    unbroken = tar_hashes(folder)
+    assert len(unbroken) == 8
+    for path in folder.iterdir():
+        path.unlink()
+    process = pipeline.start(
+        *command, "--workers", 2, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*-?????.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(draw.uniform(0, 0.1))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.tar") if path.with_suffix(".json").exists()}
+    assert 0 < len(kept) < 8
+    pipeline(*command, "--workers", 2)
+    assert tar_hashes(folder) == unbroken
+    assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
+    assert json.loads(pipeline("check", out, "--json").stdout)["ok"]
