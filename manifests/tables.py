@@ -18,8 +18,11 @@ class DatasetTable(BaseModel):
 
     reader: the file of pipeline/datasets that reads it, by default the one of its name. classes: names as the dataset
     writes them, in label order; empty for a dataset of anyone's own. prompt_names: the same in words for prompts.
-    counts: expected objects of each split of a complete copy. axes: for each world axis, the signed source axis it is
-    (`["y", "z", "x"]`: world = (source y, source z, source x)); determinant +1.
+    counts: expected objects of each split of a complete copy; split_counts: the same of each other division of the
+    dataset, by the name that `split=` takes. synsets: WordNet synset id -> class. expected_failures: id of an object
+    that is broken in the dataset itself -> what is wrong with it; it may fail and is counted in no fraction.
+    axes: for each world axis, the signed source axis it is (`["y", "z", "x"]`: world = (source y, source z, source x));
+    determinant +1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +33,9 @@ class DatasetTable(BaseModel):
     classes: tuple[str, ...] = ()
     prompt_names: tuple[str, ...] = ()
     counts: dict[str, int] = {}
+    split_counts: dict[str, dict[str, int]] = {}
+    synsets: dict[str, str] = {}
+    expected_failures: dict[str, str] = {}
     axes: tuple[str, str, str] = ("x", "y", "z")
 
     @model_validator(mode="after")
@@ -38,6 +44,8 @@ class DatasetTable(BaseModel):
             raise ValueError(f"{len(self.prompt_names)} prompt names for {len(self.classes)} classes")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("a class comes twice")
+        if self.synsets and sorted(self.synsets.values()) != sorted(self.classes):
+            raise ValueError("synsets and classes are not the same")
         axes_matrix(self.axes)
         return self
 

@@ -7,7 +7,6 @@ is a random sample of its split, and shard 17 is shard 17 on any cluster.
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +23,7 @@ from manifests.samples import CONTENT, FORMAT
 from manifests.seeds import seed_digest
 from manifests.shards import library_versions, view_set_hash
 from manifests.tables import DatasetTable, axes_matrix, default_prompt_name, load_table
+from pipeline.datasets.division import Division, count_shortfalls
 from pipeline.datasets.parametric import ParametricOptions
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -37,7 +37,9 @@ class BuildRecipe(BaseModel):
 
     num_points: samples of a surface. fps_prefix: how many of them come first, in farthest-point order. axes: replaces
     the dataset's own. classes: keeps these only, in this label order (for folders without classes: the candidates).
-    splits: keeps these only. views: a table of preset name -> changed keys, or a list of names.
+    splits: keeps these only. split: another division of the dataset than its own, by name (mvcnn80_20). split_list: a
+    file or folder that says which object is in which split (the shipped recipes say which kinds are read); its path is
+    in no hash, the list of assets that it gives is. views: a table of preset name -> changed keys, or a list of names.
     Policy keys (asset_seconds without progress, asset_memory_mb a process, max_failed_fraction, allow_partial) change
     no byte and are in no hash.
     """
@@ -56,6 +58,8 @@ class BuildRecipe(BaseModel):
     shard_size: Annotated[int, Field(ge=1)] = 256
     classes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    split: str = ""
+    split_list: str = ""
     views: dict[str, dict[str, Any]] = {}
     parametric: ParametricOptions = ParametricOptions()
     asset_seconds: Annotated[float, Field(gt=0)] = 120.0
@@ -75,13 +79,15 @@ class BuildRecipe(BaseModel):
             axes_matrix(axes)
         return axes
 
-    def options(self) -> ParametricOptions | None:
-        """The dataset's own table, or None where it has none."""
-        return getattr(self, self.dataset) if self.dataset in OPTIONS else None
+    def options(self) -> ParametricOptions | Division:
+        """The dataset's own table; where it has none, how its objects are divided into splits."""
+        return getattr(self, self.dataset) if self.dataset in OPTIONS else Division(self.split, self.split_list)
 
     def identity(self) -> dict[str, Any]:
         """The keys that change shapes and meshes, as plain values."""
-        left_out = {*POLICY, "views", *(name for name in OPTIONS if name != self.dataset)}
+        left_out = {*POLICY, "views", "split_list", *(name for name in OPTIONS if name != self.dataset)}
+        if not self.split:
+            left_out.add("split")
         return self.model_dump(mode="json", exclude=left_out)
 
     def shapes_hash(self) -> str:
@@ -109,7 +115,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a worker must know. `source` is an absolute folder, or None for a made dataset or old shards."""
+    """Everything a worker must know. `source` is an absolute folder, or None for a made dataset or old shards.
+
+    notes: what a person should know about the choice of objects, one line each.
+    """
 
     recipe: BuildRecipe
     table: DatasetTable
@@ -121,6 +130,7 @@ class Plan:
     assets_hash: str
     view_sets: tuple[ViewSet, ...]
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def root(self) -> Path | None:
@@ -190,6 +200,7 @@ def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, 
         assets_hash=asset_list_hash(assets),
         view_sets=view_sets,
         versions=library_versions(*LIBRARIES),
+        notes=tuple(getattr(dataset_module(table), "notes", _no_notes)(recipe.options(), table)),
     )
     return plan, cut_jobs(assets, recipe.seed, recipe.shard_size)
 
@@ -214,6 +225,7 @@ def existing_folder(source: str | None, what: str) -> Path:
 def list_assets(recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> list[Asset]:
     """The dataset's assets with their keys, restricted to the recipe's classes and splits, sorted by split and key."""
     module = dataset_module(table)
+    _refuse_division(recipe, table, module)
     found = list(module.assets(root, table, recipe.options()))
     _refuse_partial(recipe, table, found)
     for class_name in recipe.classes:
@@ -238,15 +250,26 @@ def list_assets(recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> 
     )
 
 
+def _refuse_division(recipe: BuildRecipe, table: DatasetTable, module: ModuleType) -> None:
+    if recipe.split and recipe.split not in table.split_counts:
+        known = ", ".join(table.split_counts) or "its own only"
+        raise Refused(f"split: {table.name} is not divided by {recipe.split}; known: {known}")
+    if recipe.split_list and not getattr(module, "TAKES_LISTS", False):
+        raise Refused(f"split_list: {table.name} takes no list")
+    if recipe.split_list and not Path(recipe.split_list).exists():
+        raise Refused(f"split_list: no such file {recipe.split_list}")
+
+
 def _refuse_partial(recipe: BuildRecipe, table: DatasetTable, found: list[Asset]) -> None:
-    counts = Counter(asset.split for asset in found)
-    wrong = [
-        f"{split} {counts[split]:,} of {expected:,}"
-        for split, expected in table.counts.items()
-        if counts[split] != expected and (not recipe.splits or split in recipe.splits)
-    ]
+    """Compares with the expected counts, or asks the dataset's own `shortfalls`."""
+    shortfalls = getattr(dataset_module(table), "shortfalls", count_shortfalls)
+    wrong = shortfalls(recipe.options(), table, found, recipe.splits)
     if wrong and not recipe.allow_partial:
         raise Refused(f"not the whole {table.name}: {', '.join(wrong)}; to build it all the same: allow_partial=true")
+
+
+def _no_notes(options: object, table: DatasetTable) -> tuple[str, ...]:
+    return ()
 
 
 def _classes(recipe: BuildRecipe, table: DatasetTable, assets: list[Asset]) -> tuple[tuple[str, ...], tuple[str, ...]]:
