@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -137,28 +138,30 @@ def record_path(tar_path: str) -> str:
     return tar_path.removesuffix(".tar") + ".json"
 
 
-def make_keys(ids: list[str]) -> list[str]:
+def make_keys(ids: list[str], sources: list[str] | None = None) -> list[str]:
     """One key for each id: `[A-Za-z0-9_-]+`, at most 80 bytes, all different.
 
     Other characters become `_`. Ids that clash (also in letter case, which some file systems drop) or are overlong all
-    get `-` and 8 hex digits of the id's sha256, so a key does not depend on the order of the ids.
-    Raises ValueError when the same id comes twice.
+    get `-` and 8 hex digits of the id's sha256, so a key does not depend on the order of the ids. The same id of
+    several `sources` gets those of the id and its source.
+    Raises ValueError when the same id (of the same source) comes twice.
     """
-    if len(set(ids)) != len(ids):
-        twice = next(i for i in sorted(ids) if ids.count(i) > 1)
+    named = list(zip(ids, sources or [""] * len(ids), strict=True))
+    if len(set(named)) != len(named):
+        twice = next(id for (id, _), n in Counter(named).items() if n > 1)
         raise ValueError(f"the id {twice} comes twice")
     plain = [re.sub(r"[^A-Za-z0-9_-]+", "_", i) for i in ids]
-    times: dict[str, int] = {}
-    for key in plain:
-        times[key.lower()] = times.get(key.lower(), 0) + 1
+    times, of_id = Counter(key.lower() for key in plain), Counter(ids)
     return [
-        key if times[key.lower()] == 1 and 0 < len(key) <= MAX_KEY_BYTES else _hashed(key, i)
-        for key, i in zip(plain, ids, strict=True)
+        key
+        if times[key.lower()] == 1 and 0 < len(key) <= MAX_KEY_BYTES
+        else _hashed(key, i if of_id[i] == 1 else f"{i}\0{source}")
+        for key, (i, source) in zip(plain, named, strict=True)
     ]
 
 
-def _hashed(key: str, id: str) -> str:
-    return f"{key[: MAX_KEY_BYTES - 9]}-{hashlib.sha256(id.encode()).hexdigest()[:8]}"
+def _hashed(key: str, name: str) -> str:
+    return f"{key[: MAX_KEY_BYTES - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def asset_list_hash(assets: list[Asset]) -> str:

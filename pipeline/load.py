@@ -19,7 +19,9 @@ from manifests.errors import Refused
 from manifests.records import Asset
 from manifests.seeds import generator
 from manifests.tables import axes_matrix
+from pipeline.headers import check_header
 from pipeline.off import parse_off
+from pipeline.source import read_source
 from renderers.geometry import GREY, Material, Mesh, from_trimesh, transform
 from renderers.sampling import farthest_points, has_color, normalization, sample_surface
 from renderers.shading import is_transparent
@@ -78,21 +80,15 @@ def read_mesh(path: Path, root: Path) -> RawShape:
 
     Raises ValueError with one line on what is wrong with the file.
     """
-    if path.is_dir():
-        raise ValueError("a folder in place of a file")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
-    if not data.strip():
-        raise ValueError("the file is empty")
+    data = read_source(root, path.relative_to(root).as_posix())
     suffix = path.suffix.lower()
+    check_header(data, suffix)
     if suffix == ".off":
         vertices, faces, colors = parse_off(data)
         raw = _from_off(vertices, faces, colors)
     else:
         raw = _from_scene(*_load_scene(path, data, suffix, root))
-    return _checked(raw)
+    return check_finite(raw)
 
 
 def _from_off(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None) -> RawShape:
@@ -184,7 +180,8 @@ def _cloud_colors(clouds: list[Any]) -> np.ndarray | None:
     return np.concatenate(colors)[:, :3].astype(np.uint8)
 
 
-def _checked(raw: RawShape) -> RawShape:
+def check_finite(raw: RawShape) -> RawShape:
+    """The same shape. Raises ValueError when it has no point, or one that is not finite or out of all bounds."""
     points = raw.mesh.vertices if raw.mesh is not None else raw.points
     if points is None or not len(points):
         raise ValueError("the file holds no points")

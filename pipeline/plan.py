@@ -29,6 +29,7 @@ from pipeline.datasets.parametric import ParametricOptions
 RECIPES = Path(__file__).parent / "recipes"
 POLICY = frozenset({"asset_seconds", "asset_memory_mb", "max_failed_fraction", "allow_partial"})
 OPTIONS = ("parametric",)  # datasets with a table of their own in the recipe
+LISTED = ("meshes", "points")  # datasets that take `listing`
 LIBRARIES = ("numpy", "pillow", "trimesh", "open3d", "open3d-cpu", "webdataset")
 
 
@@ -38,8 +39,9 @@ class BuildRecipe(BaseModel):
     num_points: samples of a surface. fps_prefix: how many of them come first, in farthest-point order. axes: replaces
     the dataset's own. classes: keeps these only, in this label order (for folders without classes: the candidates).
     splits: keeps these only. split: another division of the dataset than its own, by name (mvcnn80_20). split_list: a
-    file or folder that says which object is in which split (the shipped recipes say which kinds are read); its path is
-    in no hash, the list of assets that it gives is. views: a table of preset name -> changed keys, or a list of names.
+    file or folder that says which object is in which split (the shipped recipes say which kinds are read). listing: a
+    csv or jsonl file that names the objects of `meshes` and `points`. The paths of both are in no hash, the list of
+    assets that they give is. views: a table of preset name -> changed keys, or a list of names.
     Policy keys (asset_seconds without progress, asset_memory_mb a process, max_failed_fraction, allow_partial) change
     no byte and are in no hash.
     """
@@ -60,6 +62,7 @@ class BuildRecipe(BaseModel):
     splits: tuple[str, ...] = ()
     split: str = ""
     split_list: str = ""
+    listing: str | None = None
     views: dict[str, dict[str, Any]] = {}
     parametric: ParametricOptions = ParametricOptions()
     asset_seconds: Annotated[float, Field(gt=0)] = 120.0
@@ -79,13 +82,15 @@ class BuildRecipe(BaseModel):
             axes_matrix(axes)
         return axes
 
-    def options(self) -> ParametricOptions | Division:
-        """The dataset's own table; where it has none, how its objects are divided into splits."""
+    def options(self) -> ParametricOptions | Division | str | None:
+        """The dataset's own table, or the path of its listing, else how it is divided into splits."""
+        if self.dataset in LISTED:
+            return self.listing
         return getattr(self, self.dataset) if self.dataset in OPTIONS else Division(self.split, self.split_list)
 
     def identity(self) -> dict[str, Any]:
         """The keys that change shapes and meshes, as plain values."""
-        left_out = {*POLICY, "views", "split_list", *(name for name in OPTIONS if name != self.dataset)}
+        left_out = {*POLICY, "views", "listing", "split_list", *(name for name in OPTIONS if name != self.dataset)}
         if not self.split:
             left_out.add("split")
         return self.model_dump(mode="json", exclude=left_out)
@@ -185,6 +190,7 @@ def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, 
     """
     table = load_table(recipe.dataset)
     root = source_folder(table, source)
+    table = complete_table(table, root)
     shapes_hash = recipe.shapes_hash()
     view_sets = make_view_sets(recipe, shapes_hash)
     assets = list_assets(recipe, table, root)
@@ -203,6 +209,12 @@ def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, 
         notes=tuple(getattr(dataset_module(table), "notes", _no_notes)(recipe.options(), table)),
     )
     return plan, cut_jobs(assets, recipe.seed, recipe.shard_size)
+
+
+def complete_table(table: DatasetTable, root: Path | None) -> DatasetTable:
+    """The table, with classes and counts from the source where that holds them (the dataset's `complete`)."""
+    complete = getattr(dataset_module(table), "complete", None)
+    return table if complete is None else complete(table, root)
 
 
 def source_folder(table: DatasetTable, source: str | None) -> Path | None:
@@ -244,7 +256,10 @@ def list_assets(recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> 
     ]
     if not kept:
         raise Refused(f"no object of {table.name} is left in {root}")
-    keys = make_keys([asset.id for asset in kept])
+    try:
+        keys = make_keys([asset.id for asset in kept], [asset.source for asset in kept])
+    except ValueError as error:
+        raise Refused(f"{root}: {error}") from error
     return sorted(
         (replace(asset, key=key) for asset, key in zip(kept, keys, strict=True)), key=lambda a: (a.split, a.key)
     )

@@ -1,47 +1,56 @@
-"""Anyone's own files: off, obj, ply, stl, glb and gltf in any letter case, at any depth.
+"""Anyone's own files: off, obj, ply, stl, glb and gltf in any letter case, at any depth, or as a listing names them.
 
-The class is the first folder; the split is a path part named train, val or test, else `all`. A file with points and
-no faces is an object without a mesh. Files directly in the source have no class.
+Without a listing the class is the first folder; the split is a path part named train, val or test, else `all`. A file
+with points and no faces is an object without a mesh. Files directly in the source have no class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from manifests.errors import Refused
 from manifests.records import Asset
 from manifests.tables import DatasetTable
+from pipeline.listing import listed_assets
 from pipeline.load import MESH_SUFFIXES, RawShape, read_mesh
+from pipeline.source import list_files, plain_name
 
 SPLITS = ("train", "val", "test")
 
 
-def assets(root: Path, table: DatasetTable, options: None = None) -> Iterator[Asset]:
-    """Every file with a mesh's suffix below the folder. Raises Refused when there is none."""
+def assets(root: Path, table: DatasetTable, options: str | None = None) -> Iterator[Asset]:
+    """Every file with a mesh's suffix below the folder, or the rows of the listing `options`.
+
+    Raises Refused when there is none, or when the listing is wrong.
+    """
+    yield from own_files(root, options, MESH_SUFFIXES)
+
+
+def own_files(root: Path, listing: str | None, suffixes: Collection[str]) -> Iterator[Asset]:
+    """Assets of a listing, or of all files with these suffixes below a folder. Raises Refused when there is none."""
+    if listing is not None:
+        yield from listed_assets(listing, root)
+        return
     found = 0
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        if path.suffix.lower() not in MESH_SUFFIXES or any(
-            part.startswith((".", "__MACOSX")) for part in relative.parts
-        ):
-            continue
+    for path in list_files(root, suffixes):
         found += 1
-        folders = relative.parts[:-1]
+        *folders, _ = path.split("/")
         splits = [part.lower() for part in folders if part.lower() in SPLITS]
         classes = [part for part in folders[:1] if part.lower() not in SPLITS] or [
             part for part in folders[1:2] if folders[0].lower() in SPLITS
         ]
+        name = plain_name(path)
         yield Asset(
-            id=relative.as_posix(),
-            source=relative.as_posix(),
+            id=name,
+            source=name,
             split=splits[0] if splits else "all",
-            class_name=classes[0] if classes else None,
+            class_name=plain_name(classes[0]) if classes else None,
         )
     if not found:
-        raise Refused(f"no mesh in {root}: looked for {', '.join(MESH_SUFFIXES)}")
+        raise Refused(f"no file to read in {root}: looked for {', '.join(suffixes)}")
 
 
-def read(asset: Asset, root: Path, options: None = None) -> RawShape:
+def read(asset: Asset, root: Path, options: str | None = None) -> RawShape:
     """The mesh or points of one file. Raises ValueError when it cannot be read."""
     return read_mesh(root / asset.source, root)

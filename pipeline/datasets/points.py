@@ -1,0 +1,25 @@
+"""Anyone's own clouds: ply, pcd, npy and text files, in folders as `meshes` or as a listing names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from manifests.records import Asset
+from manifests.tables import DatasetTable
+from pipeline.clouds import CLOUD_SUFFIXES, read_cloud
+from pipeline.datasets.meshes import own_files
+from pipeline.load import RawShape
+
+
+def assets(root: Path, table: DatasetTable, options: str | None = None) -> Iterator[Asset]:
+    """Every file with a cloud's suffix below the folder, or the rows of the listing `options`.
+
+    Raises Refused when there is none, or when the listing is wrong.
+    """
+    yield from own_files(root, options, CLOUD_SUFFIXES)
+
+
+def read(asset: Asset, root: Path, options: str | None = None) -> RawShape:
+    """The points of one file, and their colours where it has some. Raises ValueError when it cannot be read."""
+    return read_cloud(root, asset.source)

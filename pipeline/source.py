@@ -1,0 +1,73 @@
+"""The files of a source: listed fast, and never read outside it.
+
+A link that leads out of the source, a pipe and a folder in place of a file are reasons for a Failure; nothing of a
+source is ever written. Links to folders are listed as what they are and not followed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+_PASSED_OVER = (".", "__MACOSX")  # hidden files, and what a Mac puts into archives
+
+
+def list_files(root: Path, suffixes: Collection[str]) -> Iterator[str]:
+    """Paths relative to `root` (with `/`) of all files with these suffixes (lower case, any in the file), sorted.
+
+    Links to folders are listed too: they are not followed, and who reads them says so. Files are not opened.
+    """
+    wanted = tuple(suffixes)
+    todo, found = [""], []
+    while todo:
+        inside = todo.pop()
+        with os.scandir(os.path.join(root, inside)) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(_PASSED_OVER):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(f"{inside}{name}/")
+                elif name.lower().endswith(wanted) or (entry.is_symlink() and entry.is_dir()):
+                    found.append(inside + name)
+    return iter(sorted(found, key=lambda path: path.split("/")))
+
+
+def plain_name(path: str) -> str:
+    """A path as text that can be stored: bytes that are no UTF-8 become `\\xNN`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def source_file(root: Path, relative: str) -> Path:
+    """The file of a source at a path relative to it. Raises ValueError when it leads out or is no file."""
+    if os.path.isabs(relative) or "\0" in relative:
+        raise ValueError(f"{relative[:100]!r} is no path inside the source")
+    path = root / relative
+    try:
+        real, inside = path.resolve(strict=True), root.resolve()
+        mode = real.stat().st_mode
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        if "\\x" in relative:
+            raise ValueError("its name is not UTF-8: rename the file") from error
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'links in a circle'}") from error
+    if not real.is_relative_to(inside):
+        raise ValueError("leads out of the source folder")
+    if stat.S_ISDIR(mode):
+        raise ValueError("a link to a folder is not followed" if path.is_symlink() else "a folder in place of a file")
+    if not stat.S_ISREG(mode):
+        raise ValueError("a pipe or device in place of a file")
+    return path
+
+
+def read_source(root: Path, relative: str) -> bytes:
+    """The bytes of one file of a source. Raises ValueError as `source_file`, and when it is empty."""
+    path = source_file(root, relative)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    if not data.strip():
+        raise ValueError("the file is empty")
+    return data
