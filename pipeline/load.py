@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from manifests.records import Asset
 from manifests.seeds import generator
 from manifests.tables import axes_matrix
 from pipeline.headers import check_header
+from pipeline.materials import SideFiles, mend_uvs, read_materials
 from pipeline.off import parse_off
 from pipeline.source import read_source
 from renderers.geometry import GREY, Material, Mesh, from_trimesh, transform
@@ -32,6 +33,7 @@ except ImportError as error:
     raise Refused("trimesh is missing: pip install 'cross-most[build]'") from error
 
 MESH_SUFFIXES = (".off", ".obj", ".ply", ".stl", ".glb", ".gltf")
+_NAMES = "materials of this file"  # what trimesh is told is the .mtl
 _BOUND = 1e18  # beyond this, areas overflow in float64 when multiplied up
 
 
@@ -104,12 +106,16 @@ def _finite_mesh(vertices: np.ndarray, faces: np.ndarray, materials: tuple, colo
     return Mesh(np.nan_to_num(vertices), faces, materials, vertex_colors=colors)
 
 
-def _load_scene(path: Path, data: bytes, suffix: str, root: Path) -> tuple[Any, dict[str, int]]:
-    """A trimesh scene, and warnings about side files that were not found.
+def _load_scene(path: Path, data: bytes, suffix: str, root: Path) -> tuple[Any, dict[str, Material], Counter[str]]:
+    """A trimesh scene, the materials of an OBJ by their names in it, and warnings about materials and side files.
 
     trimesh raises whatever its parsers trip over; all of it means that the file is bad.
     """
-    resolver = _Resolver(path, root)
+    files, materials = SideFiles(path.resolve().parent, root), {}
+    if suffix == ".obj":
+        data, materials = read_materials(data.removeprefix(b"\xef\xbb\xbf"), files, path.stem)
+        data = b"mtllib " + _NAMES.encode() + b"\n" + data
+    resolver = _Resolver(path, files, {_NAMES: "".join(f"newmtl {name}\n" for name in materials).encode()})
     try:
         scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver, process=False)
     except MemoryError:
@@ -117,38 +123,34 @@ def _load_scene(path: Path, data: bytes, suffix: str, root: Path) -> tuple[Any, 
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise ValueError(f"not a readable {suffix[1:]} file ({type(error).__name__}: {text})") from error
-    lost = Counter("material" if name.lower().endswith(".mtl") else "texture" for name in resolver.missing)
-    return scene, {f"{kind} not found": count for kind, count in lost.items()}
+    return scene, materials, files.warnings
 
 
 class _Resolver(trimesh.resolvers.FilePathResolver):
-    """Finds a mesh's side files: relative to the mesh, backslashes mended, nothing outside the source folder.
+    """Gives trimesh a mesh's side files as `SideFiles` finds them; trimesh itself says nothing where one is missing.
 
     trimesh's own refuses every `../`, which ShapeNet v2 needs (its textures lie in ../images), or opens everything.
-    `missing` names what was asked for and not found: trimesh says nothing about it.
+    made: files that are no files, by name.
     """
 
-    def __init__(self, path: Path, root: Path, missing: set[str] | None = None) -> None:
+    def __init__(self, path: Path, files: SideFiles, made: dict[str, bytes]) -> None:
         super().__init__(str(path))
-        self._folder, self._root = path.resolve().parent, root.resolve()
-        self.missing: set[str] = set() if missing is None else missing
+        self._path, self._files, self._made = path, files, made
 
     def get(self, name: str) -> bytes:
-        path = (self._folder / name.strip().replace("\\", "/")).resolve()
-        if path.is_relative_to(self._root):
-            if path.is_file():
-                return path.read_bytes()
-            for other in path.parent.glob("*") if path.parent.is_dir() else ():
-                if other.name.lower() == path.name.lower() and other.is_file():
-                    return other.read_bytes()
-        self.missing.add(name)
-        raise FileNotFoundError(f"{name} is not in the source folder")
+        if name not in self._made:
+            found = self._files.find(name)
+            if found is None:
+                raise FileNotFoundError(f"{name} is not in the source folder")
+            return found.read_bytes()
+        return self._made[name]
 
     def namespaced(self, namespace: str) -> _Resolver:
-        return _Resolver(self._folder / namespace / "file", self._root, self.missing)
+        folder = self._path.parent / namespace
+        return _Resolver(folder / "file", replace(self._files, folder=folder), self._made)
 
 
-def _from_scene(scene: Any, warnings: dict[str, int]) -> RawShape:
+def _from_scene(scene: Any, materials: dict[str, Material], warnings: Counter[str]) -> RawShape:
     geometries = [g for g in scene.dump(concatenate=False) if len(getattr(g, "vertices", ()))]
     meshes = [g for g in geometries if len(getattr(g, "faces", ()))]
     if not meshes:
@@ -156,14 +158,39 @@ def _from_scene(scene: Any, warnings: dict[str, int]) -> RawShape:
         if not clouds:
             raise ValueError("the file holds neither faces nor points")
         points = np.concatenate([np.asarray(g.vertices, np.float64) for g in clouds])
-        return RawShape(points=points, colors=_cloud_colors(clouds), warnings=warnings)
+        return RawShape(points=points, colors=_cloud_colors(clouds), warnings=_counted(warnings))
     for geometry in meshes:
         if _is_placeholder(geometry):
             geometry.visual = trimesh.visual.ColorVisuals()
     finite = [g for g in meshes if np.isfinite(np.asarray(g.vertices)[np.unique(g.faces)]).all()]
     if len(finite) < len(meshes):
         raise ValueError("a vertex is not finite (NaN or infinity)")
-    return RawShape(mesh=from_trimesh(meshes), warnings=warnings)
+    ours = [materials.get(str(getattr(getattr(g.visual, "material", None), "name", ""))) for g in meshes]
+    for number, (geometry, material) in enumerate(zip(meshes, ours, strict=True)):
+        if getattr(geometry.visual, "kind", None) == "texture":
+            textured = material.texture is not None if material else _has_picture(geometry.visual.material)
+            geometry.visual.uv = uv = mend_uvs(_own_uv(geometry), textured, warnings)
+            if material and uv is None:
+                ours[number] = replace(material, texture=None)
+    mesh = from_trimesh(meshes)
+    return RawShape(
+        mesh=replace(mesh, materials=tuple(a or b for a, b in zip(ours, mesh.materials, strict=True))),
+        warnings=_counted(warnings),
+    )
+
+
+def _counted(warnings: Counter[str]) -> dict[str, int]:
+    return {kind: count for kind, count in sorted(warnings.items()) if count}
+
+
+def _own_uv(geometry: Any) -> np.ndarray | None:
+    """Texture coordinates (V, 2) of a geometry, or None where there are none or not one for each vertex."""
+    uv = geometry.visual.uv
+    return uv if uv is not None and len(uv) == len(geometry.vertices) else None
+
+
+def _has_picture(material: Any) -> bool:
+    return any(getattr(material, name, None) is not None for name in ("image", "baseColorTexture"))
 
 
 def _is_placeholder(geometry: Any) -> bool:

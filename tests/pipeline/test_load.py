@@ -157,17 +157,27 @@ def test_textures_are_found_inside_the_source_and_nowhere_else(tmp_path) -> None
     green = Image.new("RGB", (4, 4), (0, 200, 0))
     green.save(root / "images" / "T.png")
     green.save(tmp_path / "secret.png")
-    for texture, found in (
-        ("../images/T.png", True),
-        ("..\\images\\T.png", True),
-        ("../images/t.PNG", True),
-        ("../../secret.png", False),
-        (str(tmp_path / "secret.png"), False),
+    (root / "images" / "link.png").symlink_to(tmp_path / "secret.png")
+    for texture, found, warning in (
+        ("../images/T.png", True, None),
+        ("..\\images\\T.png", True, "path repaired"),
+        ("../images/t.PNG", True, "path repaired"),
+        ("../IMAGES/T.png", True, "path repaired"),
+        ("C:\\Users\\me\\T.png", True, "path repaired"),
+        ("/home/me/T.png", True, "path repaired"),
+        ('"../images/T.png"', True, "path repaired"),
+        ("-s 1 1 1 -clamp on ../images/T.png", True, None),
+        ("../images/gone.png", False, "texture not found"),
+        ("../../secret.png", False, "path outside the folder"),
+        ("../images/../../secret.png", False, "path outside the folder"),
+        ("..\\..\\secret.png", False, "path outside the folder"),
+        ("../images/link.png", False, "path outside the folder"),
+        (str(tmp_path / "secret.png"), False, "path outside the folder"),
     ):
         write_obj(root / "models", texture)
         raw = read_mesh(root / "models" / "m.obj", root)
         assert (raw.mesh.materials[0].texture is not None) == found, texture
-        assert raw.warnings == ({} if found else {"texture not found": 1}), texture
+        assert raw.warnings == ({warning: 1} if warning else {}), texture
 
 
 def test_a_missing_material_is_grey_and_counted(tmp_path) -> None:
