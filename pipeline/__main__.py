@@ -119,6 +119,8 @@ def _build(options: argparse.Namespace, console: Console) -> int:
     what = ", ".join(f"{split} {n:,}" for split, n in sorted(splits.items()))
     sets = ", ".join(f"{s.name} ({s.preset.num_views} views)" for s in plan.view_sets) or "no views"
     line = f"{plan.table.name}: {objects:,} objects ({what}), {len(jobs)} shards, {sets}, about {size / 1e9:.2g} GB"
+    for note in plan.notes:
+        console.print(f"warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
         refuse_other_build(plan, jobs)
         console.print(line, highlight=False)
@@ -158,10 +160,15 @@ def _progress(console: Console):
 
 def _report(summary, plan, what: str, options: argparse.Namespace, console: Console) -> int:
     skipped = "".join(f", {n:,} skipped: {reason}" for reason, n in summary.skipped.items())
-    console.print(f"{what}: {summary.samples:,} objects, {len(summary.failures):,} failures{skipped}", highlight=False)
+    expected = f" ({summary.expected:,} expected)" if summary.expected else ""
+    console.print(
+        f"{what}: {summary.samples:,} objects, {len(summary.failures):,} failures{expected}{skipped}", highlight=False
+    )
     for failure in summary.failures[:10]:
+        known = plan.table.expected_failures.get(failure.id)
+        why = f" (expected: {known})" if known else ""
         console.print(
-            f"  {failure.key}: {failure.stage}: {failure.reason}", markup=False, highlight=False, soft_wrap=True
+            f"  {failure.key}: {failure.stage}: {failure.reason}{why}", markup=False, highlight=False, soft_wrap=True
         )
     if len(summary.failures) > 10:
         console.print(

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -67,18 +67,21 @@ class Workers:
 class Summary:
     """How a build or a view set ended.
 
-    failures: of assets (a build) or of the view set. skipped: reason -> count. samples: objects written.
+    failures: of assets (a build) or of the view set. skipped: reason -> count. samples: objects written. expected: how
+    many of the failures are of objects that the dataset's table knows to be broken.
     """
 
     samples: int
     failures: tuple[Failure, ...]
     skipped: dict[str, int]
     attempted: int
+    expected: int = 0
 
     @property
     def failed_fraction(self) -> float:
-        """Share of the attempted that failed."""
-        return len(self.failures) / self.attempted if self.attempted else 0.0
+        """Share of the attempted that failed; expected failures are in neither number."""
+        attempted = self.attempted - self.expected
+        return (len(self.failures) - self.expected) / attempted if attempted else 0.0
 
 
 OnStart = Callable[[int, int], None]  # (objects to make, objects already there)
@@ -299,7 +302,12 @@ def _finish(plan: Plan, jobs: list[Job]) -> Summary:
         failures += [failure for failure in summary.failures if failure.key not in known]
         skipped.update(summary.skipped)
     samples = sum(record.count for record in records.values())
-    return Summary(samples, tuple(failures), dict(skipped), sum(len(job.assets) for job in jobs))
+    attempted = sum(len(job.assets) for job in jobs)
+    return Summary(samples, tuple(failures), dict(skipped), attempted, _expected(plan, failures))
+
+
+def _expected(plan: Plan, failures: Iterable[Failure]) -> int:
+    return sum(failure.id in plan.table.expected_failures for failure in failures)
 
 
 def _record(tar: str) -> Record:
@@ -315,7 +323,7 @@ def view_set_summary(plan: Plan, jobs: list[Job], view_set: ViewSet) -> Summary:
     skipped = Counter(s.reason for record in records for s in record.skipped)
     failures = tuple(f for record in records for f in record.failures)
     samples = sum(record.count for record in records)
-    return Summary(samples, failures, dict(skipped), samples + len(failures))
+    return Summary(samples, failures, dict(skipped), samples + len(failures), _expected(plan, failures))
 
 
 def _manifest(plan: Plan, jobs: list[Job], records: dict[tuple[str, int], Record], complete: bool) -> BuildManifest:
