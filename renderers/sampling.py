@@ -107,7 +107,8 @@ def normalization(name: str, points: np.ndarray, vertices: np.ndarray | None) ->
     Raises ValueError when the object has no extent.
     """
     centre, extent = NORMALIZATIONS[name](points, points if vertices is None else vertices)
-    if not extent > 1e-30 or not np.isfinite(extent):
+    rounding = 1e-12 * float(np.abs(centre).max(initial=0))  # what the mean of equal points is off by
+    if not extent > max(rounding, 1e-30) or not np.isfinite(extent):
         raise ValueError("the object has no extent: all its points are one")
     return rigid_scale(1.0 / extent, -centre / extent)
 

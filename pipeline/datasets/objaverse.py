@@ -15,7 +15,6 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 from manifests.errors import Refused
@@ -30,7 +29,7 @@ _UID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 def complete(table: DatasetTable, root: Path) -> DatasetTable:
     """The table with the classes and the count of the annotation file. Raises Refused where there is none."""
-    categories = _categories(str(root))
+    categories = _categories(root)
     uids = {uid for found in categories.values() for uid in found}
     return table.model_copy(
         update={
@@ -45,7 +44,7 @@ def assets(root: Path, table: DatasetTable, options: None = None) -> Iterator[As
     """Every annotated object whose GLB is there. Raises Refused when there is no annotation file or no GLB."""
     files = _glb_files(root)
     seen: set[str] = set()
-    for category, uids in _categories(str(root)).items():
+    for category, uids in _categories(root).items():
         for uid in uids:
             if uid in files and uid not in seen:
                 seen.add(uid)
@@ -67,10 +66,9 @@ def _prompt_name(category: str) -> str:
     return re.sub(r"[_\s]+", " ", re.sub(r"_?\([^)]*\)", "", category)).strip() or category
 
 
-@lru_cache(maxsize=2)
-def _categories(root: str) -> dict[str, list[str]]:
+def _categories(root: Path) -> dict[str, list[str]]:
     """Category -> uids, categories and uids sorted."""
-    path = next((Path(root) / name for name in ANNOTATIONS if (Path(root) / name).is_file()), None)
+    path = next((root / name for name in ANNOTATIONS if (root / name).is_file()), None)
     if path is None:
         raise Refused(f"{root} holds no {ANNOTATIONS[1]}: import objaverse; objaverse.load_lvis_annotations() gets it")
     try:
