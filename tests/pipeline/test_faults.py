@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from builders import SMALL, Commands, tar_hashes, write_off
+from builders import SMALL, Commands, interruptible, tar_hashes, write_off
 
 PLANTED = """
 import os, signal, time
@@ -192,7 +192,8 @@ def test_ctrl_c_is_130_and_the_rerun_completes(pipeline, tmp_path) -> None:
         "parametric.objects=200",
         "shard_size=5",
     )
-    process = pipeline.start(*command, *SMALL, stderr=subprocess.PIPE, text=True)
+    piped = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": interruptible}
+    process = pipeline.start(*command, *SMALL, **piped)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").rglob("shapes/*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)

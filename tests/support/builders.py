@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,11 @@ SMALL = (
     "views.depth10.image_size=32",
     "views.depth10.name=depth10",
 )
+
+
+def interruptible() -> None:
+    """For `preexec_fn`: Ctrl-C reaches the process, also where tests run in the background of a shell that ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Commands:

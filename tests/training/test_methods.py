@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from builders import interruptible
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -194,12 +195,16 @@ def test_an_update_with_a_loss_that_is_not_finite_is_skipped(shards, tmp_path) -
 
 def test_ctrl_c_is_130_and_keeps_the_last_checkpoint(training, shards, tmp_path) -> None:
     command = ("fit", "small_pretrain", "--shards", shards, "--run", tmp_path / "run", *FEW)
-    process = training.start(*command, "optimizer.steps=100000", stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "run/checkpoints/step-00000003").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    piped = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": interruptible}
+    process = training.start(*command, "optimizer.steps=100000", **piped)
+    try:
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "run/checkpoints/step-00000003").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "run the same again to go on" in err.splitlines()[-1]
     assert open_checkpoint(str(tmp_path / "run")).step >= 3
