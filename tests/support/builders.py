@@ -23,7 +23,7 @@ SMALL = (
 
 
 def interruptible() -> None:
-    """For `preexec_fn`: Ctrl-C reaches the process, also where tests run in the background of a shell that ignores it."""
+    """For `preexec_fn`: Ctrl-C reaches the process, also where the tests run in the background of a shell."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
