@@ -23,11 +23,11 @@ from manifests.samples import CONTENT, FORMAT
 from manifests.seeds import seed_digest
 from manifests.shards import library_versions, view_set_hash
 from manifests.tables import DatasetTable, axes_matrix, default_prompt_name, load_table
-from pipeline.datasets.division import Division, count_shortfalls
+from pipeline.datasets.division import MAX_POINTS, Division, count_shortfalls
 from pipeline.datasets.parametric import ParametricOptions
 
 RECIPES = Path(__file__).parent / "recipes"
-POLICY = frozenset({"asset_seconds", "asset_memory_mb", "max_failed_fraction", "allow_partial"})
+POLICY = frozenset({"asset_seconds", "asset_memory_mb", "max_points", "max_failed_fraction", "allow_partial"})
 OPTIONS = ("parametric",)  # datasets with a table of their own in the recipe
 LISTED = ("meshes", "points")  # datasets that take `listing`
 LIBRARIES = ("numpy", "pillow", "trimesh", "open3d", "open3d-cpu", "webdataset")
@@ -42,8 +42,8 @@ class BuildRecipe(BaseModel):
     file or folder that says which object is in which split (the shipped recipes say which kinds are read). listing: a
     csv or jsonl file that names the objects of `meshes` and `points`. The paths of both are in no hash, the list of
     assets that they give is. views: a table of preset name -> changed keys, or a list of names.
-    Policy keys (asset_seconds without progress, asset_memory_mb a process, max_failed_fraction, allow_partial) change
-    no byte and are in no hash.
+    Policy keys (asset_seconds without progress, asset_memory_mb a process, max_points that one object of a dataset of
+    clouds may declare, max_failed_fraction, allow_partial) change no byte and are in no hash.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +67,7 @@ class BuildRecipe(BaseModel):
     parametric: ParametricOptions = ParametricOptions()
     asset_seconds: Annotated[float, Field(gt=0)] = 120.0
     asset_memory_mb: Annotated[int, Field(ge=200)] = 2000
+    max_points: Annotated[int, Field(ge=1)] = MAX_POINTS
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     allow_partial: bool = False
 
@@ -86,7 +87,9 @@ class BuildRecipe(BaseModel):
         """The dataset's own table, or the path of its listing, else how it is divided into splits."""
         if self.dataset in LISTED:
             return self.listing
-        return getattr(self, self.dataset) if self.dataset in OPTIONS else Division(self.split, self.split_list)
+        if self.dataset in OPTIONS:
+            return getattr(self, self.dataset)
+        return Division(self.split, self.split_list, self.max_points)
 
     def identity(self) -> dict[str, Any]:
         """The keys that change shapes and meshes, as plain values."""

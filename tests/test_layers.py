@@ -21,13 +21,14 @@ MAY_IMPORT = {
 HOME = {
     "ray": {"pipeline/cluster.py"},
     "trimesh": {"pipeline/load.py"},
+    "h5py": {"pipeline/rows.py"},
     "open3d": {"renderers/raycast.py"},
     "pytorch3d": {"renderers/rasterize.py"},
     "open_clip": {"training/towers/clip.py"},
 }
 ROLE_BLOCKS = {
     "pipeline": ("torch", "torchvision", "open_clip", "timm", "safetensors"),
-    "training": ("ray", "open3d", "trimesh"),
+    "training": ("ray", "open3d", "trimesh", "h5py"),
 }
 SUPERVISED = {"training/objectives/pretrain.py", "training/oracle.py"}  # beside evaluation: they may see labels
 

@@ -10,13 +10,19 @@ from manifests.errors import Refused
 from manifests.records import Asset
 from manifests.tables import DatasetTable
 
+MAX_POINTS = 4_000_000
+
 
 @dataclass(frozen=True)
 class Division:
-    """What a recipe asks for. split: a name of the table's `split_counts`. split_list: a file or a folder."""
+    """What a recipe asks for. split: a name of the table's `split_counts`. split_list: a file or a folder.
+
+    max_points: the most that one object of a dataset of clouds may declare.
+    """
 
     split: str = ""
     split_list: str = ""
+    max_points: int = MAX_POINTS
 
 
 def count_shortfalls(options: Division, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
