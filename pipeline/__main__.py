@@ -218,7 +218,8 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         print(json.dumps(values))
         return 0 if values["ok"] else 1
-    print(f"{options.out}: {values['samples']:,} objects, {len(values['failures']):,} failures")
+    expected = f" ({found.expected_failures:,} expected)" if found.expected_failures else ""
+    print(f"{options.out}: {values['samples']:,} objects, {len(values['failures']):,} failures{expected}")
     for name, sums in values["view_sets"].items():
         print(
             f"  views/{name}: {sums['samples']:,} objects, {sums['failures']:,} failures, {sums['skipped']:,} skipped"

@@ -115,7 +115,10 @@ def test_known_broken_objects_are_expected_and_other_failures_are_not(tmp_path) 
     message = pipeline(*common, "--out", tmp_path / "more", code=1).stderr
     assert "3 objects, 2 failures (1 expected)" in message
     assert "25.0%, more than max_failed_fraction=0.01" in message
-    failures = json.loads(pipeline("check", tmp_path / "more", "--json").stdout)["failures"]
+    found = json.loads(pipeline("check", tmp_path / "more", "--json").stdout)
+    assert found["ok"]
+    assert "3 objects, 2 failures (1 expected)" in pipeline("check", tmp_path / "more").stdout
+    failures = found["failures"]
     assert {f["id"]: f["reason"] for f in failures} == {
         f"{RIFLE}-{NO_FACES}": "the file has no faces",
         f"{CAR}-without": "cannot be read: No such file or directory",
