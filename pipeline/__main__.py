@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections import Counter
-from importlib.util import find_spec
 
 from rich.console import Console
 
@@ -23,7 +22,6 @@ from manifests.presets import is_files_preset, is_mesh_preset, load_preset, need
 from manifests.recipes import parse_changes, to_toml
 
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
-LIBRARIES = {"ray": "--workers N", "open3d": "mesh views", "trimesh": "reading meshes", "webdataset": "writing tars"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--source", help="folder of the raw dataset")
     build.add_argument("--out", required=True, help="folder or URL (s3://...) of the shards")
-    build.add_argument("--dry-run", action="store_true", help="count objects and shards, write nothing")
+    build.add_argument("--dry-run", action="store_true", help="count, time three objects, predict; write nothing")
     build.add_argument(
         "--retry", default="", metavar="KINDS", help=f"build shards with these failures again: {','.join(RETRY_KINDS)}"
     )
@@ -73,25 +71,29 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--against", metavar="OTHER", help="also compare with another build of the same recipe")
     check.add_argument("--json", action="store_true")
     check.set_defaults(run=_check)
-    inspect = commands.add_parser("inspect", help="a contact sheet")
+    inspect = commands.add_parser("inspect", help="a contact sheet, or a page with filters")
     inspect.add_argument("out", metavar="OUT")
-    inspect.add_argument("--png", required=True, metavar="FILE")
-    inspect.add_argument("--objects", type=int, default=12)
-    inspect.add_argument("--views", type=int, default=6, help="views a view set")
+    kinds = inspect.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--png", metavar="FILE", help="a contact sheet")
+    kinds.add_argument("--html", metavar="FILE", help="a page in one file: views, clouds, warnings and failures")
+    inspect.add_argument("--objects", type=_count, help="so many of a build (12 on a sheet, 60 on a page)")
+    inspect.add_argument("--views", type=_count, default=6, help="views a view set")
     inspect.add_argument("--split")
     inspect.set_defaults(run=_inspect)
     commands.add_parser("recipes", help="list the shipped recipes").set_defaults(run=_recipes)
     presets = commands.add_parser("presets", help="list the view presets, or show one")
     presets.add_argument("name", nargs="?")
     presets.set_defaults(run=_presets)
-    commands.add_parser("doctor", help="what is installed and what is missing").set_defaults(run=_doctor)
+    doctor = commands.add_parser("doctor", help="what this machine lacks, and the command for each")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
 def _count(text: str) -> int:
-    """A number of processes, 0 or more."""
+    """A number, 0 or more."""
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, 0 or more")
     return int(text)
 
 
@@ -124,7 +126,7 @@ def _build(options: argparse.Namespace, console: Console) -> int:
     if options.dry_run:
         refuse_other_build(plan, jobs)
         console.print(line, highlight=False)
-        return 0
+        return _dry_run(plan, jobs, options.json)
     with _progress(console) as progress:
 
         def on_start(todo: int, there: int) -> None:
@@ -134,6 +136,16 @@ def _build(options: argparse.Namespace, console: Console) -> int:
 
         summary = build(plan, jobs, Workers(options.workers, options.ray), on_start, progress.event, retry)
     return _report(summary, plan, plan.out, options, console)
+
+
+def _dry_run(plan, jobs, as_json: bool) -> int:
+    from pipeline.forecast import forecast, lines
+    from pipeline.run import Workers, ready
+
+    with ready(plan, Workers()):
+        found = forecast(plan, jobs)
+    print(json.dumps(found.to_json()) if as_json else "\n".join(lines(found, plan.recipe.asset_memory_mb)))
+    return 0
 
 
 def _retry_kinds(text: str) -> frozenset[str]:
@@ -220,12 +232,17 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         return 0 if values["ok"] else 1
     expected = f" ({found.expected_failures:,} expected)" if found.expected_failures else ""
     print(f"{options.out}: {values['samples']:,} objects, {len(values['failures']):,} failures{expected}")
+    print("  " + ", ".join(f"{name} {hash[:12]}" for name, hash in values["hashes"].items()))
+    print("  keys: " + ", ".join(f"{split} {n:,}" for split, n in values["keys"].items()))
     for name, sums in values["view_sets"].items():
-        print(
-            f"  views/{name}: {sums['samples']:,} objects, {sums['failures']:,} failures, {sums['skipped']:,} skipped"
-        )
+        gates = "".join(f", {gate} {value:.3g}" for gate, value in values["gates"][name].items())
+        counts = f"{sums['samples']:,} objects, {sums['failures']:,} failures, {sums['skipped']:,} skipped"
+        print(f"  views/{name}: {counts}{gates}")
     for split, counts in values["classes"].items():
-        print(f"  {split}: " + ", ".join(f"{name or 'no class'} {n:,}" for name, n in counts.items()))
+        widest = max(counts.values(), default=1)
+        print(f"  {split}: {sum(counts.values()):,} objects, {len(counts)} classes")
+        for name, n in counts.items():
+            print(f"    {name or 'no class':24} {n:>8,} {'#' * max(1, round(32 * n / widest))}")
     for kind, n in values["warnings"].items():
         print(f"  warning: {kind}: {n:,}")
     for failure in values["failures"]:
@@ -240,14 +257,29 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
+    try:
+        data, size = _inspected(options)
+    except (ValueError, KeyError) as error:
+        raise Refused(f"{options.out} is damaged ({error}): python -m pipeline check {options.out}") from error
+    path = options.html or options.png
+    store.write_bytes(store.absolute(path), data)
+    console.print(f"{path}: {size}", highlight=False)
+    return 0
+
+
+def _inspected(options: argparse.Namespace) -> tuple[bytes, str]:
+    """The bytes of a sheet or page, and their size in words."""
+    if options.html:
+        from pipeline.gallery import gallery
+
+        page = gallery(options.out, 60 if options.objects is None else options.objects, options.views, options.split)
+        return page.encode(), f"{len(page) / 1e6:.1f} MB"
     from pipeline.inspect import contact_sheet
 
-    sheet = contact_sheet(options.out, options.objects, options.views, options.split)
+    sheet = contact_sheet(options.out, 12 if options.objects is None else options.objects, options.views, options.split)
     file = io.BytesIO()
     sheet.save(file, "PNG")
-    store.write_bytes(store.absolute(options.png), file.getvalue())
-    console.print(f"{options.png}: {sheet.width} x {sheet.height}", highlight=False)
-    return 0
+    return file.getvalue(), f"{sheet.width} x {sheet.height}"
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:
@@ -269,19 +301,19 @@ def _presets(options: argparse.Namespace, console: Console) -> int:
 
 
 def _doctor(options: argparse.Namespace, console: Console) -> int:
-    missing = 0
-    for name, purpose in LIBRARIES.items():
-        there = find_spec(name) is not None
-        problem = "" if there else "missing: pip install 'cross-most[build]'"
-        if name == "open3d" and there:
-            try:
-                import renderers.raycast  # noqa: F401 - loading it is the test
-            except Refused as error:
-                there, problem = False, str(error)
-        missing += not there
-        print(f"{'ok ' if there else 'NO '} {name:12} {purpose}{'; ' + problem if problem else ''}")
-    print(f"    {os.cpu_count()} cores")
-    return 1 if missing else 0
+    from pipeline.doctor import examine
+
+    found = []
+    for finding in examine():
+        found.append(finding)
+        if not options.json:
+            mark = {"ok": "ok ", "note": "-- ", "missing": "NO "}[finding.state]
+            mend = f"; {finding.command}" if finding.command else ""
+            print(f"{mark} {finding.name:12} {finding.detail}{mend}", flush=True)
+    lost = [finding for finding in found if finding.state == "missing"]
+    if options.json:
+        print(json.dumps({"ok": not lost, "findings": [vars(finding) for finding in found]}))
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":

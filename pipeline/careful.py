@@ -73,6 +73,10 @@ class CarefulMaker:
             failure = Failure(shape.key, shape.json["id"], error.stage, str(error))
             return {s.name: failure for s in view_sets}
 
+    def largest_mb(self) -> float:
+        """The most memory that the child has held so far, 0 where there is none."""
+        return 0.0 if self._child is None else self._child.largest_mb()
+
     def _call(self, name: str, *arguments: Any) -> Any:
         for attempt in range(1, ATTEMPTS + 1):
             self._child = self._child or _Child(self._plan)
@@ -133,6 +137,15 @@ class _Child:
                     raise ChildDied(f"memory: more than asset_memory_mb={self._memory_mb}", stage, built)
         except (EOFError, ConnectionError) as error:
             raise ChildDied(f"crash: its process {self._ending()}", stage, built) from error
+
+    def largest_mb(self) -> float:
+        """The process's peak resident memory in megabytes (proc(5), VmHWM), 0 where /proc does not tell."""
+        try:
+            status = Path(f"/proc/{self._process.pid}/status").read_text()
+        except OSError:
+            return 0.0
+        peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")), "0")
+        return int(peak) / 1024
 
     def _ending(self) -> str:
         try:

@@ -46,7 +46,8 @@ LENGTH_TOLERANCE = 1e-6
 @dataclass
 class Findings:
     """What `check` found. problems: damage, one line each, naming the file. failures: of assets; view_failures: of
-    objects in a view set, by its name."""
+    objects in a view set, by its name. gates: of each view set the smallest, mean and largest coverage and the smallest
+    mask_iou. hashes: of the shapes, of the asset list and of each view set. keys: of each split, all different."""
 
     complete: bool = False
     samples: int = 0
@@ -56,6 +57,9 @@ class Findings:
     view_failures: dict[str, list[Failure]] = field(default_factory=dict)
     classes: dict[str, Counter[str]] = field(default_factory=dict)
     warnings: Counter[str] = field(default_factory=Counter)
+    gates: dict[str, dict[str, float]] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +72,9 @@ class Findings:
             "view_sets": self.view_sets,
             "classes": {split: dict(sorted(counts.items())) for split, counts in self.classes.items()},
             "warnings": dict(sorted(self.warnings.items())),
+            "gates": self.gates,
+            "hashes": self.hashes,
+            "keys": self.keys,
             "problems": self.problems,
         }
 
@@ -81,12 +88,46 @@ def check(out: str, on_tar: Callable[[str], None] = lambda tar: None) -> Finding
         found.problems.append(f"{out}/manifest.json: the build is not finished; run it again")
     sets = _view_sets(out, manifest, found)
     found.view_sets = {name: {"samples": 0, "failures": 0, "skipped": 0} for name in sets}
+    found.hashes = {"shapes": manifest.shapes_hash, "assets": manifest.assets_hash}
+    found.hashes |= {f"views/{name}": view_set.hash for name, view_set in sets.items()}
+    seen: Counter[str] = Counter()
     for split, shards in manifest.num_shards.items():
         for shard in range(shards):
-            _check_shard(out, manifest, sets, split, shard, found, on_tar)
+            keys = _check_shard(out, manifest, sets, split, shard, found, on_tar)
+            found.keys[split] = found.keys.get(split, 0) + len(keys)
+            seen.update(keys)
+    found.problems += [f"{out}: the key {key} comes {n} times" for key, n in sorted(seen.items()) if n > 1]
+    _sum_gates(out, manifest, found)
     known = load_table(manifest.dataset).expected_failures if manifest.dataset in table_names() else {}
     found.expected_failures = sum(failure.id in known for failure in found.failures)
     return found
+
+
+def _sum_gates(out: str, manifest: BuildManifest, found: Findings) -> None:
+    """Sums the records' gates up; records that are damaged are problems already."""
+    for name in found.view_sets:
+        rows = []
+        for split, shards in manifest.num_shards.items():
+            for shard in range(shards):
+                try:
+                    record = read_record(record_path(views_tar(out, name, split, shard)))
+                except ValueError:
+                    continue
+                if record is not None and record.gates:
+                    rows.append((record.count, record.gates))
+        found.gates[name] = _summed(rows)
+
+
+def _summed(rows: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """The gates of all views from those of each record, weighted by its objects."""
+    sums: dict[str, float] = {}
+    for key in sorted({key for _, gates in rows for key in gates}):
+        values = [(count, gates[key]) for count, gates in rows if key in gates]
+        if key.endswith("_mean"):
+            sums[key] = round(sum(n * v for n, v in values) / max(1, sum(n for n, _ in values)), 6)
+        else:
+            sums[key] = (max if key.endswith("_max") else min)(v for _, v in values)
+    return sums
 
 
 def _view_sets(out: str, manifest: BuildManifest, found: Findings) -> dict[str, ViewSetManifest]:
@@ -112,7 +153,8 @@ def _check_shard(
     shard: int,
     found: Findings,
     on_tar: Callable[[str], None],
-) -> None:
+) -> tuple[str, ...]:
+    """Checks one shard's tars; the keys of its shapes."""
     tar = shapes_tar(out, split, shard)
     on_tar(tar)
     shapes = _verified(tar, manifest.shapes_hash, found)
@@ -162,6 +204,7 @@ def _check_shard(
                 found.problems.append(f"{tar}: {sample.key}: {problem}")
             else:
                 found.warnings.update({w["type"]: w["count"] for w in sample.json.get("warnings", [])})
+    return keys
 
 
 def _same_keys(tar: str, there: tuple[str, ...], expected: tuple[str, ...], found: Findings) -> None:

@@ -82,6 +82,16 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
+def start_once() -> None:
+    """Starts a private Ray, lets one worker answer and ends it: whether `--workers N` can work here."""
+    with connected(1, None) as ray:
+        ray.get(ray.remote(max_retries=0)(_answer).remote())
+
+
+def _answer() -> int:
+    return os.getpid()
+
+
 def _refuse_unreachable(address: str) -> None:
     """Raises Refused at once where nobody listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")

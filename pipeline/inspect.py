@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from manifests import store
 from manifests.errors import Refused
@@ -31,11 +31,12 @@ def contact_sheet(out: str, num_objects: int = 12, num_views: int = 6, split: st
         raise Refused(f"no split {split}; {out} has {', '.join(manifest.num_shards)}")
     names = view_set_names(out)
     rows = []
-    for shape, views in islice(_objects(out, splits, manifest.num_shards, names), num_objects):
-        values, first = shape.json, _cloud_tile(shape)
+    objects = (found for split in splits for found in objects_of(out, split, manifest.num_shards[split], names))
+    for shape, views in islice(objects, num_objects):
+        values, first = shape.json, cloud_tile(shape)
         what = f"{shape.key}  {values['class'] or 'no class'}  ({values['split']})"
         for name in [name for name in names if name in views] or ["no views"]:
-            pictures = _view_tiles(views[name], num_views) if name in views else []
+            pictures = view_tiles(views[name], num_views) if name in views else []
             rows.append((f"{what}  {name}", [first, *pictures]))
             first = Image.new("RGB", (TILE, TILE), "white")
     if not rows:
@@ -43,23 +44,29 @@ def contact_sheet(out: str, num_objects: int = 12, num_views: int = 6, split: st
     return _paste(rows)
 
 
-def _objects(
-    out: str, splits: list[str], num_shards: dict[str, int], names: list[str]
-) -> Iterator[tuple[Sample, dict[str, Sample]]]:
-    for split in splits:
-        for shard in range(num_shards[split]):
-            data = store.read_bytes(shapes_tar(out, split, shard))
-            if data is None:
-                continue
-            views: dict[str, dict[str, Sample]] = {}
+def objects_of(out: str, split: str, num_shards: int, names: list[str]) -> Iterator[tuple[Sample, dict[str, Sample]]]:
+    """(shape, view set name -> its views) of a split's objects in the shards' order, read only as far as asked for."""
+    for shard in range(num_shards):
+        path = shapes_tar(out, split, shard)
+        if not store.exists(path):
+            continue
+        with ExitStack() as stack:
+            streams, heads = {}, {}
             for name in names:
-                tar = store.read_bytes(views_tar(out, name, split, shard))
-                views[name] = {} if tar is None else {s.key: s for _, s in read_samples(io.BytesIO(tar))}
-            for _, shape in read_samples(io.BytesIO(data)):
-                yield shape, {name: found[shape.key] for name, found in views.items() if shape.key in found}
+                tar = views_tar(out, name, split, shard)
+                if store.exists(tar):
+                    streams[name] = read_samples(stack.enter_context(store.open_reading(tar)))
+                    heads[name] = next(streams[name], (0, None))[1]
+            for _, shape in read_samples(stack.enter_context(store.open_reading(path))):
+                found = {}
+                for name, stream in streams.items():
+                    if heads[name] is not None and heads[name].key == shape.key:
+                        found[name] = heads[name]
+                        heads[name] = next(stream, (0, None))[1]
+                yield shape, found
 
 
-def _view_tiles(views: Sample, num_views: int) -> list[Image.Image]:
+def view_tiles(views: Sample, num_views: int) -> list[Image.Image]:
     """Tiles of the first views' pictures: RGB and gray as they are, depth near dark and far light, empty white."""
     tiles = []
     cameras = views.json["views"]
@@ -71,7 +78,8 @@ def _view_tiles(views: Sample, num_views: int) -> list[Image.Image]:
             picture = decode_picture(views.members[suffix])
             if channel == "depth":
                 picture = _shade(depth_of_codes(picture, cameras[view]["near"], cameras[view]["far"]))
-            tiles.append(Image.fromarray(picture).convert("RGB").resize((TILE, TILE), Image.Resampling.BILINEAR))
+            tile = Image.fromarray(picture).convert("RGB")
+            tiles.append(ImageOps.pad(tile, (TILE, TILE), Image.Resampling.BILINEAR, color="white"))
     return tiles
 
 
@@ -84,7 +92,7 @@ def _shade(depth: np.ndarray) -> np.ndarray:
     return np.where(hit, scaled, 255).astype(np.uint8)
 
 
-def _cloud_tile(shape: Sample) -> Image.Image:
+def cloud_tile(shape: Sample) -> Image.Image:
     """The stored points from the front right, a little from above; nearer is darker."""
     points = decode_array(shape.members["points.npy"])[:2048]
     a, e = np.deg2rad(30), np.deg2rad(20)

@@ -57,10 +57,23 @@ def test_a_good_build_is_right(pipeline, built) -> None:
         "view_sets",
         "classes",
         "warnings",
+        "gates",
+        "hashes",
+        "keys",
         "problems",
     }
     assert sum(n for counts in found["classes"].values() for n in counts.values()) == 8
-    assert "every byte is right" in pipeline("check", built, "--against", built).stdout
+    assert sum(found["keys"].values()) == 8
+    assert set(found["hashes"]) == {"shapes", "assets", "views/rgb12", "views/depth10"}
+    gates = found["gates"]["rgb12"]
+    assert 0 < gates["coverage_min"] <= gates["coverage_mean"] <= gates["coverage_max"] < 1
+    text = pipeline("check", built, "--against", built).stdout
+    assert "every byte is right" in text
+    assert f"shapes {found['hashes']['shapes'][:12]}" in text
+    assert "coverage_mean" in text
+    for split, counts in found["classes"].items():
+        assert f"  {split}: {sum(counts.values())} objects, {len(counts)} classes" in text
+        assert all(f"    {name:24} {n:>8} #" in text for name, n in counts.items())
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
