@@ -62,7 +62,8 @@ def read_row(root: Path, relative: str, row: int, max_points: int, with_parts: b
     if not 0 <= row < len(file.labels):
         raise ValueError(f"no row {row}: the file has {len(file.labels):,}")
     try:
-        points = np.asarray(file.data[row], np.float64)
+        with np.errstate(invalid="ignore"):  # damaged numbers are found by whoever checks the cloud
+            points = np.asarray(file.data[row], np.float64)
         parts = None if file.parts is None else np.asarray(file.parts[row])
     except (OSError, RuntimeError) as error:  # what HDF5 raises on bytes that are cut or do not unpack
         raise ValueError(f"row {row} cannot be read ({_one_line(error)})") from error
