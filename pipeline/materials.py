@@ -68,7 +68,7 @@ class SideFiles:
                 self.warnings.update([PATH_REPAIRED] * (path != written))
                 return exact
             outside = not _real(self.folder / path).is_relative_to(_real(self.root))
-        mended = None if outside else self._any_case(path) or self._any_case(unquote(path))
+        mended = None if outside else self._any_case(path) or ("%" in path and self._any_case(unquote(path))) or None
         last = path.replace("\0", "").rstrip("/").rpartition("/")[2]
         for other in [f"{folder}/{last}" for folder in _BESIDE if last not in ("", ".", "..")] + [instead]:
             mended = mended or (self._any_case(other) if other else None)
@@ -90,7 +90,8 @@ class SideFiles:
             if part == "..":
                 here = here.parent
             elif part not in ("", "."):
-                same = [p.name for p in here.iterdir() if p.name.casefold() == part.casefold()] if here.is_dir() else []
+                names = os.listdir(here) if here.is_dir() else []
+                same = [name for name in names if name.casefold() == part.casefold()]
                 if not same:
                     return None
                 here = _real(here / (part if part in same else min(same)))
