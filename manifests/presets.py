@@ -13,6 +13,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from manifests.frames import FrameViews
 from manifests.picture_files import FileViews
 from manifests.recipes import Value, digest, load_toml, merge, names_in, refuse_invalid, unknown_name
 
@@ -252,7 +253,7 @@ class RealisticViews(_Views):
 
 
 DrawnViews = MeshViews | RasterizedViews | PointViews | PointclipViews | RealisticViews
-AnyViews = DrawnViews | FileViews
+AnyViews = DrawnViews | FileViews | FrameViews
 Preset = Annotated[AnyViews, Field(discriminator="backend")]
 _ADAPTER: TypeAdapter[AnyViews] = TypeAdapter(Preset)
 
@@ -298,9 +299,14 @@ def is_mesh_preset(preset: AnyViews) -> bool:
 
 def needs_colors(preset: AnyViews) -> bool:
     """Whether the preset draws the colours of points (and so skips an object whose points have none)."""
-    return not isinstance(preset, (MeshViews, FileViews)) and "rgb" in preset.channels
+    return not isinstance(preset, (MeshViews, FileViews, FrameViews)) and "rgb" in preset.channels
 
 
 def is_files_preset(preset: AnyViews) -> bool:
     """Whether the preset's pictures are a person's own files and not drawn."""
     return isinstance(preset, FileViews)
+
+
+def is_frames_preset(preset: AnyViews) -> bool:
+    """Whether the preset's pictures are frames of the dataset's own sequences; an object may have fewer of them."""
+    return isinstance(preset, FrameViews)

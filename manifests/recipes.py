@@ -21,7 +21,7 @@ from manifests.errors import Refused
 
 Value = Any  # what TOML holds: str, int, float, bool, list or dict of these
 Recipe = TypeVar("Recipe", bound=BaseModel)
-BACKENDS = ("raycast", "rasterize", "depth", "pointclip", "realistic", "files")  # parts of a key to pydantic
+BACKENDS = ("raycast", "rasterize", "depth", "pointclip", "realistic", "files", "frames")  # parts of a key to pydantic
 
 
 def load_toml(path: Path) -> dict[str, Value]:

@@ -18,7 +18,14 @@ from rich.console import Console
 from manifests import store
 from manifests.commands import parse_arguments, recipe_titles
 from manifests.errors import Refused, Stopped
-from manifests.presets import is_files_preset, is_mesh_preset, load_preset, needs_colors, preset_names
+from manifests.presets import (
+    is_files_preset,
+    is_frames_preset,
+    is_mesh_preset,
+    load_preset,
+    needs_colors,
+    preset_names,
+)
 from manifests.recipes import parse_changes, to_toml
 
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
@@ -211,7 +218,7 @@ def _views(options: argparse.Namespace, console: Console) -> int:
     (view_set,) = plan.view_sets
     if not summary.samples and summary.skipped:
         presets = {name: load_preset(name)[1] for name in preset_names()}
-        others = (is_mesh_preset, is_files_preset, needs_colors)
+        others = (is_mesh_preset, is_files_preset, is_frames_preset, needs_colors)
         fitting = ", ".join(name for name, preset in presets.items() if not any(kind(preset) for kind in others))
         reasons = ", ".join(summary.skipped)
         console.print(f"{view_set.name} fits no object ({reasons}); presets that draw points: {fitting}", style="red")

@@ -18,7 +18,7 @@ import numpy as np
 
 from manifests import store
 from manifests.errors import Refused, Stopped
-from manifests.presets import is_files_preset, is_mesh_preset, needs_colors
+from manifests.presets import is_files_preset, is_frames_preset, is_mesh_preset, needs_colors
 from manifests.records import Asset, Failure, Skipped, record_path
 from manifests.samples import (
     COLORS,
@@ -34,6 +34,7 @@ from manifests.samples import (
     read_samples,
 )
 from manifests.shards import meshes_tar, shapes_tar, views_tar
+from pipeline.frames import frame_members
 from pipeline.gates import judge, require_seen
 from pipeline.load import Shape, decode_mesh, encode_mesh, make_shape
 from pipeline.members import view_members
@@ -140,7 +141,9 @@ def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcom
         return Failure(asset.key, asset.id, stage, one_line(error))
     mesh_members = {MESH: glb} if glb is not None and plan.recipe.store_meshes else None
     report("render", BuiltObject(asset.key, members, mesh_members, {}))
-    views = draw_view_sets(asset.key, asset.id, shape.points, shape.colors, glb, plan.view_sets)
+    drawn = tuple(s for s in plan.view_sets if not is_frames_preset(s.preset))
+    views = draw_view_sets(asset.key, asset.id, shape.points, shape.colors, glb, drawn)
+    views |= _frame_results(asset, shape.world_from_source, plan, plan.view_sets)
     return BuiltObject(asset.key, members, mesh_members, views)
 
 
@@ -309,9 +312,11 @@ def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple
     values = shape.json
     asset = Asset(values["id"], values["source"], values["split"], values["class"], shape.key)
     files = {s.name: _pictures_of(asset, s, plan) for s in view_sets if is_files_preset(s.preset)}
+    files |= _frame_results(asset, np.array(values["world_from_source"]), plan, view_sets)
     if files:
         drawn = tuple(s for s in view_sets if s.name not in files)
-        return files | (redraw_object(shape, glb, plan, drawn) if drawn else {})
+        results = files | (redraw_object(shape, glb, plan, drawn) if drawn else {})
+        return {s.name: results[s.name] for s in view_sets}
     if glb is None and values["num_faces"] and not plan.recipe.store_meshes and _any_mesh(view_sets):
         try:
             glb = _read_again(asset, values["world_from_source"], plan)
@@ -363,3 +368,24 @@ def _pictures_of(asset: Asset, view_set: ViewSet, plan: Plan) -> Members | Failu
         return Failure(asset.key, asset.id, "load", f"memory: {one_line(error)}")
     except (ValueError, OSError) as error:
         return Failure(asset.key, asset.id, "load", one_line(error))
+
+
+def _frame_results(
+    asset: Asset, world_from_source: np.ndarray, plan: Plan, view_sets: tuple[ViewSet, ...]
+) -> ViewResults:
+    """Members of those view sets that are frames of the object's own sequence; a Failure where there is none to use."""
+    results: ViewResults = {}
+    for view_set in (s for s in view_sets if is_frames_preset(s.preset)):
+        try:
+            with dataset_module(plan.table).frames(asset, plan.root, plan.recipe.options()) as frames:
+                members = frame_members(
+                    asset, frames, world_from_source, view_set.preset, view_set.name, plan.recipe.seed
+                )
+            results[view_set.name] = members
+        except (Refused, Stopped):
+            raise
+        except MemoryError as error:
+            results[view_set.name] = Failure(asset.key, asset.id, "load", f"memory: {one_line(error)}")
+        except Exception as error:  # as in make_object: a broken sequence is that object's Failure
+            results[view_set.name] = Failure(asset.key, asset.id, "load", one_line(error))
+    return results

@@ -43,14 +43,15 @@ class RawShape:
 
     mesh: or None for a file of points. points: float64 (N, 3) in the mesh's frame, or None where the cloud is to be
     sampled from the mesh; where there are both, the points are the cloud and the mesh is what pictures are drawn of.
-    colors: uint8 (N, 3) of the points, or None. parts: uint8 (N,) part labels of the points, or None. warnings: type ->
-    count.
+    colors: uint8 (N, 3) of the points, or None. parts: uint8 (N,) part labels of the points, or None. upright: float64
+    (4, 4), a rotation of this object's own that comes before the dataset's axes, or None. warnings: type -> count.
     """
 
     mesh: Mesh | None = None
     points: np.ndarray | None = None
     colors: np.ndarray | None = None
     parts: np.ndarray | None = None
+    upright: np.ndarray | None = None
     warnings: dict[str, int] = field(default_factory=dict)
 
 
@@ -236,6 +237,8 @@ def make_shape(
     the mesh is moved with them. Raises ValueError when the surface or the extent is zero.
     """
     rng, turn = generator(seed, asset.key), axes_matrix(axes)
+    if raw.upright is not None:
+        turn = turn @ raw.upright
     colors, parts = raw.colors, raw.parts
     if raw.points is None:
         points, sampled = sample_surface(raw.mesh, num_points, rng)
@@ -286,10 +289,10 @@ def _geometry(mesh: Mesh, chosen: np.ndarray, material: Material, index: int) ->
     corners = mesh.faces[chosen].reshape(-1)
     with_uv = material.texture is not None and mesh.corner_uvs is not None
     if with_uv:
-        uv = mesh.corner_uvs[chosen].reshape(-1, 2)
-        table = np.concatenate([corners[:, None].astype(np.float64), uv.astype(np.float64)], axis=1)
-        rows, inverse = np.unique(table, axis=0, return_inverse=True)
-        used, uvs = rows[:, 0].astype(np.int64), rows[:, 1:].astype(np.float32)
+        uv = np.ascontiguousarray(mesh.corner_uvs[chosen].reshape(-1, 2), np.float32)
+        places, place = np.unique(uv.view(np.complex64)[:, 0], return_inverse=True)  # complex: a pair is one number
+        pairs, inverse = np.unique(corners * len(places) + place, return_inverse=True)
+        used, uvs = pairs // len(places), places[pairs % len(places)].view(np.float32).reshape(-1, 2)
     else:
         used, inverse = np.unique(corners, return_inverse=True)
         uvs = None

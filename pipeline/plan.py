@@ -16,19 +16,21 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.presets import AnyViews, is_files_preset, load_preset
+from manifests.presets import AnyViews, is_files_preset, is_frames_preset, load_preset
 from manifests.recipes import Value, digest, find_recipe, load_toml, merge, parse_recipe
 from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.samples import CONTENT, FORMAT
 from manifests.seeds import seed_digest
 from manifests.shards import library_versions, view_set_hash
 from manifests.tables import DatasetTable, axes_matrix, default_prompt_name, load_table
+from pipeline.datasets.co3d import Co3dV1Options, Co3dV2Options
 from pipeline.datasets.division import MAX_POINTS, Division, count_shortfalls
 from pipeline.datasets.parametric import ParametricOptions
+from pipeline.datasets.redwood import RedwoodOptions
 
 RECIPES = Path(__file__).parent / "recipes"
 POLICY = frozenset({"asset_seconds", "asset_memory_mb", "max_points", "max_failed_fraction", "allow_partial"})
-OPTIONS = ("parametric",)  # datasets with a table of their own in the recipe
+OPTIONS = ("parametric", "redwood", "co3d_v1", "co3d_v2")  # datasets with a table of their own in the recipe
 LISTED = ("meshes", "points")  # datasets that take `listing`
 LIBRARIES = ("numpy", "pillow", "trimesh", "open3d", "open3d-cpu", "webdataset")
 
@@ -65,6 +67,9 @@ class BuildRecipe(BaseModel):
     listing: str | None = None
     views: dict[str, dict[str, Any]] = {}
     parametric: ParametricOptions = ParametricOptions()
+    redwood: RedwoodOptions = RedwoodOptions()
+    co3d_v1: Co3dV1Options = Co3dV1Options()
+    co3d_v2: Co3dV2Options = Co3dV2Options()
     asset_seconds: Annotated[float, Field(gt=0)] = 120.0
     asset_memory_mb: Annotated[int, Field(ge=200)] = 2000
     max_points: Annotated[int, Field(ge=1)] = MAX_POINTS
@@ -83,7 +88,7 @@ class BuildRecipe(BaseModel):
             axes_matrix(axes)
         return axes
 
-    def options(self) -> ParametricOptions | Division | str | None:
+    def options(self) -> ParametricOptions | RedwoodOptions | Co3dV2Options | Division | str | None:
         """The dataset's own table, or the path of its listing, else how it is divided into splits."""
         if self.dataset in LISTED:
             return self.listing
@@ -96,7 +101,10 @@ class BuildRecipe(BaseModel):
         left_out = {*POLICY, "views", "listing", "split_list", *(name for name in OPTIONS if name != self.dataset)}
         if not self.split:
             left_out.add("split")
-        return self.model_dump(mode="json", exclude=left_out)
+        values = self.model_dump(mode="json", exclude=left_out)
+        for limit in getattr(self.options(), "LIMITS", ()):
+            del values[self.dataset][limit]
+        return values
 
     def shapes_hash(self) -> str:
         """sha256 of what changes shapes and meshes, FORMAT and CONTENT."""
@@ -180,10 +188,18 @@ def make_view_sets(recipe: BuildRecipe, shapes_hash: str) -> tuple[ViewSet, ...]
             raise Refused(
                 f"views.{preset_name} are pictures of files: build, then python -m pipeline views {preset_name}"
             )
+        if is_frames_preset(preset):
+            refuse_frames(load_table(recipe.dataset), name)
         if any(known.name == name for known in sets):
             raise Refused(f"views: two view sets are named {name}")
         sets.append(ViewSet(name, preset, view_set_hash(preset, shapes_hash)))
     return tuple(sets)
+
+
+def refuse_frames(table: DatasetTable, name: str) -> None:
+    """Raises Refused where a dataset has no sequences to take frames from."""
+    if not hasattr(dataset_module(table), "frames"):
+        raise Refused(f"{name}: {table.name} has no sequences of frames")
 
 
 def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, list[Job]]:

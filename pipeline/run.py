@@ -13,7 +13,7 @@ from types import FrameType
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.presets import is_files_preset, is_mesh_preset, load_preset
+from manifests.presets import is_files_preset, is_frames_preset, is_mesh_preset, load_preset
 from manifests.recipes import Value, first_difference, parse_recipe, to_toml
 from manifests.records import Asset, Failure, Record, read_record, record_path
 from manifests.shards import (
@@ -49,7 +49,9 @@ from pipeline.plan import (
     ViewSet,
     assets_file,
     cut_jobs,
+    dataset_module,
     existing_folder,
+    refuse_frames,
     source_folder,
 )
 from renderers import backends
@@ -235,10 +237,20 @@ def _prepare(plan: Plan, jobs: list[Job]) -> None:
         store.delete_temporaries(folder)
     if read_manifest(plan.out) is None:
         store.write_bytes(store.join(plan.out, ASSETS), assets_file(jobs))
+        _write_splits(plan, jobs)
         write_manifest(plan.out, _manifest(plan, jobs, {}, complete=False))
     store.write_bytes(store.join(plan.out, RECIPE), _resolved(plan).encode())
     for view_set in plan.view_sets:
         write_view_set_manifest(plan, view_set)
+
+
+def _write_splits(plan: Plan, jobs: list[Job]) -> None:
+    """OUT/splits/<split>.txt, an id a line, where the division is the recipe's own and not the dataset's."""
+    if not getattr(dataset_module(plan.table), "SAVES_SPLITS", False):
+        return
+    for split in sorted({job.split for job in jobs}):
+        ids = sorted(asset.id for job in jobs if job.split == split for asset in job.assets)
+        store.write_bytes(store.join(plan.out, "splits", f"{split}.txt"), "".join(f"{id}\n" for id in ids).encode())
 
 
 def _resolved(plan: Plan) -> str:
@@ -372,6 +384,9 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
     if is_files_preset(preset):
         root = existing_folder(source, name)
         preset = resolved(preset, assets, root)
+    elif is_frames_preset(preset):
+        refuse_frames(table, name)
+        root = source_folder(table, source)
     elif is_mesh_preset(preset) and not recipe.store_meshes:
         root = source_folder(table, source)  # its meshes are read again
     view_set = ViewSet(name, preset, view_set_hash(preset, manifest.shapes_hash))

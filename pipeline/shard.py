@@ -50,7 +50,7 @@ class ShardWriter:
         self._warnings.update({w["type"]: w["count"] for w in values.get("warnings", [])})
         for view in values.get("views", []):
             for name, numbers in self._measured.items():
-                if name in view:
+                if view.get(name) is not None:
                     numbers.append(view[name])
 
     def close(self) -> None:

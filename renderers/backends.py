@@ -6,7 +6,15 @@ import importlib
 
 import numpy as np
 
-from manifests.presets import AnyViews, DrawnViews, MeshViews, RasterizedViews, is_files_preset, needs_colors
+from manifests.presets import (
+    AnyViews,
+    DrawnViews,
+    MeshViews,
+    RasterizedViews,
+    is_files_preset,
+    is_frames_preset,
+    needs_colors,
+)
 from renderers.cameras import Camera, orbit_rotation, rig
 from renderers.geometry import Mesh, with_ground
 from renderers.views import View
@@ -23,7 +31,7 @@ BACKENDS = {
 
 def require(preset: AnyViews) -> None:
     """Imports the preset's backend. Raises Refused, saying what to do, where its library or its device is missing."""
-    if is_files_preset(preset):
+    if is_files_preset(preset) or is_frames_preset(preset):
         return
     module = importlib.import_module(BACKENDS[preset.backend][0])
     if isinstance(preset, RasterizedViews):

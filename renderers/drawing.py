@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from manifests.mappings import tower_picture
-from manifests.presets import is_files_preset, is_mesh_preset, load_preset, needs_colors
+from manifests.presets import is_files_preset, is_frames_preset, is_mesh_preset, load_preset, needs_colors
 from renderers import backends
 from renderers.cameras import Camera
 from renderers.geometry import Mesh, from_trimesh
@@ -40,7 +40,7 @@ def draw(shape: Any, preset: str, **keys: Any) -> Views:
     finite, empty or not what the preset draws.
     """
     _, chosen = load_preset(preset, keys)
-    if is_files_preset(chosen):
+    if is_files_preset(chosen) or is_frames_preset(chosen):
         raise ValueError(f"preset {preset} is pictures of files: nothing is drawn")
     if is_mesh_preset(chosen):
         views = backends.draw(chosen, mesh=_mesh(shape, preset))
