@@ -5,6 +5,7 @@ Files of users are only ever read. Textures are looked for inside the source fol
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 from collections import Counter
@@ -24,6 +25,7 @@ from pipeline.materials import SideFiles, mend_uvs, read_materials
 from pipeline.off import parse_off
 from pipeline.source import read_source
 from renderers.geometry import GREY, Material, Mesh, from_trimesh, transform
+from renderers.normals import weld
 from renderers.sampling import farthest_points, has_color, normalization, sample_surface
 from renderers.shading import is_transparent
 
@@ -34,6 +36,7 @@ except ImportError as error:
 
 MESH_SUFFIXES = (".off", ".obj", ".ply", ".stl", ".glb", ".gltf")
 _NAMES = "materials of this file"  # what trimesh is told is the .mtl
+_LARGE = 100_000  # faces; a million of them as a soup take a worker half a gigabyte more
 _BOUND = 1e18  # beyond this, areas overflow in float64 when multiplied up
 
 
@@ -91,7 +94,18 @@ def read_mesh(path: Path, root: Path) -> RawShape:
         raw = _from_off(vertices, faces, colors)
     else:
         raw = _from_scene(*_load_scene(path, data, suffix, root))
-    return check_finite(raw)
+    raw = check_finite(raw)
+    return raw if raw.mesh is None or len(raw.mesh.faces) < _LARGE else _slimmed(raw, raw.mesh)
+
+
+def _slimmed(raw: RawShape, mesh: Mesh) -> RawShape:
+    """The same shape of a large mesh in less memory: of a soup of triangles (STL has no other kind) vertices at the
+    same place become one."""
+    gc.collect()  # trimesh's scenes hold themselves in circles
+    if mesh.vertex_colors is not None or len(mesh.vertices) < len(mesh.faces):
+        return raw
+    kept, number = np.unique(weld(mesh.vertices), return_inverse=True)
+    return replace(raw, mesh=replace(mesh, vertices=mesh.vertices[kept], faces=number[mesh.faces]))
 
 
 def _from_off(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None) -> RawShape:

@@ -16,10 +16,10 @@ from PIL import Image
 
 from manifests.errors import Refused
 from manifests.samples import decode_array, read_samples
-from manifests.shards import shapes_tar
+from manifests.shards import meshes_tar, shapes_tar
 from manifests.tables import load_table
 from pipeline.datasets.objaverse import complete
-from pipeline.load import read_mesh
+from pipeline.load import decode_mesh, read_mesh
 from pipeline.plan import make_plan, read_recipe
 
 FEW = (*SMALL[:2], "views.depth10.image_size=32", "views.depth10.name=depth10")
@@ -328,7 +328,7 @@ def test_a_million_faces_need_less_than_the_limit_of_a_worker(pipeline, tmp_path
     faces[len(corner) :] = np.stack([corner + 1, corner + side + 1, corner + side], 1)
     (tmp_path / "mine").mkdir()
     mesh = trimesh.Trimesh(vertices, faces, process=False)
-    (tmp_path / "mine" / "large.ply").write_bytes(mesh.export(file_type="ply"))
+    (tmp_path / "mine" / "large.stl").write_bytes(mesh.export(file_type="stl"))  # a soup: three million vertices
     pipeline("build", "meshes", "--source", tmp_path / "mine", "--out", tmp_path / "out", "--workers", 0)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["splits"]["all"]["samples"] == 1
@@ -336,4 +336,11 @@ def test_a_million_faces_need_less_than_the_limit_of_a_worker(pipeline, tmp_path
     with open(shapes_tar(str(tmp_path / "out"), "all", 0), "rb") as file:
         ((_, sample),) = read_samples(file)
     assert sample.json["num_faces"] == len(faces)
+    with open(meshes_tar(str(tmp_path / "out"), "all", 0), "rb") as file:
+        ((_, stored),) = read_samples(file)
+    drawn = decode_mesh(stored.members["mesh.glb"])
+    assert len(drawn.vertices) == len(vertices)
+    moved = np.array(sample.json["world_from_source"])
+    corners = vertices[faces[::5000]] @ moved[:3, :3].T + moved[:3, 3]
+    np.testing.assert_allclose(drawn.vertices[drawn.faces[::5000]], corners, atol=1e-6)
     assert decode_array(sample.members["points.npy"]).shape == (8192, 3)
