@@ -78,12 +78,14 @@ class LabelledBatch:
     label int64 (B,).
 
     images: float32 and normalised in evaluation and after `to`; uint8 from the loader of `supervised`, where V is 1.
+    num_views: where objects have different numbers of views, that of each; its further images are zero. Else empty.
     """
 
     keys: tuple[str, ...]
     images: Tensor
     points: Tensor
     label: Tensor
+    num_views: tuple[int, ...] = ()
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     deviation: tuple[float, ...] = (1.0, 1.0, 1.0)
 
@@ -450,4 +452,10 @@ def _whole(
 
 def _collate_labelled(samples: list[tuple[str, Tensor, Tensor, int]]) -> LabelledBatch:
     keys, images, points, labels = zip(*samples, strict=True)
-    return LabelledBatch(keys, torch.stack(images), torch.stack(points), torch.tensor(labels))
+    counts = tuple(map(len, images))
+    if len(set(counts)) > 1:
+        most = max(counts)
+        images = [torch.cat([i, i.new_zeros(most - len(i), *i.shape[1:])]) for i in images]
+    else:
+        counts = ()
+    return LabelledBatch(keys, torch.stack(images), torch.stack(points), torch.tensor(labels), counts)

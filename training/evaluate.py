@@ -266,14 +266,25 @@ def _logits(
     if every_view:
         feature = model.image_features(batch.images.flatten(0, 1).to(device))
         by_view = model.image_logits(feature).cpu().reshape(b, v, -1)
-        view = torch.tensor([one_view(seed, key, v) for key in batch.keys])
+        counts = batch.num_views or (v,) * b
+        view = torch.tensor([one_view(seed, key, count) for key, count in zip(batch.keys, counts, strict=True)])
         found["image"] = by_view[torch.arange(b), view]
-        found["image_star"] = model.image_logits(normalize(feature.reshape(b, v, -1).mean(dim=1), dim=1))
-        found["views_right"] = (by_view.argmax(dim=2) == batch.label[:, None]).float().mean(dim=1)
+        found["image_star"] = model.image_logits(normalize(_mean_of_views(feature.reshape(b, v, -1), batch), dim=1))
+        right = (by_view.argmax(dim=2) == batch.label[:, None]).float()
+        found["views_right"] = _mean_of_views(right[..., None], batch)[:, 0]
     else:
         found["image"] = model.image_logits(model.image_features(batch.images[:, 0].to(device)))
         found["views_right"] = torch.zeros(0)
     return {name: value.cpu() for name, value in found.items()}
+
+
+def _mean_of_views(values_BVE: Tensor, batch: LabelledBatch) -> Tensor:
+    """(B, E): the mean over the views that each object has."""
+    if not batch.num_views:
+        return values_BVE.mean(dim=1)
+    counts = torch.tensor(batch.num_views, device=values_BVE.device)
+    there = torch.arange(values_BVE.shape[1], device=values_BVE.device) < counts[:, None]
+    return (values_BVE * there[..., None]).sum(dim=1) / counts[:, None]
 
 
 def one_view(seed: int, key: str, num_views: int) -> int:
