@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import tar_hashes
+from PIL import Image
 from redwood_release import STEP_US, color_of, depth_frame, png, rgb_frame, write_release
 from shapes import chair
 
+from manifests.frames import FrameViews
+from manifests.records import Asset
 from manifests.samples import decode_array, decode_picture, depth_of_codes, read_samples
 from manifests.shards import read_manifest, shapes_tar, views_tar
 from manifests.tables import load_table
-from pipeline.datasets.redwood import RedwoodOptions, assets, depth_metres, nearest_time
+from pipeline.datasets.redwood import RedwoodOptions, assets, depth_metres, frames, nearest_time
+from pipeline.frames import frame_members
 
 SCANS = {"chair": [f"0000{n}" for n in range(1, 6)], "trash container": ["00011", "00012"]}
 SMALL = ("num_points=512", "fps_prefix=64", "allow_partial=true")
@@ -217,3 +221,33 @@ def test_the_official_index_gives_the_papers_counts(shared, tmp_path) -> None:
     assert list(assets(tmp_path, table, RedwoodOptions())) == found[1:]  # a part is divided as the whole
     other = {a.id for a in assets(tmp_path, table, RedwoodOptions(split_seed=1)) if a.split == "test"}
     assert other != {asset.id for asset in found if asset.split == "test"}
+
+
+def test_real_frames_in_an_archive_become_views(shared, tmp_path) -> None:
+    """Five frames of the same sensor, packed as the scans are: 640 x 480, millimetres, depth where colour is."""
+    folder = shared / "samples" / "Redwood" / "Open3D_TestData" / "RGBD"
+    if not folder.is_dir():
+        pytest.skip("no Redwood sample")
+    (tmp_path / "data" / "rgbd").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "data" / "rgbd" / "00004.zip", "w") as archive:
+        for number in range(5):
+            for kind, source, suffix in (("rgb", "color", "jpg"), ("depth", "depth", "png")):
+                name = f"{kind}/{number + 1:07d}-{number * STEP_US:012d}.{suffix}"
+                archive.write(folder / source / f"{number:05d}.{suffix}", name)
+    asset = Asset("00004", "data/mesh/00004.ply", "train", "chair", "00004")
+    preset = FrameViews(backend="frames", channels=["rgb", "depth"], image_size=0)
+    world = np.diag([0.5, 0.5, 0.5, 1.0]) @ np.diag([1.0, -1.0, -1.0, 1.0])
+    with frames(asset, tmp_path, RedwoodOptions()) as found:
+        members = frame_members(asset, found, world, preset, "frames20", 0)
+    views = json.loads(members["json"])["views"]
+    assert len(views) == 5
+    for number, view in enumerate(views):
+        with Image.open(folder / "depth" / f"{number:05d}.png") as image:
+            millimetres = np.asarray(image)
+        depth = depth_of_codes(decode_picture(members[f"v{number:02d}.depth.png"]), view["near"], view["far"])
+        known = millimetres > 0
+        assert 0.1 < known.mean() < 1
+        np.testing.assert_array_equal(np.isfinite(depth), known)
+        np.testing.assert_allclose(depth[known], millimetres[known] / 2000, atol=1e-4)
+        assert decode_picture(members[f"v{number:02d}.rgb.jpg"]).shape == (480, 640, 3)
+        assert view["K"] == [[525.0, 0.0, 319.5], [0.0, 525.0, 239.5], [0.0, 0.0, 1.0]]
