@@ -129,14 +129,17 @@ def _input_bytes(plan: Plan, jobs: list[Job]) -> int | None:
     """Bytes of the files that assets name, each counted once; None where none of them is a file."""
     if plan.source is None:
         return None
-    total, found = 0, False
+    sizes: dict[str, int] = {}
     for source in {asset.source for job in jobs for asset in job.assets}:
-        try:
-            total += os.stat(os.path.join(plan.source, source)).st_size
-        except OSError:
-            continue
-        found = True
-    return total if found else None
+        for name in (source, source.rpartition("#")[0]):  # FILE, or FILE#ROW
+            if name in sizes:
+                break
+            try:
+                sizes[name] = os.stat(os.path.join(plan.source, name)).st_size if name else 0
+                break
+            except OSError:
+                continue
+    return sum(sizes.values()) or None
 
 
 def lines(found: Forecast, asset_memory_mb: int) -> list[str]:

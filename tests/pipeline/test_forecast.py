@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import SMALL, write_off
 
-from manifests.records import Failure
+from manifests.records import Asset, Failure
 from manifests.samples import encode_array
 from pipeline import forecast as module
 from pipeline.build import BuiltObject
 from pipeline.forecast import Cost, Forecast, Trial, forecast, lines, tar_bytes
-from pipeline.plan import make_plan, read_recipe
+from pipeline.plan import Job, make_plan, read_recipe
 from pipeline.run import Workers, build
 
 
@@ -81,6 +82,17 @@ def test_files_are_summed_and_objects_that_fail_are_told(pipeline, tmp_path) -> 
     assert text.count("tried ") == 3 + len(values["failures"])
     assert len([line for line in text.splitlines() if line.split()[0] in ("1", "4", "16", "64")]) == 4
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_many_rows_is_counted_once(tmp_path) -> None:
+    (tmp_path / "rows.h5").write_bytes(bytes(1000))
+    (tmp_path / "own#1.npy").write_bytes(bytes(30))
+    plan, _ = plan_of(tmp_path)
+    sources = ["rows.h5#0", "rows.h5#1", "own#1.npy", "gone.npy", "gone.h5#7"]
+    assets = tuple(Asset(source, source, "all", None, str(i)) for i, source in enumerate(sources))
+    plan = replace(plan, source=str(tmp_path))
+    assert module._input_bytes(plan, [Job("all", 0, assets)]) == 1030
+    assert module._input_bytes(plan, [Job("all", 0, assets[3:])]) is None
 
 
 def test_a_source_in_which_nothing_can_be_built_has_no_forecast(tmp_path) -> None:
