@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from manifests.picture_files import ShortSide
+
 
 class FrameViews(BaseModel):
     """Frames that the dataset holds of each object, read from --source.
@@ -22,7 +24,7 @@ class FrameViews(BaseModel):
     title: str = ""
     backend: Literal["frames"]
     num_frames: Annotated[int, Field(ge=1, le=100)] = 20
-    image_size: Annotated[int, Field(ge=0, le=4096)] = 256
+    image_size: ShortSide = 256
     channels: list[Literal["rgb", "depth"]] = ["rgb"]
     rgb_format: Literal["jpg", "png"] = "jpg"
     crop: Literal["none", "mask"] = "none"
@@ -35,13 +37,6 @@ class FrameViews(BaseModel):
     def num_views(self) -> int:
         """The most views that an object has."""
         return self.num_frames
-
-    @field_validator("image_size")
-    @classmethod
-    def _a_size(cls, size: int) -> int:
-        if 0 < size < 8:
-            raise ValueError("0 (as they are) or at least 8 pixels")
-        return size
 
     @field_validator("channels")
     @classmethod

@@ -6,12 +6,21 @@ import re
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 FIELDS = ("class", "split", "synset", "id", "view", "ext")
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 FORMS = ("id", "key", "stem", "model")
 _PLACE = re.compile(r"\{([a-z]+)(?::0(\d)d)?\}")
+
+
+def _a_size(size: int) -> int:
+    if 0 < size < 8:
+        raise ValueError("0 (as they are) or at least 8 pixels")
+    return size
+
+
+ShortSide = Annotated[int, Field(ge=0, le=4096), AfterValidator(_a_size)]
 
 
 class FileViews(BaseModel):
@@ -35,7 +44,7 @@ class FileViews(BaseModel):
     match: Literal["auto", "id", "key", "stem", "model"] = "auto"
     num_views: Annotated[int, Field(ge=0, le=1000)] = 0
     view_numbers: list[Annotated[int, Field(ge=0)]] = []
-    image_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    image_size: ShortSide = 0
     rgb_format: Literal["keep", "jpg", "png"] = "keep"
     max_blank_views: Annotated[int, Field(ge=0)] = 0
     upsample: Literal[0] = 0
@@ -45,13 +54,6 @@ class FileViews(BaseModel):
     def channels(self) -> list[str]:
         """The pictures of each view."""
         return ["rgb"]
-
-    @field_validator("image_size")
-    @classmethod
-    def _a_size(cls, size: int) -> int:
-        if 0 < size < 8:
-            raise ValueError("0 (as they are) or at least 8 pixels")
-        return size
 
     @field_validator("view_numbers")
     @classmethod

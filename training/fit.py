@@ -60,6 +60,12 @@ class Logged:
     values: dict[str, float]
 
 
+def steps_of(settings: OptimizerSettings, steps_an_epoch: int) -> tuple[int, int]:
+    """All steps of a run, and those of its warm-up: at most half of them."""
+    total = settings.steps or settings.epochs * steps_an_epoch
+    return total, min(round(settings.warmup_epochs * steps_an_epoch), total // 2)
+
+
 def learning_rate(step: int, total: int, warmup: int, settings: OptimizerSettings) -> float:
     """lr batch_size / 256, from 0 linearly over `warmup` steps, then half a cosine down to its floor; step from 0.
 
@@ -152,7 +158,7 @@ class _Run:
 
     @property
     def total_steps(self) -> int:
-        return self.recipe.optimizer.steps or self.recipe.optimizer.epochs * self.steps_an_epoch
+        return steps_of(self.recipe.optimizer, self.steps_an_epoch)[0]
 
 
 def fit(
@@ -362,8 +368,7 @@ def _update(state: _Run, batch: Any) -> float:
     """
     recipe = state.recipe
     settings = recipe.optimizer
-    warmup = round(settings.warmup_epochs * state.steps_an_epoch)
-    rate = learning_rate(state.step, state.total_steps, min(warmup, state.total_steps // 2), settings)
+    rate = learning_rate(state.step, *steps_of(settings, state.steps_an_epoch), settings)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     teacher = None if state.teacher is None else state.teacher.model

@@ -28,7 +28,7 @@ from manifests.errors import Refused, Stopped
 from manifests.recipes import parse_changes, to_toml
 from training.checkpoint import CLASSES, RECIPE, build_model, save_step
 from training.data import Form, LabelledBatch, batches_of, supervised
-from training.fit import learning_rate, run_information, write_seconds
+from training.fit import learning_rate, run_information, steps_of, write_seconds
 from training.join import open_source
 from training.model import CrossModalModel, parameter_groups
 from training.recipe import FitRecipe, read_recipe
@@ -48,8 +48,7 @@ def train(
     settings = recipe.optimizer
     form = Form(model.image.image_size, model.image.patch, recipe.mask.image_cell, recipe.mask.image_ratio)
     samples, loader = supervised(source, recipe.data, recipe.augment, form, settings.batch_size, recipe.seed)
-    total = settings.steps or settings.epochs * samples.num_batches
-    warmup = min(round(settings.warmup_epochs * samples.num_batches), total // 2)
+    total, warmup = steps_of(settings, samples.num_batches)
     torch.manual_seed(recipe.seed)
     model.to(device).train()
     groups = parameter_groups(model, settings.weight_decay, settings.layer_decay, settings.lr)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import tar_hashes
+from builders import stored, tar_hashes
 from co3d_release import jgz, polygons, turned_chair, write_category
 
-from manifests.samples import decode_array, decode_picture, depth_of_codes, read_samples
-from manifests.shards import read_manifest, shapes_tar, views_tar
+from manifests.samples import decode_array, decode_picture, depth_of_codes
+from manifests.shards import read_manifest
 from pipeline.annotations import JsonLimits, load_records
 from pipeline.datasets.co3d import Viewpoint, camera_from_source, decode_depth, pixel_K, upright
 from pipeline.frames import stretches, world_camera
@@ -28,18 +28,6 @@ ALL_FRAMES = (*SMALL, "views={frames20={num_frames=24}}")
 def build(pipeline, source: Path, out: Path, version: int, *keys: object, code: int = 0, workers: int = 0) -> str:
     command = ("build", f"co3d_v{version}", "--source", source, "--out", out, "--workers", workers)
     return pipeline(*command, *keys, code=code).stderr
-
-
-def stored(out: Path, view_set: str | None = None) -> dict:
-    samples = {}
-    for split, shards in read_manifest(str(out)).num_shards.items():
-        for shard in range(shards):
-            tar = (
-                shapes_tar(str(out), split, shard) if view_set is None else views_tar(str(out), view_set, split, shard)
-            )
-            with open(tar, "rb") as file:
-                samples |= {sample.key: sample for _, sample in read_samples(file)}
-    return samples
 
 
 def objects_in(picture: np.ndarray) -> np.ndarray:

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import tar_hashes
+from builders import stored, tar_hashes
 from PIL import Image
 from redwood_release import STEP_US, color_of, depth_frame, png, rgb_frame, write_release
 from shapes import chair
 
 from manifests.frames import FrameViews
 from manifests.records import Asset
-from manifests.samples import decode_array, decode_picture, depth_of_codes, read_samples
-from manifests.shards import read_manifest, shapes_tar, views_tar
+from manifests.samples import decode_array, decode_picture, depth_of_codes
 from manifests.tables import load_table
 from pipeline.datasets.redwood import RedwoodOptions, assets, depth_metres, frames, nearest_time
 from pipeline.frames import frame_members
@@ -37,18 +36,6 @@ def release(tmp_path_factory) -> Path:
 def build(pipeline, source: Path, out: Path, *keys: object, code: int = 0, workers: int = 0) -> str:
     command = ("build", "redwood", "--source", source, "--out", out, "--workers", workers)
     return pipeline(*command, *keys, code=code).stderr
-
-
-def stored(out: Path, view_set: str | None = None) -> dict:
-    samples = {}
-    for split, shards in read_manifest(str(out)).num_shards.items():
-        for shard in range(shards):
-            tar = (
-                shapes_tar(str(out), split, shard) if view_set is None else views_tar(str(out), view_set, split, shard)
-            )
-            with open(tar, "rb") as file:
-                samples |= {sample.key: sample for _, sample in read_samples(file)}
-    return samples
 
 
 def test_a_build_holds_meshes_and_frames_with_the_depth_of_their_own_time(pipeline, release, tmp_path) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from manifests.samples import Sample, read_samples
+from manifests.shards import read_manifest, shapes_tar, views_tar
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = (
     "num_points=256",
@@ -43,6 +46,19 @@ class Commands:
         out, err = process.communicate(timeout=280)
         assert process.returncode == code, f"exit {process.returncode}, not {code}\n{out}\n{err}"
         return subprocess.CompletedProcess(process.args, code, out, err)
+
+
+def stored(out: Path, view_set: str | None = None) -> dict[str, Sample]:
+    """The samples of a build's shapes, or of one of its view sets, by key."""
+    samples = {}
+    for split, shards in read_manifest(str(out)).num_shards.items():
+        for shard in range(shards):
+            tar = (
+                shapes_tar(str(out), split, shard) if view_set is None else views_tar(str(out), view_set, split, shard)
+            )
+            with open(tar, "rb") as file:
+                samples |= {sample.key: sample for _, sample in read_samples(file)}
+    return samples
 
 
 def tar_hashes(out: Path) -> dict[str, str]:
