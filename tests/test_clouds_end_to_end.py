@@ -8,8 +8,9 @@ import torch
 from builders import REPOSITORY, Commands
 
 from training.augment import AugmentSettings
-from training.data import Form, labelled, unlabelled
+from training.data import Form, unlabelled
 from training.join import DataSettings, open_source
+from training.labelled import labelled
 
 pipeline = Commands(REPOSITORY)
 

@@ -65,13 +65,14 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 def test_only_evaluation_may_see_labels() -> None:
-    allowed = {"training/evaluate.py", "training/data.py", *SUPERVISED}
+    allowed = {"training/evaluate.py", "training/data.py", "training/labelled.py", *SUPERVISED}
     for path in modules():
         name = path.relative_to(REPOSITORY).as_posix()
         for module, names in imports(path):
-            if module == "training.data" and name not in allowed:
-                assert not {"LabelledBatch", "labelled"} & set(names), name
-                assert "supervised" not in names or name == "training/fit.py", name
+            if name not in allowed:
+                assert module != "training.labelled", name
+                assert module != "training.batches" or "LabelledBatch" not in names, name
+                assert module != "training.data" or "supervised" not in names or name == "training/fit.py", name
 
 
 def test_modules_are_of_a_readable_size() -> None:

@@ -91,7 +91,8 @@ def _device(name: str):
 
 
 def _fit(options: argparse.Namespace, console: Console) -> int:
-    from training.fit import Logged, fit
+    from training.fit import fit
+    from training.log import Logged
     from training.recipe import read_recipe
 
     recipe = read_recipe(options.recipe, parse_changes(options.changes))

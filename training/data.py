@@ -8,9 +8,9 @@ epoch, key).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from manifests.errors import Refused
-from manifests.mappings import mean_and_deviation, tower_picture, value_range
-from manifests.presets import AnyViews
+from manifests.mappings import mean_and_deviation
 from manifests.samples import (
     JSON,
     POINTS,
     Sample,
-    decode_array,
-    decode_picture,
-    depth_of_codes,
     view_member,
 )
 from manifests.seeds import generator
@@ -35,108 +31,15 @@ from training.augment import (
     AugmentSettings,
     StrongPicture,
     image_mask,
-    normalize_cloud,
     strong_cloud,
-    to_tensor,
     turned_cloud,
 )
 from training.augment import weak_cloud as make_weak_cloud
 from training.augment import weak_picture as make_weak_picture
-from training.join import DamagedShard, DataSettings, Shard, Source, naming, open_source, read_joined
+from training.batches import Batch, LabelledBatch
+from training.join import DamagedShard, DataSettings, Shard, Source, naming, read_joined
+from training.objects import cloud_of, num_views, picture_of
 from training.order import Range, Share, cut, epoch_ranges, share_of, shuffled
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What training sees: no label.
-
-    weak_image, strong_image: (B, 3, S, S), uint8 from a loader; after `to` float32, normalised by `mean` and
-    `deviation` (of RGB in [0, 1]). weak_points, strong_points: float32 (B, N, 3). image_mask: bool (B, S/p, S/p), true
-    where hidden. points_draw: float32 (B, 2) and modality_draw: float32 (B,), uniform draws for the point mask and for
-    labels.mode=random.
-    """
-
-    keys: tuple[str, ...]
-    weak_image: Tensor
-    strong_image: Tensor
-    weak_points: Tensor
-    strong_points: Tensor
-    image_mask: Tensor
-    points_draw: Tensor
-    modality_draw: Tensor
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    deviation: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device, its pictures normalised."""
-        return _moved(self, device)
-
-
-@dataclass(frozen=True)
-class LabelledBatch:
-    """What evaluation and supervised methods see: V views of each object (B, V, 3, S, S), clouds float32 (B, N, 3),
-    label int64 (B,).
-
-    images: float32 and normalised in evaluation and after `to`; uint8 from the loader of `supervised`, where V is 1.
-    num_views: where objects have different numbers of views, that of each; its further images are zero. Else empty.
-    """
-
-    keys: tuple[str, ...]
-    images: Tensor
-    points: Tensor
-    label: Tensor
-    num_views: tuple[int, ...] = ()
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    deviation: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-    def to(self, device: torch.device) -> LabelledBatch:
-        """The batch on a device, its pictures normalised."""
-        return _moved(self, device)
-
-
-Either = TypeVar("Either", Batch, LabelledBatch)
-
-
-def _moved(batch: Either, device: torch.device) -> Either:
-    """Pictures travel as the only uint8 tensors, a quarter of the bytes, and are normalised where they arrive."""
-    moved = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    for name, value in moved.items():
-        if value.dtype == torch.uint8:
-            mean, deviation = (
-                torch.tensor(values, device=device)[:, None, None] for values in (batch.mean, batch.deviation)
-            )
-            moved[name] = (value.float() / 255 - mean) / deviation
-    return replace(batch, **moved)
-
-
-def picture_of(views: Sample, number: int, channel: str, preset: AnyViews) -> np.ndarray:
-    """One view as the preset's mapping makes it, uint8 (H, W, 3): codes of [0, value_range].
-
-    Raises ValueError when it is not there.
-    """
-    suffixes = [name for s in ("png", "jpg") if (name := view_member(number, channel, s)) in views.members]
-    if not suffixes:
-        raise ValueError(f"no {channel} picture of view {number}")
-    array = decode_picture(views.members[suffixes[0]])
-    if channel == "depth":
-        camera = views.json["views"][number]
-        array = depth_of_codes(array, camera["near"], camera["far"])
-    elif array.ndim == 3 and not preset.upsample:
-        return array
-    return np.rint(tower_picture(array, channel, preset) * (255 / value_range(channel, preset))).astype(np.uint8)
-
-
-def num_views(views: Sample) -> int:
-    """How many views an object has."""
-    return len(views.json["views"])
-
-
-def cloud_of(shape: Sample, count: int, rng: np.random.Generator) -> np.ndarray:
-    """The first `count` points, float32 (count, 3), filled up from `rng`. Raises ValueError unless they are a cloud."""
-    points = decode_array(shape.members[POINTS])
-    if points.ndim != 2 or points.shape[1] != 3 or not len(points) or not np.isfinite(points).all():
-        raise ValueError(f"{POINTS} of shape {points.shape} is no cloud of finite points")
-    return pad_cloud(points[:count], count, rng)
 
 
 @dataclass(frozen=True)
@@ -337,13 +240,6 @@ def _stacked(samples: list[dict[str, Any]], name: str) -> Tensor:
     return torch.from_numpy(np.stack([s[name] for s in samples]))
 
 
-def pad_cloud(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """A cloud with fewer points than `count`, filled up by repeating some of them."""
-    if len(points) >= count:
-        return points
-    return np.concatenate([points, points[rng.integers(len(points), size=count - len(points))]])
-
-
 def unlabelled(
     source: Source,
     settings: DataSettings,
@@ -392,70 +288,3 @@ def batches_of(loader: DataLoader) -> Iterator[Any]:
         yield from loader
     except DamagedShard as error:
         raise DamagedShard(str(error).strip().splitlines()[-1].rpartition("DamagedShard: ")[2]) from error
-
-
-def labelled(
-    shards: str,
-    settings: DataSettings,
-    image_size: int,
-    batch_size: int,
-    view_of: Callable[[str, int], int] | None = None,
-) -> tuple[Source, Callable[[], Iterator[LabelledBatch]]]:
-    """Batches with labels for evaluation, in the order of the shards; objects without a label are left out.
-
-    view_of: (key, number of views) -> the one view that is read; else all are.
-    """
-    source = open_source(shards, settings)
-
-    def pictured(views: Sample, suffix: str) -> bool:
-        return suffix == JSON or f".{settings.channel}." in suffix
-
-    def batches() -> Iterator[LabelledBatch]:
-        samples: list[tuple[str, Tensor, Tensor, int]] = []
-        for shard in source.shards:
-            for shape, views in read_joined(shard, range(len(shard.keys)), views_wanted=pictured):
-                with naming(shard.shapes, shape.key):
-                    label = shape.json["label"]
-                if label is not None:
-                    whole = _whole(shard, shape, views, source, settings, image_size, view_of)
-                    samples.append((shape.key, *whole, label))
-                if len(samples) == batch_size:
-                    yield _collate_labelled(samples)
-                    samples = []
-        if samples:
-            yield _collate_labelled(samples)
-
-    return source, batches
-
-
-def _whole(
-    shard: Shard,
-    shape: Sample,
-    views: Sample,
-    source: Source,
-    settings: DataSettings,
-    image_size: int,
-    view_of: Callable[[str, int], int] | None,
-) -> tuple[Tensor, Tensor]:
-    preset = source.view_set.preset
-    mean, deviation = mean_and_deviation(settings.channel, preset)
-    with naming(shard.views, views.key):
-        count = num_views(views)
-        pictures = [
-            to_tensor(make_weak_picture(picture_of(views, v, settings.channel, preset), image_size), mean, deviation)
-            for v in (range(count) if view_of is None else [view_of(views.key, count)])
-        ]
-    with naming(shard.shapes, shape.key):
-        points = cloud_of(shape, settings.num_points, generator(0, 0, shape.key))
-    return torch.stack(pictures), torch.from_numpy(normalize_cloud(points))
-
-
-def _collate_labelled(samples: list[tuple[str, Tensor, Tensor, int]]) -> LabelledBatch:
-    keys, images, points, labels = zip(*samples, strict=True)
-    counts = tuple(map(len, images))
-    if len(set(counts)) > 1:
-        most = max(counts)
-        images = [torch.cat([i, i.new_zeros(most - len(i), *i.shape[1:])]) for i in images]
-    else:
-        counts = ()
-    return LabelledBatch(keys, torch.stack(images), torch.stack(points), torch.tensor(labels), counts)

@@ -22,9 +22,10 @@ from torch.nn.functional import normalize
 
 from manifests.errors import Refused
 from manifests.seeds import seed_digest
+from training.batches import LabelledBatch
 from training.checkpoint import MODEL, TEACHER, Checkpoint, build_model, load_text, load_weights, without_pretrained
-from training.data import LabelledBatch, labelled
 from training.join import DataSettings, Source
+from training.labelled import labelled
 from training.losses import biasedness, divergence_from_uniform
 from training.model import CrossModalModel
 from training.teacher import LabelSettings, pseudo_labels

@@ -26,12 +26,14 @@ from manifests import store
 from manifests.commands import parse_arguments
 from manifests.errors import Refused, Stopped
 from manifests.recipes import parse_changes, to_toml
+from training.batches import LabelledBatch
 from training.checkpoint import CLASSES, RECIPE, build_model, save_step
-from training.data import Form, LabelledBatch, batches_of, supervised
-from training.fit import learning_rate, run_information, steps_of, write_seconds
+from training.data import Form, batches_of, supervised
+from training.fit import run_information, write_seconds
 from training.join import open_source
-from training.model import CrossModalModel, parameter_groups
+from training.model import CrossModalModel
 from training.recipe import FitRecipe, read_recipe
+from training.updates import adamw, learning_rate, steps_of
 
 
 def train(
@@ -51,8 +53,7 @@ def train(
     total, warmup = steps_of(settings, samples.num_batches)
     torch.manual_seed(recipe.seed)
     model.to(device).train()
-    groups = parameter_groups(model, settings.weight_decay, settings.layer_decay, settings.lr)
-    optimizer = torch.optim.AdamW(groups, fused=True)
+    optimizer = adamw(model, settings)
     batches, started = _endless(samples, loader), time.monotonic()
     for step in progress(range(total)):
         for group in optimizer.param_groups:

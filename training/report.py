@@ -24,8 +24,9 @@ from manifests.shards import BuildManifest, library_versions, require_manifest
 from training import figures, pages, sheets
 from training.checkpoint import CLASSES, Checkpoint, open_checkpoint, step_folders
 from training.evaluate import Answers, Examined, Unlabelled, examine, teacher_labels
-from training.fit import LIBRARIES, LOG
+from training.fit import LIBRARIES
 from training.join import open_source
+from training.log import LOG
 from training.losses import biasedness
 from training.objectives import SUPERVISED
 from training.pages import COLUMNS, ORACLE, ZERO_SHOT, row_name

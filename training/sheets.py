@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from manifests.samples import Sample
 from manifests.seeds import generator, seed_digest
 from training.augment import normalize_cloud
-from training.data import cloud_of, num_views, picture_of
 from training.evaluate import Examined
 from training.join import DataSettings, Shard, Source, naming, read_joined
+from training.objects import cloud_of, num_views, picture_of
 
 BLACK, RIGHT, WRONG, QUIET, RULE = (
     "#000000",

@@ -27,8 +27,9 @@ from torchvision import transforms  # noqa: E402
 
 from manifests.mappings import NORMALIZE  # noqa: E402
 from training.augment import AugmentSettings  # noqa: E402
-from training.data import Form, batches_of, num_views, picture_of, unlabelled  # noqa: E402
+from training.data import Form, batches_of, unlabelled  # noqa: E402
 from training.join import DataSettings, Source, open_source, read_joined  # noqa: E402
+from training.objects import num_views, picture_of  # noqa: E402
 from training.recipe import read_recipe  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

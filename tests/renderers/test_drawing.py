@@ -14,7 +14,7 @@ import renderers
 from manifests.errors import Refused
 from manifests.presets import load_preset
 from manifests.samples import MESH, Sample, decode_array, decode_picture, depth_of_codes, read_samples
-from training.data import picture_of
+from training.objects import picture_of
 
 
 @pytest.fixture(scope="module")

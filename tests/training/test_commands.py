@@ -187,7 +187,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(shards, tmp_path) -> None:
     recipe = read_recipe("small_cross_most", parse_changes(FEW))
     state, _ = fit._set_up(tmp_path / "run", recipe, str(shards), torch.device("cpu"))
     with torch.no_grad():
-        state.student.points.mask_token[0, 0, 0] = torch.nan
+        state.updates.student.points.mask_token[0, 0, 0] = torch.nan
     with pytest.raises(Stopped, match=r"step 0: the weight points\.mask_token is not finite"):
         fit._save(state)
     assert not (tmp_path / "run").exists()

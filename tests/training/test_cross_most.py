@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.data import Batch
+from training.batches import Batch
 from training.model import parameter_groups
 from training.objectives.cross_most import CrossMostSettings, MaskSettings, Weights, step
 from training.recipe import FitRecipe

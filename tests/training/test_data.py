@@ -16,17 +16,10 @@ from torch.utils.data import DataLoader
 
 from manifests.errors import Refused
 from training.augment import AugmentSettings
-from training.data import (
-    Batch,
-    Form,
-    SupervisedSamples,
-    UnlabelledSamples,
-    batches_of,
-    labelled,
-    supervised,
-    unlabelled,
-)
+from training.batches import Batch
+from training.data import Form, SupervisedSamples, UnlabelledSamples, batches_of, supervised, unlabelled
 from training.join import DamagedShard, DataSettings, open_source
+from training.labelled import labelled
 
 FORM = Form(image_size=64, patch=8, mask_cell=16, mask_ratio=0.3)
 SETTINGS = DataSettings(views="rgb12", num_points=128, shuffle=16)

@@ -130,9 +130,9 @@ def test_branches_of_self_training_do_not_meet(shards, tmp_path, method: str, cl
     gradients = []
     for points in (batch.strong_points, clouds):
         changed = type(batch)(**{**vars(batch), "strong_points": points, "weak_points": points})
-        state.optimizer.zero_grad()
-        METHODS[method](state.student, state.teacher.model, changed, state.recipe).total.backward()
-        own = {n: p.grad.clone() for n, p in state.student.named_parameters() if not n.startswith("points")}
+        state.updates.optimizer.zero_grad()
+        METHODS[method](state.updates.student, state.updates.teacher.model, changed, state.recipe).total.backward()
+        own = {n: p.grad.clone() for n, p in state.updates.student.named_parameters() if not n.startswith("points")}
         gradients.append({n: g for n, g in own.items() if n.startswith("image.") or n in ("classifier", "logit_scale")})
     same = {name: torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0]}
     assert same["classifier"] is not joined
@@ -173,21 +173,21 @@ def test_only_pretraining_is_given_labels(shards, tmp_path) -> None:
 def test_an_update_with_a_loss_that_is_not_finite_is_skipped(shards, tmp_path) -> None:
     state = state_of("small_cross_most", shards, tmp_path / "run")
     batches = iter(state.loader)
-    fit._update(state, next(batches).to(state.device))
-    fit._update(state, next(batches).to(state.device))
-    assert not any(p.isnan().any() for p in state.student.parameters())
-    state.log.refuse_fault(["cls"])
+    state.updates(next(batches).to(state.device), state.step)
+    state.updates(next(batches).to(state.device), state.step)
+    assert not any(p.isnan().any() for p in state.updates.student.parameters())
+    state.updates.log.refuse_fault()
     with torch.no_grad():
-        state.student.points.lm_head.bias[0] = torch.nan
-    before = {name: p.clone() for name, p in state.student.named_parameters()}
+        state.updates.student.points.lm_head.bias[0] = torch.nan
+    before = {name: p.clone() for name, p in state.updates.student.named_parameters()}
     state.step = 2
-    fit._update(state, next(batches).to(state.device))
-    for name, parameter in state.student.named_parameters():
+    state.updates(next(batches).to(state.device), state.step)
+    for name, parameter in state.updates.student.named_parameters():
         assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num()), name
     with torch.no_grad():
-        state.student.points.lm_head.bias[0] = 0.0
+        state.updates.student.points.lm_head.bias[0] = 0.0
     state.step = 3
-    fit._update(state, next(batches).to(state.device))
+    state.updates(next(batches).to(state.device), state.step)
     with pytest.raises(Stopped, match="step 3: the loss mpm is not finite"):
         fit._save(state)
     assert not (tmp_path / "run").exists()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from training.data import _collate_labelled
 from training.evaluate import _logits
+from training.labelled import _collate_labelled
 
 
 class Linear:

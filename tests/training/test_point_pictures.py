@@ -13,8 +13,9 @@ from PIL import Image
 from manifests.mappings import tower_picture, value_range
 from manifests.samples import decode_array
 from renderers.backends import draw
-from training.data import labelled, picture_of
 from training.join import DataSettings, open_source, read_joined
+from training.labelled import labelled
+from training.objects import picture_of
 
 CHANNELS = {"realistic10": "gray", "pointclip6": "depth", "simpleview6_rgb": "rgb", "depth10_release": "depth"}
 

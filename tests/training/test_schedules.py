@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from training.checkpoint import build_model
-from training.fit import learning_rate
 from training.model import parameter_groups
 from training.recipe import FitRecipe, OptimizerSettings
 from training.teacher import EMASettings, Teacher
+from training.updates import learning_rate
 
 NAMES = {  # ours -> released
     "image.visual.proj": "image_projection",

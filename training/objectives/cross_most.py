@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from training import losses
-from training.data import Batch
+from training.batches import Batch
 from training.model import CrossModalModel
 from training.objectives.step import Step, weigh
 from training.teacher import LabelSettings, PseudoLabels, pseudo_labels

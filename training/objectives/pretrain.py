@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.functional import normalize
 
 from training import losses
-from training.data import LabelledBatch
+from training.batches import LabelledBatch
 from training.model import CrossModalModel
 from training.objectives.step import Step, weigh
 

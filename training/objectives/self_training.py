@@ -8,7 +8,7 @@ from both branches.
 
 from __future__ import annotations
 
-from training.data import Batch
+from training.batches import Batch
 from training.model import CrossModalModel
 from training.objectives import cross_most
 from training.objectives.cross_most import CrossMostSettings

@@ -1,0 +1,115 @@
+"""RUN/log.csv and RUN/tensorboard: values are summed up on the device and read once a row."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from manifests import store
+from manifests.errors import Stopped
+from training.losses import biasedness
+from training.objectives.step import Step
+
+LOG = "log.csv"
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One row of log.csv: what a progress bar shows as well."""
+
+    step: int
+    total_steps: int
+    values: dict[str, float]
+
+
+@dataclass
+class Log:
+    """What is summed up on the device since the last row of the log, and the first loss that was not finite.
+
+    names: of the entries of `sums`, a vector. counts: histograms by name. fault: step (or -1), then 1 for each term
+    that was not finite in it; read together with the sums, so that a step never waits for the device.
+    """
+
+    names: tuple[str, ...] = ()
+    sums: torch.Tensor | None = None
+    counts: dict[str, torch.Tensor] = field(default_factory=dict)
+    steps: int = 0
+    fault: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, result: Step, step: int) -> torch.Tensor:
+        """Adds a step's values; gives 1.0 where one of its terms is not finite, else 0.0, on the device."""
+        values = {"loss": result.total}
+        values |= {f"loss_{name}": value for name, value in result.terms.items()}
+        values |= {f"weighted_{name}": value for name, value in result.weighted.items()}
+        values |= result.figures
+        vector = torch.stack([value.detach().float() for value in values.values()])
+        self.names = tuple(values)
+        self.sums = vector if self.sums is None else self.sums + vector
+        for name, count in result.counts.items():
+            self.counts[name] = self.counts[name] + count if name in self.counts else count
+        self.steps += 1
+        bad = ~torch.isfinite(torch.stack([value.detach() for value in result.terms.values()]))
+        here = torch.cat([torch.full((1,), float(step), device=bad.device), bad.float()])
+        first = here if self.fault is None else torch.where(self.fault[0] < 0, here, self.fault)
+        self.fault = torch.where(bad.any() | (first[0] < step), first, torch.full_like(first, -1.0))
+        return bad.any().float()
+
+    def refuse_fault(self) -> None:
+        """Raises Stopped naming the first step and its terms that were not finite."""
+        if self.fault is not None and self.fault[0] >= 0:
+            step, *bad = self.fault.tolist()
+            terms = [name.removeprefix("weighted_") for name in self.names if name.startswith("weighted_")]
+            names = [name for name, wrong in zip(terms, bad, strict=True) if wrong]
+            raise Stopped(f"step {int(step)}: the loss {', '.join(names)} is not finite; lower optimizer.lr")
+
+    def row(self) -> dict[str, float]:
+        """Means since the last row; and the biasedness of the hard predictions since then."""
+        values = dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True))
+        values |= {f"biasedness_{name}": biasedness(count.float()).item() for name, count in self.counts.items()}
+        self.sums, self.counts, self.steps = None, {}, 0
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that the rows of a run that goes on are those of an unbroken one."""
+        return {"names": list(self.names), "sums": self.sums, "counts": self.counts, "steps": self.steps}
+
+    def restore(self, saved: dict[str, Any], device: torch.device) -> None:
+        """Goes on from a checkpoint."""
+        self.names, self.steps = tuple(saved["names"]), saved["steps"]
+        self.sums = None if saved["sums"] is None else saved["sums"].to(device)
+        self.counts = {name: count.to(device) for name, count in saved["counts"].items()}
+
+
+def append_row(path: Path, step: int, values: dict[str, float]) -> None:
+    """Adds a row to log.csv, with the names first where the file is new."""
+    with store.stopping(str(path)), open(path, "a", newline="") as file:
+        writer = csv.writer(file)
+        if file.tell() == 0:
+            writer.writerow(["step", *values])
+        writer.writerow([step, *(f"{value:.8g}" for value in values.values())])
+
+
+def cut_rows(path: Path, step: int) -> None:
+    """Drops the rows of log.csv behind the checkpoint that a run goes on from."""
+    if path.is_file():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = lines[:1] + [line for line in lines[1:] if int(line.partition(",")[0]) <= step]
+        store.write_bytes(str(path), "".join(kept).encode())
+
+
+@contextmanager
+def events(run: Path, wanted: bool, step: int) -> Iterator[Callable[[str, float, int], None]]:
+    """TensorBoard's writer of scalars (name, value, step); after a resume it drops the events behind `step`."""
+    if not wanted:
+        yield lambda name, value, step: None
+        return
+    with SummaryWriter(str(run / "tensorboard"), purge_step=step + 1) as writer:
+        yield writer.add_scalar
