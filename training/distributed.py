@@ -1,0 +1,239 @@
+"""Several processes that train or evaluate as one: torchrun's environment, collectives, errors that end all alike.
+
+Everything here also works in a single process, where nothing is exchanged. Small CPU tensors (errors, counts) travel by
+gloo, which never waits for an accelerator; CUDA tensors by NCCL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from manifests.errors import Refused, Stopped
+
+TIMEOUT = timedelta(minutes=30)  # for the slowest thing between two collectives: weights from a cold shared disk
+LEAVING = timedelta(seconds=10)
+_KINDS = {kind.__name__: kind for kind in (Refused, Stopped, KeyboardInterrupt)}
+
+
+def launched() -> bool:
+    """Whether torchrun (or whoever sets WORLD_SIZE as it does) started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def start() -> None:
+    """Joins the other processes where several were launched; call it before anything that may be refused.
+
+    Raises Refused when they cannot be reached.
+    """
+    if not launched() or dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise Refused(f"several processes: the others cannot be reached ({_line(error)}); start by torchrun") from error
+
+
+def finish() -> None:
+    """Leaves the other processes: nobody ends before all have said what they had to say, or have waited LEAVING."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"leaves/{rank()}", "1")
+        store.wait([f"leaves/{number}" for number in range(world())], LEAVING)
+    except RuntimeError:
+        return  # another one is gone already; closing the group properly would wait for it
+    dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def leads() -> bool:
+    """Whether this is the process that prints, logs and writes."""
+    return rank() == 0
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` (CUDA where there is some), `cpu` or `cuda`: of several processes on a machine each has its own GPU.
+
+    Raises Refused where torch sees no CUDA device, or fewer than processes.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not found):
+        return torch.device("cpu")
+    if not found:
+        raise Refused("--device cuda: torch sees no CUDA device here; use --device cpu")
+    if world() == 1:
+        return torch.device("cuda")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= found:
+        raise Refused(f"--device {name}: {found} CUDA devices for more processes; use --nproc-per-node {found}")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def refuse_several(what: str) -> None:
+    """Raises Refused where several processes were launched for what runs in one."""
+    if launched():
+        raise Refused(f"{what} runs in one process: start it without torchrun")
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[rank() * ctx.count : (rank() + 1) * ctx.count]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows of all processes in the order of ranks, with gradients; every process has as many rows.
+
+    Backward sums what all processes' losses say about one's own rows. So where each process's loss is that of the
+    global batch, the mean of all processes' gradients of a weight is the gradient of that loss.
+    """
+    return rows if world() == 1 else _Gather.apply(rows)
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, with gradients as those of `gather`."""
+    return value if world() == 1 else _Sum.apply(value)
+
+
+@torch.no_grad()
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes; no gradient."""
+    return value if world() == 1 else _Sum.apply(value) / world()
+
+
+@torch.no_grad()
+def largest(value: Tensor) -> Tensor:
+    """The largest of all processes, entry by entry; no gradient."""
+    if world() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
+@torch.no_grad()
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows (n, ...) of all processes in the order of ranks, without gradients; n may differ, the rest may not."""
+    if world() == 1:
+        return rows
+    counts = torch.empty(world(), dtype=torch.int64)
+    dist.all_gather_into_tensor(counts, torch.tensor([len(rows)]))
+    most = int(counts.max())
+    kind = rows.dtype
+    padded = rows.new_zeros((most, *rows.shape[1:]), dtype=torch.uint8 if kind == torch.bool else kind)
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world())]
+    if most:
+        dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]).to(kind)
+
+
+def gather_values(value: Any) -> list[Any]:
+    """What json can hold, of all processes in the order of ranks (keys of samples, messages)."""
+    if world() == 1:
+        return [value]
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = gather_rows(torch.tensor([len(data)])).tolist()
+    return [json.loads(part.numpy().tobytes()) for part in gather_rows(data).split(sizes)]
+
+
+def same(value: Any) -> Any:
+    """What json can hold, as the process of rank 0 has it."""
+    return gather_values(value if leads() else None)[0]
+
+
+def agree(error: BaseException | None = None, wish: int = 0) -> int:
+    """The largest `wish` of all processes. Where one of them met an error, all raise it: the lowest rank's.
+
+    Refused, Stopped and Ctrl-C stay what they are; of another error the process itself raises it and the others
+    Stopped. A process that is gone without a word is Stopped as well.
+    """
+    if world() == 1:
+        if error is not None:
+            raise error
+        return wish
+    try:
+        failed, wish = largest(torch.tensor([int(error is not None), wish])).tolist()
+        met = gather_values([_kind(error), str(error)] if error is not None else None) if failed else []
+    except RuntimeError as lost:
+        if error is not None:
+            raise error from lost
+        raise Stopped(f"process {rank()}: another process ended ({_line(lost)})") from lost
+    for number, known in enumerate(met):
+        if known is not None:
+            _raise(number, *known, error)
+    return wish
+
+
+def _raise(number: int, kind: str, message: str, error: BaseException | None) -> NoReturn:
+    if number == rank() and error is not None:
+        raise error
+    known = _KINDS.get(kind)
+    raise known(message) if known else Stopped(f"process {number}: {kind}: {message}") from error
+
+
+def _kind(error: BaseException) -> str:
+    """What others raise: DamagedShard is Stopped for them."""
+    return next((name for name, kind in _KINDS.items() if isinstance(error, kind)), type(error).__name__)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that all processes leave normally, or all by the error that one of them met in it (`agree`).
+
+    Inside it no collective may stand behind what may fail in one process alone.
+    """
+    try:
+        yield
+    except BaseException as error:
+        agree(error)
+        raise
+    agree()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
