@@ -19,8 +19,9 @@ class DatasetTable(BaseModel):
     reader: the file of pipeline/datasets that reads it, by default the one of its name. classes: names as the dataset
     writes them, in label order; empty for a dataset of anyone's own. prompt_names: the same in words for prompts.
     counts: expected objects of each split of a complete copy; split_counts: the same of each other division of the
-    dataset, by the name that `split=` takes. synsets: WordNet synset id -> class. expected_failures: id of an object
-    that is broken in the dataset itself -> what is wrong with it; it may fail and is counted in no fraction.
+    dataset, by the name that `split=` takes. subsets: classes that are judged alone, by name. synsets: WordNet synset
+    id -> class. expected_failures: id of an object that is broken in the dataset itself -> what is wrong with it; it
+    may fail and is counted in no fraction.
     axes: for each world axis, the signed source axis it is (`["y", "z", "x"]`: world = (source y, source z, source x));
     determinant +1.
     """
@@ -34,6 +35,7 @@ class DatasetTable(BaseModel):
     prompt_names: tuple[str, ...] = ()
     counts: dict[str, int] = {}
     split_counts: dict[str, dict[str, int]] = {}
+    subsets: dict[str, tuple[str, ...]] = {}
     synsets: dict[str, str] = {}
     expected_failures: dict[str, str] = {}
     axes: tuple[str, str, str] = ("x", "y", "z")
@@ -46,6 +48,10 @@ class DatasetTable(BaseModel):
             raise ValueError("a class comes twice")
         if self.synsets and sorted(self.synsets.values()) != sorted(self.classes):
             raise ValueError("synsets and classes are not the same")
+        for name, subset in self.subsets.items():
+            strange = set(subset) - set(self.classes)
+            if strange or len(set(subset)) != len(subset):
+                raise ValueError(f"subsets.{name}: {min(strange, default='a class comes twice')} is no class")
         axes_matrix(self.axes)
         return self
 

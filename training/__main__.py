@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.set_defaults(run_command=_fit)
     evaluate = commands.add_parser("evaluate", help="accuracies of a checkpoint")
     evaluate.add_argument("checkpoint", help="a run (its last step) or one of its checkpoints/step-* folders")
+    evaluate.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
     evaluate.add_argument("--shards", required=True)
     evaluate.add_argument("--split", default="test")
     evaluate.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -124,6 +125,9 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from training.checkpoint import open_checkpoint
     from training.evaluate import COLUMNS, evaluate
 
+    changes = parse_changes(options.changes)
+    if set(changes) - {"data"}:
+        raise Refused(f"evaluate takes keys of data alone, not {min(set(changes) - {'data'})}")
     checkpoint = open_checkpoint(options.checkpoint)
     with console.status("evaluating") as status:
         result = evaluate(
@@ -133,6 +137,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
             _device(options.device),
             options.classes_from_text,
             lambda done, total: status.update(f"evaluating {done:,} of {total:,} objects"),
+            changes.get("data"),
         )
     if options.json:
         print(json.dumps(result))

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from manifests.errors import Refused
+from manifests.recipes import Value, merge, parse_recipe
 from manifests.seeds import seed_digest
 from training.batches import LabelledBatch
 from training.checkpoint import MODEL, TEACHER, Checkpoint, build_model, load_text, load_weights, without_pretrained
@@ -134,9 +135,11 @@ def evaluate(
     device: torch.device | None = None,
     classes_from_text: bool = False,
     on_progress: Progress = _silent,
+    changes: dict[str, Value] | None = None,
 ) -> dict[str, Any]:
     """The object that `evaluate --json` prints. Raises Refused as `examine` does."""
-    return examine([checkpoint], shards, split, device, classes_from_text, on_progress=on_progress)[0].result()
+    examined = examine([checkpoint], shards, split, device, classes_from_text, on_progress=on_progress, changes=changes)
+    return examined[0].result()
 
 
 @dataclass
@@ -173,18 +176,19 @@ def examine(
     classes_from_text: bool = False,
     every_view: bool = True,
     on_progress: Progress = _silent,
+    changes: dict[str, Value] | None = None,
 ) -> list[Examined]:
     """The answers of several checkpoints, in one pass over the shards for those that read the same of them.
 
-    every_view: else only the one view of `image` is looked at. Raises Refused when the shards have no such split or
-    view set, no labels, or other classes than a checkpoint (classes_from_text: a new classifier is made from their
-    names).
+    every_view: else only the one view of `image` is looked at. changes: keys of `data` laid over each recipe's, such
+    as classes, candidates, objects, num_views. Raises Refused when the shards have no such split or view set, no
+    labels, or other classes than a checkpoint (classes_from_text: a new classifier is made from their names).
     """
     device = device or torch.device("cpu")
     opened = [_open(checkpoint) for checkpoint in checkpoints]
     streams: dict[tuple[DataSettings, int, int | None], list[int]] = {}
     for number, (examinee, _) in enumerate(opened):
-        settings = examinee.checkpoint.recipe.data.model_copy(update={"split": split})
+        settings = _settings(examinee.checkpoint, split, changes or {})
         seed = None if every_view else examinee.checkpoint.recipe.seed
         streams.setdefault((settings, examinee.models["student"].image.image_size, seed), []).append(number)
     found: dict[int, Examined] = {}
@@ -192,7 +196,7 @@ def examine(
         view_of = None if every_view else partial(one_view, seed)
         source, batches = labelled(shards, settings, image_size, BATCH, view_of)
         for number in numbers:
-            _classify(*opened[number], source, shards, classes_from_text)
+            _classify(*opened[number], source, shards, classes_from_text, bool(settings.classes))
             for model in opened[number][0].models.values():
                 model.to(device).eval()
         together = [opened[number][0] for number in numbers]
@@ -206,6 +210,12 @@ def examine(
                 manifest.dataset, split, manifest.classes, each.checkpoint.step, keys, student, teacher
             )
     return [found[number] for number in range(len(opened))]
+
+
+def _settings(checkpoint: Checkpoint, split: str, changes: dict[str, Value]) -> DataSettings:
+    """What is read to judge a checkpoint. Raises Refused for a key that `data` has not."""
+    values = merge(checkpoint.recipe.data.model_dump(mode="json") | {"split": split}, changes)
+    return parse_recipe(DataSettings, values, "data")
 
 
 def _open(checkpoint: Checkpoint) -> tuple[_Examinee, TextTower]:
@@ -223,14 +233,23 @@ def _open(checkpoint: Checkpoint) -> tuple[_Examinee, TextTower]:
     return _Examinee(checkpoint, models), text
 
 
-def _classify(examinee: _Examinee, text: TextTower, source: Source, shards: str, classes_from_text: bool) -> None:
-    """Holds a checkpoint's classes to those of the shards, or gives it a classifier of their names."""
+def _classify(
+    examinee: _Examinee, text: TextTower, source: Source, shards: str, classes_from_text: bool, subset: bool
+) -> None:
+    """Holds a checkpoint's classes to those of the shards, or gives it a classifier of their names.
+
+    subset: candidates were asked for by name; the checkpoint's answers are then among those of its classes alone.
+    """
     checkpoint, classes = examinee.checkpoint, source.manifest.classes
     if classes_from_text:
         load_text(checkpoint, text)
         classifier = text.classifier(source.manifest.prompt_names, checkpoint.recipe.prompts)
         for model in examinee.models.values():
             model.set_classifier(classifier)
+    elif subset and set(classes) < set(checkpoint.classes):
+        columns = [checkpoint.classes.index(name) for name in classes]
+        for model in examinee.models.values():
+            model.keep_classes(columns)
     elif classes != checkpoint.classes:
         raise Refused(
             f"{shards} has {len(classes)} classes, the checkpoint {len(checkpoint.classes)} others: "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +27,7 @@ from manifests.shards import (
     view_set_names,
     views_tar,
 )
+from training.subsets import subset_of, views_of
 
 log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(ge=1)]
@@ -39,6 +40,10 @@ class DamagedShard(Stopped, ValueError):
 class DataSettings(BaseModel):
     """What is read. views: a view set's name. channel: which of its pictures. num_points: a prefix of the cloud.
 
+    num_views: so many of each object's views are drawn from in training and averaged in evaluation, 0 for all;
+    view_choice: which (training.subsets.views_of). classes: objects of these alone: a subset that the dataset table
+    names (`medium`, `hard`) or a list; candidates: answers are among them (`subset`) or among all classes (`all`).
+    objects: `mvcnn80_20` (the first 80 and 20 of each class, by id) or a file of ids, one a line.
     shuffle: size of the buffer, samples. workers: reader processes. allow_incomplete: read an unfinished build.
     """
 
@@ -48,30 +53,55 @@ class DataSettings(BaseModel):
     channel: Literal["rgb", "depth", "gray"] = "rgb"
     split: str = "train"
     num_points: Positive = 8192
+    num_views: Annotated[int, Field(ge=0)] = 0
+    view_choice: Literal["even", "first"] = "even"
+    classes: str | tuple[str, ...] = ()
+    candidates: Literal["subset", "all"] = "subset"
+    objects: str = ""
     shuffle: Positive = 1024
     workers: Annotated[int, Field(ge=0)] = 0
     allow_incomplete: bool = False
 
+    def views_of(self, count: int) -> Sequence[int]:
+        """Which of an object's views are used, ascending."""
+        return views_of(count, self.num_views, self.view_choice)
+
 
 @dataclass(frozen=True)
 class Shard:
-    """One joined shard: its tars, and of every key in both the offset of its sample in each."""
+    """One joined shard: its tars, and of every key in both the offset of its sample in each.
+
+    partial: objects between those keys are not used, so neighbours here are none in the tars.
+    """
 
     shapes: str
     views: str
     keys: tuple[str, ...]
     shapes_offsets: tuple[int, ...]
     views_offsets: tuple[int, ...]
+    partial: bool = False
+
+    def only(self, keys: frozenset[str]) -> Shard:
+        """The shard with these objects alone."""
+        kept = [number for number, key in enumerate(self.keys) if key in keys]
+        names, shapes, views = (
+            tuple(each[number] for number in kept) for each in (self.keys, self.shapes_offsets, self.views_offsets)
+        )
+        return replace(self, keys=names, shapes_offsets=shapes, views_offsets=views, partial=True)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A split of a build joined with one view set."""
+    """A split of a build joined with one view set; manifest: with the candidate classes alone.
+
+    labels: for each class of the build its number among the candidates, None where it is none.
+    """
 
     manifest: BuildManifest
     view_set: ViewSetManifest
     shards: tuple[Shard, ...]
     left_out: int
+    labels: tuple[int | None, ...]
 
     @property
     def total(self) -> int:
@@ -102,18 +132,25 @@ def open_source(shards: str, settings: DataSettings) -> Source:
     if settings.channel not in channels_of(view_set.preset):
         has = ", ".join(channels_of(view_set.preset))
         raise Refused(f"data.channel={settings.channel}: view set {settings.views} has {has}")
+    if 0 < view_set.preset.num_views < settings.num_views:
+        raise Refused(
+            f"data.num_views={settings.num_views}: view set {settings.views} has {view_set.preset.num_views} views"
+        )
     if view_set.shapes_hash != manifest.shapes_hash:
         raise Refused(f"{out}/views/{settings.views} was drawn from other shapes: delete it and draw it again")
+    subset = subset_of(out, manifest, settings.split, settings.classes, settings.candidates, settings.objects)
     joined, left_out = [], 0
     for number in range(manifest.num_shards[settings.split]):
         tars = shapes_tar(out, settings.split, number), views_tar(out, settings.views, settings.split, number)
         shard, missing = _join(*tars, settings.allow_incomplete)
-        if shard is not None:
+        if shard is not None and subset.keys is not None:
+            shard = shard.only(subset.keys)
+        if shard is not None and shard.keys:
             joined.append(shard)
         left_out += missing
     if left_out:
         log.warning("%s: %d objects are left out: their views failed or were skipped", out, left_out)
-    return Source(manifest, view_set, tuple(joined), left_out)
+    return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels)
 
 
 def channels_of(preset: AnyViews) -> tuple[str, ...]:
@@ -156,7 +193,7 @@ def read_joined(
     with _opened(shard.shapes) as shapes_file, _opened(shard.views) as views_file:
         before = None
         for number in numbers:
-            if before is None or number != before + 1:
+            if before is None or number != before + 1 or shard.partial:
                 shapes_file.seek(shard.shapes_offsets[number])
                 views_file.seek(shard.views_offsets[number])
                 shapes, views = read_samples(shapes_file, shapes_wanted), read_samples(views_file, views_wanted)

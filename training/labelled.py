@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manifests.mappings import mean_and_deviation
-from manifests.samples import JSON, Sample
+from manifests.samples import JSON, Sample, split_view_member
 from manifests.seeds import generator
 from training.augment import normalize_cloud, to_tensor, weak_picture
 from training.batches import LabelledBatch
@@ -25,19 +25,22 @@ def labelled(
 ) -> tuple[Source, Callable[[], Iterator[LabelledBatch]]]:
     """Batches with labels for evaluation, in the order of the shards; objects without a label are left out.
 
-    view_of: (key, number of views) -> the one view that is read; else all are.
+    view_of: (key, number of views) -> which one of the views in use is read; else all of those are.
     """
     source = open_source(shards, settings)
 
     def pictured(views: Sample, suffix: str) -> bool:
-        return suffix == JSON or f".{settings.channel}." in suffix
+        picture = split_view_member(suffix)
+        if picture is None or picture[1] != settings.channel:
+            return suffix == JSON
+        return picture[0] in settings.views_of(num_views(views))
 
     def batches() -> Iterator[LabelledBatch]:
         samples: list[tuple[str, Tensor, Tensor, int]] = []
         for shard in source.shards:
             for shape, views in read_joined(shard, range(len(shard.keys)), views_wanted=pictured):
                 with naming(shard.shapes, shape.key):
-                    label = shape.json["label"]
+                    label = label_of(shape, source)
                 if label is not None:
                     whole = _whole(shard, shape, views, source, settings, image_size, view_of)
                     samples.append((shape.key, *whole, label))
@@ -48,6 +51,12 @@ def labelled(
             yield _collate_labelled(samples)
 
     return source, batches
+
+
+def label_of(shape: Sample, source: Source) -> int | None:
+    """The number of an object's class among the candidates; None where it has no label."""
+    label = shape.json["label"]
+    return None if label is None else source.labels[label]
 
 
 def _whole(
@@ -62,10 +71,10 @@ def _whole(
     preset = source.view_set.preset
     mean, deviation = mean_and_deviation(settings.channel, preset)
     with naming(shard.views, views.key):
-        count = num_views(views)
+        used = settings.views_of(num_views(views))
         pictures = [
             to_tensor(weak_picture(picture_of(views, v, settings.channel, preset), image_size), mean, deviation)
-            for v in (range(count) if view_of is None else [view_of(views.key, count)])
+            for v in (used if view_of is None else [used[view_of(views.key, len(used))]])
         ]
     with naming(shard.shapes, shape.key):
         points = cloud_of(shape, settings.num_points, generator(0, 0, shape.key))

@@ -70,6 +70,13 @@ class CrossModalModel(nn.Module):
             self.points_classifier = nn.Parameter(classifier.detach().clone())
 
     @torch.no_grad()
+    def keep_classes(self, columns: list[int]) -> None:
+        """The classifiers' columns of these classes alone, in this order."""
+        self.classifier = nn.Parameter(self.classifier[:, columns].clone(), requires_grad=self.text is None)
+        if self.points_classifier is not None:
+            self.points_classifier = nn.Parameter(self.points_classifier[:, columns].clone())
+
+    @torch.no_grad()
     def refresh_classifier(self) -> None:
         """Where the text tower is trained: the classifier that it gives now."""
         if self.text is not None:
