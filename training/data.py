@@ -38,6 +38,7 @@ from training.augment import weak_cloud as make_weak_cloud
 from training.augment import weak_picture as make_weak_picture
 from training.batches import Batch, LabelledBatch
 from training.join import DamagedShard, DataSettings, Shard, Source, naming, read_joined
+from training.labelled import label_of
 from training.objects import cloud_of, num_views, picture_of
 from training.order import Range, Share, cut, epoch_ranges, share_of, shuffled
 
@@ -138,7 +139,7 @@ class EpochSamples(IterableDataset):
 
     def _read(self, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
         """The objects at these ascending positions of the concatenated ranges, read forwards."""
-        views_draw = _ViewDraw(self.seed, self.epoch, self.settings.channel)
+        views_draw = _ViewDraw(self.seed, self.epoch, self.settings)
         position = 0
         for piece in ranges:
             shard, size = self.source.shards[piece.shard], piece.stop - piece.start
@@ -159,8 +160,8 @@ class EpochSamples(IterableDataset):
 class _ViewDraw:
     """Draws a view of each object while its members pass by, so that no other picture is read."""
 
-    def __init__(self, seed: int, epoch: int, channel: str) -> None:
-        self._seed, self._epoch, self._channel = seed, epoch, channel
+    def __init__(self, seed: int, epoch: int, settings: DataSettings) -> None:
+        self._seed, self._epoch, self._settings = seed, epoch, settings
         self._drawn: dict[str, tuple[int, np.random.Generator, str]] = {}
 
     def __call__(self, views: Sample, suffix: str) -> bool:
@@ -169,8 +170,9 @@ class _ViewDraw:
     def _draw(self, views: Sample) -> tuple[int, np.random.Generator, str]:
         if views.key not in self._drawn:
             rng = generator(self._seed, self._epoch, views.key)
-            view = int(rng.integers(num_views(views)))
-            self._drawn[views.key] = view, rng, view_member(view, self._channel, "")
+            used = self._settings.views_of(num_views(views))
+            view = used[int(rng.integers(len(used)))]
+            self._drawn[views.key] = view, rng, view_member(view, self._settings.channel, "")
         return self._drawn[views.key]
 
     def take(self, views: Sample) -> tuple[int, np.random.Generator]:
@@ -213,7 +215,7 @@ class SupervisedSamples(EpochSamples):
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         picture, points, rng = self._picture(drawn), self._cloud(drawn), drawn.rng
         with naming(drawn.shard.shapes, drawn.shape.key):
-            label = drawn.shape.json["label"]
+            label = label_of(drawn.shape, self.source)
         if label is None:
             raise DamagedShard(f"{drawn.shard.shapes}: {drawn.shape.key}: no label, which supervised training needs")
         strong = rng.random() < 0.5
