@@ -39,4 +39,4 @@ def test_a_miniature_scanobjectnn_reaches_training(tmp_path) -> None:
     pictures = batch.weak_image.float()
     assert torch.equal(pictures[:, 0], pictures[:, 1])
     assert pictures.std(dim=(1, 2, 3)).min() > 5
-    assert np.isfinite(batch.strong_points.numpy()).all()
+    assert np.isfinite(batch.to(torch.device("cpu")).strong_points.numpy()).all()

@@ -1,8 +1,6 @@
-"""Weak and strong views of pictures and clouds, drawn from one generator a sample. Source: Cross-MoST as released.
+"""Weak and strong views of pictures, drawn from one generator a sample, and image masks. Clouds: training/clouds.py.
 
-Pictures, uint8 (H, W, 3): torchvision's crop and timm's operations. Clouds: the released order, with two defects
-mended: the strong crop really crops (released: x_min 9 in place of 0.9), and the cloud is filled up again by repeating
-points, not by an O(N^2) interpolation.
+Pictures are uint8 (H, W, 3): torchvision's crop and timm's operations. Source: Cross-MoST as released.
 """
 
 from __future__ import annotations
@@ -22,8 +20,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 Share = Annotated[float, Field(ge=0, le=1)]
-WEAK_TURN_SIGMA, WEAK_TURN_LIMIT = 0.06, 0.18
-JITTER_SIGMA, JITTER_LIMIT = 0.01, 0.05
 LARGEST_RATIO = float(np.log(4 / 3))
 NUM_OPERATIONS = 2
 LARGEST_MAGNITUDE = 9.99  # at timm's 10 posterising keeps no bit, which Pillow refuses
@@ -125,79 +121,12 @@ def to_tensor(picture: np.ndarray, mean: tuple[float, ...], deviation: tuple[flo
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
-# Inside, clouds are (3, N): numpy is many times faster along a contiguous axis.
-
-
-def _normalized_axes(points: np.ndarray) -> np.ndarray:
-    """float32 (3, N) of a cloud (N, 3), about its centroid, farthest point at 1."""
-    axes = np.ascontiguousarray(points.T, np.float32)
-    axes -= axes.mean(axis=1, keepdims=True)
-    axes /= max(float(np.sqrt((axes * axes).sum(axis=0).max())), 1e-9)
-    return axes
-
-
 def normalize_cloud(points: np.ndarray) -> np.ndarray:
     """float32 (N, 3) about its centroid, farthest point at 1."""
-    return np.ascontiguousarray(_normalized_axes(points).T)
-
-
-def weak_cloud(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Normalised; scaled by U(0.9, 1.1); turned a little about all axes (N(0, 0.06), at most 0.18 rad)."""
-    scale = rng.uniform(0.9, 1.1)
-    angles = np.clip(rng.normal(0, WEAK_TURN_SIGMA, 3), -WEAK_TURN_LIMIT, WEAK_TURN_LIMIT)
-    turn = _turn(2, angles[2]) @ _turn(1, angles[1]) @ _turn(0, angles[0])
-    return np.ascontiguousarray(((scale * turn).astype(np.float32) @ _normalized_axes(points)).T)
-
-
-def strong_cloud(points: np.ndarray, settings: AugmentSettings, rng: np.random.Generator) -> np.ndarray:
-    """Normalised, scaled, turned about +Y, shifted, thinned, jittered, cropped and filled up again to N points.
-
-    Released: jittered before it is thinned, which is the same and takes longer.
-    """
-    count = len(points)
-    scale = rng.uniform(1 / settings.points_scale, settings.points_scale)
-    axes = (scale * _turn(1, rng.uniform(0, 2 * np.pi))).astype(np.float32) @ _normalized_axes(points)
-    extent = axes.max(axis=1) - axes.min(axis=1)
-    axes += (rng.uniform(-settings.points_shift, settings.points_shift, 3) * extent).astype(np.float32)[:, None]
-    thinned = axes.compress(rng.random(count, np.float32) >= rng.uniform(0, settings.points_dropout), axis=1)
-    thinned += _jitter(thinned.shape, rng)
-    kept = thinned.compress(in_box(thinned, settings.points_crop, rng), axis=1)
-    kept = np.ascontiguousarray((kept if kept.shape[1] else axes[:, :1]).T)
-    order = rng.permutation(len(kept))
-    fill = rng.integers(len(kept), size=count - len(kept))
-    return kept.take(np.concatenate([order, fill]), axis=0)
-
-
-def turned_cloud(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Normalised, turned about +Y by U(0, 2 pi), jittered by N(0, 0.01), at most 0.05: supervised training's cloud."""
-    axes = _turn(1, rng.uniform(0, 2 * np.pi)).astype(np.float32) @ _normalized_axes(points)
-    axes += _jitter(axes.shape, rng)
+    axes = np.ascontiguousarray(points.T, np.float32)  # numpy is many times faster along a contiguous axis
+    axes -= axes.mean(axis=1, keepdims=True)
+    axes /= max(float(np.sqrt((axes * axes).sum(axis=0).max())), 1e-9)
     return np.ascontiguousarray(axes.T)
-
-
-def _jitter(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    noise = rng.standard_normal(shape, np.float32)
-    noise *= np.float32(JITTER_SIGMA)
-    return np.clip(noise, -JITTER_LIMIT, JITTER_LIMIT, out=noise)
-
-
-def in_box(axes: np.ndarray, smallest: float, rng: np.random.Generator) -> np.ndarray:
-    """bool (N,): the points of a cloud (3, N) in a box that keeps U(smallest, 1) of each axis, placed at random."""
-    if smallest >= 1 or axes.shape[1] < 2:
-        return np.ones(axes.shape[1], bool)
-    low, high = axes.min(axis=1), axes.max(axis=1)
-    side = rng.uniform(smallest, 1.0, 3).astype(np.float32) * (high - low)
-    corner = low + rng.random(3, np.float32) * (high - low - side)
-    return ((axes >= corner[:, None]) & (axes <= (corner + side)[:, None])).all(axis=0)
-
-
-def _turn(axis: int, angle: float) -> np.ndarray:
-    """A right-handed rotation (3, 3) about one axis."""
-    i, j = [(1, 2), (2, 0), (0, 1)][axis]
-    matrix = np.eye(3)
-    matrix[i, i] = matrix[j, j] = np.cos(angle)
-    matrix[i, j], matrix[j, i] = -np.sin(angle), np.sin(angle)
-    return matrix
 
 
 def image_mask(size: int, patch: int, cell: int, ratio: float, rng: np.random.Generator) -> np.ndarray:

@@ -31,12 +31,9 @@ from training.augment import (
     AugmentSettings,
     StrongPicture,
     image_mask,
-    strong_cloud,
-    turned_cloud,
 )
-from training.augment import weak_cloud as make_weak_cloud
 from training.augment import weak_picture as make_weak_picture
-from training.batches import Batch, LabelledBatch
+from training.batches import RawBatch, RawLabelledBatch
 from training.join import DamagedShard, DataSettings, Shard, Source, naming, read_joined
 from training.labelled import label_of
 from training.objects import cloud_of, num_views, picture_of
@@ -183,7 +180,7 @@ class _ViewDraw:
 
 
 class UnlabelledSamples(EpochSamples):
-    """Weak and strong views of pictures and clouds, masks and draws: Batch. No label is read."""
+    """Weak and strong pictures, clouds as stored with a seed, masks and draws: RawBatch. No label is read."""
 
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         form, rng = self.form, drawn.rng
@@ -192,22 +189,23 @@ class UnlabelledSamples(EpochSamples):
             "key": drawn.shape.key,
             "weak_image": make_weak_picture(picture, form.image_size),
             "strong_image": self._strong(picture, rng),
-            "weak_points": make_weak_cloud(points, rng),
-            "strong_points": strong_cloud(points, self.augment, rng),
+            "points": points,
+            "seed": rng.integers(2**63),
             "image_mask": image_mask(form.image_size, form.patch, form.mask_cell, form.mask_ratio, rng),
             "points_draw": rng.random(2, np.float32),
             "modality_draw": rng.random(dtype=np.float32),
         }
 
-    def _collate(self, samples: list[dict[str, Any]]) -> Batch:
+    def _collate(self, samples: list[dict[str, Any]]) -> RawBatch:
         tensors = {name: _stacked(samples, name) for name in samples[0] if name != "key"}
         for name in ("weak_image", "strong_image"):
             tensors[name] = tensors[name].permute(0, 3, 1, 2)
-        return Batch(tuple(s["key"] for s in samples), **tensors, mean=self.mean, deviation=self.deviation)
+        keys = tuple(s["key"] for s in samples)
+        return RawBatch(keys, **tensors, mean=self.mean, deviation=self.deviation, augment=self.augment)
 
 
 class SupervisedSamples(EpochSamples):
-    """One picture, weak or strong by equal chance; a turned and jittered cloud; the label: LabelledBatch."""
+    """One picture, weak or strong by equal chance; a cloud as stored with a seed; the label: RawLabelledBatch."""
 
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         return suffix in (POINTS, JSON)
@@ -223,15 +221,17 @@ class SupervisedSamples(EpochSamples):
         return {
             "key": drawn.shape.key,
             "image": picture,
-            "points": turned_cloud(points, rng),
+            "points": points,
+            "seed": rng.integers(2**63),
             "label": np.int64(label),
         }
 
-    def _collate(self, samples: list[dict[str, Any]]) -> LabelledBatch:
-        return LabelledBatch(
+    def _collate(self, samples: list[dict[str, Any]]) -> RawLabelledBatch:
+        return RawLabelledBatch(
             keys=tuple(s["key"] for s in samples),
             images=_stacked(samples, "image").permute(0, 3, 1, 2)[:, None],
             points=_stacked(samples, "points"),
+            seed=_stacked(samples, "seed"),
             label=_stacked(samples, "label"),
             mean=self.mean,
             deviation=self.deviation,
@@ -252,7 +252,7 @@ def unlabelled(
     rank: int = 0,
     world: int = 1,
 ) -> tuple[UnlabelledSamples, DataLoader]:
-    """Batches without labels for training, Batch. `set_epoch` on the first, iterate over the second by `batches_of`.
+    """Batches without labels for training, RawBatch. `set_epoch` on the first, iterate over the second by `batches_of`.
 
     Raises Refused when a batch of all ranks is larger than the data.
     """
@@ -270,7 +270,7 @@ def supervised(
     rank: int = 0,
     world: int = 1,
 ) -> tuple[SupervisedSamples, DataLoader]:
-    """The same with labels, LabelledBatch of one view an object, for pre-training on a source domain and for an oracle.
+    """The same with labels, RawLabelledBatch of one view an object: for pre-training on a source domain, for an oracle.
 
     The order of samples, their views and the raised errors are those of `unlabelled`; an object without a label raises
     DamagedShard naming it.
