@@ -24,8 +24,8 @@ class EMASettings(BaseModel):
 class LabelSettings(BaseModel):
     """Pseudo-labels. mode: `joint` (paper: the surer modality), `random`, `image`, `points` or `none` (Table 4), `own`.
 
-    none: no combination, each branch has its own modality's label. (Table 4's figures of "No Comb." are those of Table 3
-    with L_align and without joint labels, so they are no missing labels; released: combined_pseudolabels=False.)
+    none: no combination, each branch has its own modality's label. (The figures of Table 4's "No Comb." are Table 3's
+    with L_align and without joint labels: labels there are. Released code: combined_pseudolabels=False.)
     own: the same by the name that suits two separate self-trainings.
 
     threshold: T, strict. image_threshold, points_threshold: of each branch in `none` and `own`, where they are not T
