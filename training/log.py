@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from manifests import store
 from manifests.errors import Stopped
+from training import distributed
 from training.losses import biasedness
 from training.objectives.step import Step
 
@@ -45,7 +46,7 @@ class Log:
 
     @torch.no_grad()
     def add(self, result: Step, step: int) -> torch.Tensor:
-        """Adds a step's values; gives 1.0 where one of its terms is not finite, else 0.0, on the device."""
+        """Adds a step's values; gives 1.0 where a term is not finite in a process, else 0.0, on the device."""
         values = {"loss": result.total}
         values |= {f"loss_{name}": value for name, value in result.terms.items()}
         values |= {f"weighted_{name}": value for name, value in result.weighted.items()}
@@ -57,6 +58,7 @@ class Log:
             self.counts[name] = self.counts[name] + count if name in self.counts else count
         self.steps += 1
         bad = ~torch.isfinite(torch.stack([value.detach() for value in result.terms.values()]))
+        bad = distributed.largest(bad.float()) > 0
         here = torch.cat([torch.full((1,), float(step), device=bad.device), bad.float()])
         first = here if self.fault is None else torch.where(self.fault[0] < 0, here, self.fault)
         self.fault = torch.where(bad.any() | (first[0] < step), first, torch.full_like(first, -1.0))

@@ -10,41 +10,34 @@ import math
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-
-class _Gather(torch.autograd.Function):
-    """All ranks' rows in rank order; backward sums the gradients of all ranks' use of one's own rows."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
-        ctx.count = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        start = dist.get_rank() * ctx.count
-        return gradient[start : start + ctx.count]
+from training import distributed
+from training.distributed import gather
 
 
-def gather(rows: Tensor) -> Tensor:
-    """Rows of all processes, with gradients, where torch.distributed runs; the rows themselves elsewhere."""
-    return _Gather.apply(rows) if dist.is_available() and dist.is_initialized() else rows
+def counted(mask: Tensor) -> Tensor:
+    """How much of a mask (or of a confident set) is set in the global batch, at least 1, divided by the processes.
+
+    The divisor of a mean over what is set: counts differ between processes, and the mean of the processes' values is
+    then the value of the global batch, to the gradient.
+    """
+    wide = torch.promote_types(mask.dtype, torch.float32)  # a sum in bf16 counts to 256
+    return distributed.summed(mask.detach().sum(dtype=wide)).clamp(min=1) / distributed.world()
 
 
-def confident_cross_entropy(logits_BC: Tensor, label_B: Tensor, confident_B: Tensor) -> Tensor:
+def confident_cross_entropy(
+    logits_BC: Tensor, label_B: Tensor, confident_B: Tensor, divisor: Literal["batch", "selected"] = "batch"
+) -> Tensor:
     """L_cls of one modality, eq. 2: the sum over confident samples divided by B.
 
-    confident_B: float, 1 where the pseudo-label counts. (Released code: divides by the number selected; NaN for none.)
+    confident_B: float, 1 where the pseudo-label counts. divisor: `selected` divides by how many are confident in the
+    global batch (released code, per GPU; NaN for none there, 0 here).
     """
     each = cross_entropy(logits_BC, label_B, reduction="none")
-    return (each * confident_B.to(each.dtype)).sum() / len(each)
+    total = (each * confident_B.to(each.dtype)).sum()
+    return total / (counted(confident_B) if divisor == "selected" else len(each))
 
 
 def fairness(logits_BC: Tensor) -> Tensor:
@@ -95,7 +88,7 @@ def masked_image(predicted: Tensor, image: Tensor, pixel_mask: Tensor) -> Tensor
     predicted, image: (B, 3, H, W). pixel_mask: float (B, H, W), 1 where masked. (Released code divides by 197, not 3.)
     """
     error = (predicted - image).abs().sum(dim=1)
-    return (error * pixel_mask).sum() / (pixel_mask.sum() * image.shape[1]).clamp(min=1)
+    return (error * pixel_mask).sum() / (counted(pixel_mask) * image.shape[1])
 
 
 def masked_points(predicted_BLD: Tensor, token_BLD: Tensor, mask_BL: Tensor) -> Tensor:
@@ -105,13 +98,13 @@ def masked_points(predicted_BLD: Tensor, token_BLD: Tensor, mask_BL: Tensor) -> 
     sum is divided by the batch size.)
     """
     error = (predicted_BLD - token_BLD.detach()).abs().sum(dim=2)
-    return (error * mask_BL).sum() / (mask_BL.sum() * token_BLD.shape[2]).clamp(min=1)
+    return (error * mask_BL).sum() / (counted(mask_BL) * token_BLD.shape[2])
 
 
 def local_global(local_BLE: Tensor, global_BE: Tensor, mask_BL: Tensor) -> Tensor:
     """L_lg-align of one modality: squared distance of unit vectors, mean over masked tokens, no stop-gradient."""
     distance = (local_BLE - global_BE[:, None]).pow(2).sum(dim=2)
-    return (distance * mask_BL).sum() / mask_BL.sum().clamp(min=1)
+    return (distance * mask_BL).sum() / counted(mask_BL)
 
 
 def divergence_from_uniform(logits_BC: Tensor) -> Tensor:

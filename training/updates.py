@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from training.gradients import averaged
 from training.log import Log
 from training.model import CrossModalModel, parameter_groups
 from training.objectives import METHODS, SUPERVISED
@@ -46,16 +47,20 @@ class Updates:
     warmup: int
     log: Log = field(default_factory=Log)
 
+    def __post_init__(self) -> None:
+        self._step = averaged(METHODS[self.recipe.method], self.student)
+
     def __call__(self, batch: Any, step: int) -> float:
         """One optimiser step and one step of the teacher, the step after `step` others; gives the learning rate.
 
-        An update whose loss is not finite is skipped on the device; the log finds it at its next row.
+        Gradients are averaged over all processes (training/gradients.py). An update whose loss is not finite is
+        skipped on the device, on all processes; the log finds it at its next row.
         """
         rate = learning_rate(step, self.total_steps, self.warmup, self.recipe.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         teacher = None if self.teacher is None else self.teacher.model
-        result = METHODS[self.recipe.method](self.student, teacher, batch, self.recipe)
+        result = self._step(self.student, teacher, batch, self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
         result.total.backward()
         self.optimizer.found_inf = self.log.add(result, step + 1)

@@ -37,6 +37,14 @@ class Weights(BaseModel):
     lg_align: Weight = 0.2
 
 
+class ClsSettings(BaseModel):
+    """Eq. 2. divisor: `batch` (paper) or `selected`, the number of confident samples (released code, MUST)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    divisor: Literal["batch", "selected"] = "batch"
+
+
 class AlignSettings(BaseModel):
     """Eq. 3. temperature: not in the paper; CLIP's initial 0.07. gather: negatives of all processes."""
 
@@ -75,6 +83,7 @@ class CrossMostSettings(BaseModel):
 
     labels: LabelSettings = LabelSettings()
     weights: Weights = Weights()
+    cls: ClsSettings = ClsSettings()
     align: AlignSettings = AlignSettings()
     mask: MaskSettings = MaskSettings()
     lg_align: LocalGlobalSettings = LocalGlobalSettings()
@@ -129,9 +138,10 @@ def teach(
         image_feature = student.image_features(batch.strong_image)
         points_feature = normalize(student.points.encode(*groups).feature, dim=1)
     image_out, points_out = student.image_logits(image_feature), student.points_logits(points_feature)
+    divisor = settings.cls.divisor
     terms |= {
-        "cls": losses.confident_cross_entropy(image_out, labels.image_label, labels.image_confident)
-        + losses.confident_cross_entropy(points_out, labels.points_label, labels.points_confident),
+        "cls": losses.confident_cross_entropy(image_out, labels.image_label, labels.image_confident, divisor)
+        + losses.confident_cross_entropy(points_out, labels.points_label, labels.points_confident, divisor),
         "fair": losses.fairness(image_out) + losses.fairness(points_out),
     }
     figures = _figures(labels, image_logits, points_logits, student)
@@ -167,7 +177,7 @@ def _figures(
     entropy: mean over the batch of KL(teacher's prediction || uniform), natural log; 0 is undecided, log C is sure.
     """
     confident = labels.image_confident
-    chosen = confident.sum().clamp(min=1)
+    chosen = losses.counted(confident)
     return {
         "confident_image": confident.mean(),
         "confident_points": labels.points_confident.mean(),

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.functional import normalize
 
-from training import losses
+from training import distributed, losses
 from training.batches import LabelledBatch
 from training.model import CrossModalModel
 from training.objectives.step import Step, weigh
@@ -35,11 +35,11 @@ class PretrainSettings(BaseModel):
 
 
 def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: FitRecipe) -> Step:
-    """The three losses of one batch of single views."""
-    image = student.image_features(batch.images[:, 0])
-    points = student.point_features(batch.points)
-    classes, caption = batch.label.unique(return_inverse=True)
-    prompt = int(torch.randint(student.captions.shape[1], ()))
+    """The three losses of one batch of single views: of the global batch, the same in every process."""
+    image = distributed.gather(student.image_features(batch.images[:, 0]))
+    points = distributed.gather(student.point_features(batch.points))
+    classes, caption = distributed.gather_rows(batch.label).unique(return_inverse=True)
+    prompt = distributed.same(int(torch.randint(student.captions.shape[1], ())))
     text = normalize(student.text.encode(student.captions[classes, prompt]), dim=1)
     scale = student.logit_scale.exp()
     same = caption[:, None] == caption[None]

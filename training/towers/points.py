@@ -14,6 +14,8 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from training.towers.batch_norm import GlobalBatchNorm1d
+
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -104,10 +106,10 @@ class MiniPointNet(nn.Module):
         super().__init__()
         a, b, c = inner
         self.first_conv = nn.Sequential(
-            nn.Conv1d(3, a, 1), nn.BatchNorm1d(a), nn.ReLU(inplace=True), nn.Conv1d(a, b, 1)
+            nn.Conv1d(3, a, 1), GlobalBatchNorm1d(a), nn.ReLU(inplace=True), nn.Conv1d(a, b, 1)
         )
         self.second_conv = nn.Sequential(
-            nn.Conv1d(2 * b, c, 1), nn.BatchNorm1d(c), nn.ReLU(inplace=True), nn.Conv1d(c, width, 1)
+            nn.Conv1d(2 * b, c, 1), GlobalBatchNorm1d(c), nn.ReLU(inplace=True), nn.Conv1d(c, width, 1)
         )
 
     def forward(self, neighbourhoods: Tensor) -> Tensor:

@@ -1,0 +1,34 @@
+"""Batch normalisation over the global batch, so that one recipe trains the same on any number of processes.
+
+torch's SyncBatchNorm does the same, but on GPUs alone, where no test without one would reach it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from training import distributed
+
+
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm1d of (B, C, L); in training its statistics are those of all processes' samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, L) normalised. In one process, or in eval mode, exactly BatchNorm1d."""
+        if not self.training or distributed.world() == 1:
+            return super().forward(x)
+        count = x.shape[0] * x.shape[2] * distributed.world()
+        mean = distributed.summed(x.sum(dim=(0, 2))) / count
+        centred = x - mean[:, None]
+        variance = distributed.summed(centred.pow(2).sum(dim=(0, 2))) / count
+        self._follow(mean.detach(), variance.detach() * count / (count - 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None] + self.bias[:, None]
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """The running statistics, as BatchNorm1d keeps them."""
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
