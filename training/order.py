@@ -2,7 +2,12 @@
 
 An epoch is the samples that the one before left over, then the permuted shards without those, beginning somewhere
 inside a shard; what does not fill its last batch of all ranks is left over for the next. It is cut into contiguous
-ranges of whole batches, one a reader.
+ranges of whole batches, one a reader (rank x worker process), and each reader shuffles its own in a buffer.
+
+A run that is stopped within an epoch keeps what was given so far as segments, plain values for a checkpoint: a list of
+(world, workers, batches), batches of all ranks together, which `went_on` makes longer. With it, other numbers of ranks
+or workers go on where those stopped: every sample still comes once in the epoch (`EpochOrder`). At the end of an epoch
+the list begins anew, empty.
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from manifests.seeds import generator
+
+Given = Sequence[tuple[int, int, int]]  # segments of an epoch: (world, workers, batches of all ranks)
 
 
 @dataclass(frozen=True)
@@ -104,3 +111,65 @@ def shuffled(count: int, buffer: int, rng: np.random.Generator) -> list[int]:
         order.append(held[out])
         held[out] = arriving
     return order + [held[i] for i in rng.permutation(len(held))]
+
+
+def went_on(given: Given, world: int, workers: int, batches: int) -> list[tuple[int, int, int]]:
+    """The segments of an epoch after `batches` more, by `world` ranks of `workers` processes each (0 is as good as 1).
+
+    What the same readers give one after the other is one segment; segments of nothing are none.
+    """
+    segments: list[tuple[int, int, int]] = []
+    for ranks, readers, number in (*given, (world, workers, batches)):
+        if number and segments and segments[-1][:2] == (ranks, max(readers, 1)):
+            number += segments.pop()[2]
+        if number:
+            segments.append((ranks, max(readers, 1), number))
+    return segments
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """Which samples of an epoch each reader gives, and when: positions in its `epoch_ranges`.
+
+    count: samples of the epoch, whole batches; batch: of all ranks together; buffer: of each reader's shuffling. Each
+    rank has its contiguous part of the positions, cut again by whole batches among its readers.
+    """
+
+    count: int
+    batch: int
+    buffer: int
+    seed: int
+    epoch: int
+
+    def of_reader(self, given: Given, world: int, workers: int, rank: int, worker: int) -> np.ndarray:
+        """The positions that one worker process still gives, in order, after the segments in `given`.
+
+        Where the last segment is of as many ranks and workers, everything is as if there had been no break. Else what
+        no segment gave is cut among the present readers: in whole batches, each sample once.
+        """
+        before, skip = went_on(given, world, workers, 0), 0
+        if before and before[-1][:2] == (world, workers):
+            skip = before.pop()[2]
+        rest, done = np.arange(self.count), 0
+        for segment in before:
+            rest, done = self._without(rest, done, segment), done + segment[2]
+        share = share_of(worker, workers, len(rest) // self.batch, skip)
+        return self._order(rest, done, world, rank, share)[share.skip * (self.batch // world) :]
+
+    def _without(self, rest: np.ndarray, done: int, segment: tuple[int, int, int]) -> np.ndarray:
+        """The ascending positions that a segment leaves of `rest`; `done`: batches given before it."""
+        world, workers, batches = segment
+        gone = []
+        for rank in range(world):
+            for worker in range(workers):
+                share = share_of(worker, workers, len(rest) // self.batch, batches)
+                gone.append(self._order(rest, done, world, rank, share)[: share.skip * (self.batch // world)])
+        return np.setdiff1d(rest, np.concatenate(gone), assume_unique=True)
+
+    def _order(self, rest: np.ndarray, done: int, world: int, rank: int, share: Share) -> np.ndarray:
+        """All positions of a reader's share of `rest` as they leave its buffer."""
+        size = self.batch // world
+        begin = rank * (len(rest) // world)
+        part = rest[begin + share.first * size : begin + share.last * size]
+        names = ("buffer", rank, share.reader, *((done,) if done else ()))
+        return part[shuffled(len(part), self.buffer, generator(self.seed, self.epoch, *names))]
