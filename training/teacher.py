@@ -27,6 +27,7 @@ class LabelSettings(BaseModel):
     none: no combination, each branch has its own modality's label. (The figures of Table 4's "No Comb." are Table 3's
     with L_align and without joint labels: labels there are. Released code: combined_pseudolabels=False.)
     own: the same by the name that suits two separate self-trainings.
+    agreement: only where both modalities name the same class and the less sure one passes T (released, unused: T 0.2).
 
     threshold: T, strict. image_threshold, points_threshold: of each branch in `none` and `own`, where they are not T
     (released baselines: 0.80 and 0.82 for ModelNet40). points_weight: factor on the points' confidence (paper: 1;
@@ -35,7 +36,7 @@ class LabelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mode: Literal["joint", "random", "image", "points", "none", "own"] = "joint"
+    mode: Literal["joint", "random", "image", "points", "none", "own", "agreement"] = "joint"
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.84
     image_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     points_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -106,7 +107,7 @@ def pseudo_labels(
             (weighted > settings.of_branch(settings.points_threshold)).to(image_logits_BC.dtype),
             torch.ones_like(image_label, dtype=torch.bool),
         )
-    if settings.mode == "joint":
+    if settings.mode in ("joint", "agreement"):
         from_image = image_confidence >= weighted
     elif settings.mode == "random":
         if draw_B is None:
@@ -116,5 +117,7 @@ def pseudo_labels(
         from_image = torch.full_like(image_label, settings.mode == "image", dtype=torch.bool)
     label = torch.where(from_image, image_label, points_label)
     confidence = torch.where(from_image, image_confidence, weighted)
+    if settings.mode == "agreement":
+        confidence = torch.minimum(image_confidence, weighted) * (image_label == points_label)
     confident = (confidence > settings.threshold).to(image_logits_BC.dtype)
     return PseudoLabels(label, label, confident, confident, from_image)
