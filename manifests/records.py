@@ -67,6 +67,9 @@ class Record:
     """What one tar holds: written beside it, last.
 
     keys and offsets have one entry a sample, in the tar's order; offsets are bytes of the sample's first header.
+    sizes: suffix -> bytes of that member in each sample, None where a sample has none; the members of a sample come in
+    the order of these suffixes, each behind a header of 512 bytes and filled up to whole blocks. So a reader finds a
+    member without those before it. Empty in records of older builds, whose readers go from header to header.
     warnings: type -> count, summed over the samples. gates: the smallest, the mean and the largest coverage of the
     views, and the smallest mask_iou where it is measured; empty for shapes and meshes.
     """
@@ -85,6 +88,7 @@ class Record:
     max_rss_mb: float = 0.0
     warnings: dict[str, int] = field(default_factory=dict)
     gates: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in the order of the fields."""
@@ -98,8 +102,9 @@ class Record:
             values["keys"], values["offsets"] = tuple(values["keys"]), tuple(values["offsets"])
             values["failures"] = tuple(Failure(**f) for f in values["failures"])
             values["skipped"] = tuple(Skipped(**s) for s in values["skipped"])
+            values["sizes"] = {suffix: tuple(sizes) for suffix, sizes in values.get("sizes", {}).items()}
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a record: {error}") from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
@@ -163,6 +163,27 @@ def read_samples(file: IO[bytes], wanted: Wanted = everything) -> Iterator[tuple
         yield start, sample
     if header is None:
         raise ValueError("damaged tar: it is cut")
+
+
+def read_sample(
+    file: IO[bytes], key: str, offset: int, sizes: Iterable[tuple[str, int]], wanted: Wanted = everything
+) -> Sample:
+    """The sample at `offset` of a tar of ours, given the (suffix, size) of its members in order, as records have them.
+
+    Only wanted members are read, each with its header in one go; nothing before or between is. Raises ValueError when
+    the tar is cut or does not hold them there.
+    """
+    sample = Sample(key, {})
+    for suffix, size in sizes:
+        if wanted(sample, suffix):
+            file.seek(offset)
+            data = _read_exactly(file, BLOCK + size)
+            header = _read_header(io.BytesIO(data))
+            if header != (f"{key}.{suffix}", size, BLOCK):
+                raise ValueError(f"found {header.name if header else 'the end'} where its record says {key}.{suffix}")
+            sample.members[suffix] = data[BLOCK:]
+        offset += BLOCK + size + -size % BLOCK
+    return sample
 
 
 class _Header(NamedTuple):

@@ -127,10 +127,14 @@ def remove(path: str) -> None:
         fs.rm_file(inner)
 
 
-def open_reading(path: str) -> IO[bytes]:
-    """A file opened for reading; object stores read ahead in 32 MB blocks. Raises FileNotFoundError."""
+def open_reading(path: str, ahead: bool = True) -> IO[bytes]:
+    """A file opened for reading; object stores read ahead in 32 MB blocks. Raises FileNotFoundError.
+
+    ahead=False: a local file gives what is asked for and reads no more (an object store reads ahead all the same: there
+    a few large requests cost less than many small ones).
+    """
     if not is_url(path):
-        return open(path, "rb")
+        return open(path, "rb", buffering=-1 if ahead else 0)
     fs, inner = filesystem(path)
     return fs.open(inner, "rb", block_size=32 << 20, cache_type="readahead")
 

@@ -10,8 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-import webdataset as wds
-
 from manifests import store
 from manifests.records import Failure, Record, Skipped, read_record, record_path, write_json
 from manifests.samples import FORMAT, JSON
@@ -26,11 +24,14 @@ class ShardWriter:
         self.path, self.hash = path, hash
         self.keys: list[str] = []
         self.offsets: list[int] = []
+        self._sizes: list[dict[str, int]] = []
         self.failures: list[Failure] = []
         self.skipped: list[Skipped] = []
         self._warnings: Counter[str] = Counter()
         self._measured: dict[str, list[float]] = {"coverage": [], "mask_iou": []}
         self._file = _Hashing(file)
+        import webdataset as wds  # here: where torch is installed, this import loads it
+
         self._tar = wds.TarWriter(self._file, encoder=False, mtime=0, user="", group="")
 
     def add(self, key: str, outcome: Members | Failure | Skipped) -> None:
@@ -42,6 +43,7 @@ class ShardWriter:
         else:
             self.keys.append(key)
             self.offsets.append(self._tar.tarstream.offset)
+            self._sizes.append({suffix: len(data) for suffix, data in outcome.items()})
             self._tar.write({"__key__": key, **outcome})
             self._sum_up(outcome)
 
@@ -78,6 +80,7 @@ class ShardWriter:
             max_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             warnings=dict(sorted(self._warnings.items())),
             gates=self._gates(),
+            sizes={s: tuple(sizes.get(s) for sizes in self._sizes) for s in sorted(set().union(*self._sizes))},
         )
 
     def _gates(self) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Which objects of a build have views, and where: shapes and a view set are merge-joined by their records.
 
-Opening reads records alone; `read_joined` then streams the tars and holds them to their records.
+Opening reads records alone; `read_joined` then reads the tars and holds them to their records.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from manifests import store
 from manifests.errors import Refused, Stopped
 from manifests.presets import AnyViews
 from manifests.records import Record, read_record, record_path
-from manifests.samples import Sample, Wanted, everything, read_samples
+from manifests.samples import BLOCK, Sample, Wanted, everything, read_sample, read_samples
 from manifests.shards import (
     BuildManifest,
     ViewSetManifest,
@@ -68,26 +69,50 @@ class DataSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One joined shard: its tars, and of every key in both the offset of its sample in each.
-
-    partial: objects between those keys are not used, so neighbours here are none in the tars.
+class Places:
+    """Where n samples lie in a tar. offsets: int64 (n,), of their first headers. sizes: int64 (n, suffixes), bytes of
+    each member in the order of the tar, -1 where a sample has none; no suffixes where the record does not tell.
     """
+
+    offsets: np.ndarray
+    suffixes: tuple[str, ...]
+    sizes: np.ndarray
+
+    def only(self, numbers: Sequence[int]) -> Places:
+        """Those of some of the samples."""
+        return Places(self.offsets[numbers], self.suffixes, self.sizes[numbers])
+
+    def read(self, file: IO[bytes], number: int, key: str, wanted: Wanted) -> Sample:
+        """One sample with its wanted members. Raises ValueError when the tar does not hold it there."""
+        offset = int(self.offsets[number])
+        if self.suffixes:
+            sizes = zip(self.suffixes, self.sizes[number].tolist(), strict=True)
+            return read_sample(file, key, offset, [(s, size) for s, size in sizes if size >= 0], wanted)
+        file.seek(offset)
+        for _, sample in read_samples(file, wanted):
+            if sample.key != key:
+                raise ValueError(f"found {sample.key} where its record says {key}")
+            return sample
+        raise ValueError("the tar ends before it: fewer samples than its record says")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One joined shard: its tars, the keys of the objects that are used, and where these lie in each tar."""
 
     shapes: str
     views: str
     keys: tuple[str, ...]
-    shapes_offsets: tuple[int, ...]
-    views_offsets: tuple[int, ...]
-    partial: bool = False
+    shapes_places: Places
+    views_places: Places
 
     def only(self, keys: frozenset[str]) -> Shard:
         """The shard with these objects alone."""
         kept = [number for number, key in enumerate(self.keys) if key in keys]
-        names, shapes, views = (
-            tuple(each[number] for number in kept) for each in (self.keys, self.shapes_offsets, self.views_offsets)
+        names = tuple(self.keys[number] for number in kept)
+        return replace(
+            self, keys=names, shapes_places=self.shapes_places.only(kept), views_places=self.views_places.only(kept)
         )
-        return replace(self, keys=names, shapes_offsets=shapes, views_offsets=views, partial=True)
 
 
 @dataclass(frozen=True)
@@ -176,9 +201,24 @@ def _join(shapes: str, views: str, allow_incomplete: bool) -> tuple[Shard | None
     if expected != records[1].keys:
         odd = sorted(set(expected) ^ set(records[1].keys)) or ["the order"]
         raise Refused(f"{views} does not fit {shapes}: {odd[0]} differs; draw this view set again")
-    offsets = dict(zip(records[0].keys, records[0].offsets, strict=True))
-    shard = Shard(shapes, views, expected, tuple(offsets[key] for key in expected), records[1].offsets)
-    return shard, records[0].count - len(expected)
+    try:
+        places = [_places(record) for record in records]
+    except ValueError as error:
+        raise Refused(f"the record of {shapes} or {views} is damaged: {error}") from error
+    kept = [number for number, key in enumerate(records[0].keys) if key not in declared]
+    return Shard(shapes, views, expected, places[0].only(kept), places[1]), records[0].count - len(expected)
+
+
+def _places(record: Record) -> Places:
+    """Where a record's samples lie. Raises ValueError when that cannot be."""
+    columns = [[-1 if size is None else size for size in column] for column in record.sizes.values()]
+    offsets, sizes = np.array(record.offsets, np.int64), np.array(columns, np.int64).reshape(len(columns), -1).T
+    if len(offsets) != len(record.keys) or (columns and len(sizes) != len(offsets)):
+        raise ValueError("offsets or sizes are not as many as its keys")
+    ends = offsets + (np.where(sizes < 0, 0, BLOCK + sizes + -sizes % BLOCK)).sum(axis=1) if columns else offsets
+    if (offsets < 0).any() or (ends > np.append(offsets[1:], record.bytes)).any():
+        raise ValueError("its samples lie beyond each other")
+    return Places(offsets, tuple(record.sizes), sizes)
 
 
 def read_joined(
@@ -186,37 +226,26 @@ def read_joined(
 ) -> Iterator[tuple[Sample, Sample]]:
     """(shape, views) of the samples with these ascending numbers of a joined shard, with their wanted members.
 
-    Raises DamagedShard naming the tar and the key when a tar ends early, is damaged or holds another key.
+    Of local tars nothing else is read, but for headers where a record does not tell the sizes of members. Raises
+    DamagedShard naming the tar and the key when a tar ends early, is damaged or holds another key.
     """
     if not len(numbers):
         return
     with _opened(shard.shapes) as shapes_file, _opened(shard.views) as views_file:
-        before = None
         for number in numbers:
-            if before is None or number != before + 1 or shard.partial:
-                shapes_file.seek(shard.shapes_offsets[number])
-                views_file.seek(shard.views_offsets[number])
-                shapes, views = read_samples(shapes_file, shapes_wanted), read_samples(views_file, views_wanted)
-            before, key = number, shard.keys[number]
-            yield _next(shapes, shard.shapes, key, skip=True), _next(views, shard.views, key, skip=False)
+            key = shard.keys[number]
+            with naming(shard.shapes, key):
+                shape = shard.shapes_places.read(shapes_file, number, key, shapes_wanted)
+            with naming(shard.views, key):
+                views = shard.views_places.read(views_file, number, key, views_wanted)
+            yield shape, views
 
 
 def _opened(tar: str) -> IO[bytes]:
     try:
-        return store.open_reading(tar)
+        return store.open_reading(tar, ahead=False)
     except OSError as error:
         raise DamagedShard(f"{tar}: {error.strerror or error}") from error
-
-
-def _next(samples: Iterator[tuple[int, Sample]], tar: str, key: str, skip: bool) -> Sample:
-    """The next sample, which must be `key`; shapes may hold objects between that have no views."""
-    with naming(tar, key):
-        for _, sample in samples:
-            if sample.key == key:
-                return sample
-            if not skip:
-                raise ValueError(f"found {sample.key} where its record says {key}")
-        raise ValueError("the tar ends before it: fewer samples than its record says")
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def test_no_label_reaches_fit(training, shards, run, tmp_path) -> None:
         writer.close()
         tar.write_bytes(file.getvalue())
         record = json.loads(tar.with_suffix(".json").read_text())
-        tar.with_suffix(".json").write_text(json.dumps({**record, "offsets": offsets}))
+        tar.with_suffix(".json").write_text(json.dumps({**record, "offsets": offsets, "sizes": {}}))
     training("fit", "small_cross_most", "--shards", out, "--run", tmp_path / "run", *FEW)
     assert weights(tmp_path / "run", 6) == weights(run, 6)
 
