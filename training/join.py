@@ -203,7 +203,7 @@ def _join(shapes: str, views: str, allow_incomplete: bool) -> tuple[Shard | None
         raise Refused(f"{views} does not fit {shapes}: {odd[0]} differs; draw this view set again")
     try:
         places = [_places(record) for record in records]
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise Refused(f"the record of {shapes} or {views} is damaged: {error}") from error
     kept = [number for number, key in enumerate(records[0].keys) if key not in declared]
     return Shard(shapes, views, expected, places[0].only(kept), places[1]), records[0].count - len(expected)
@@ -212,10 +212,11 @@ def _join(shapes: str, views: str, allow_incomplete: bool) -> tuple[Shard | None
 def _places(record: Record) -> Places:
     """Where a record's samples lie. Raises ValueError when that cannot be."""
     columns = [[-1 if size is None else size for size in column] for column in record.sizes.values()]
-    offsets, sizes = np.array(record.offsets, np.int64), np.array(columns, np.int64).reshape(len(columns), -1).T
-    if len(offsets) != len(record.keys) or (columns and len(sizes) != len(offsets)):
-        raise ValueError("offsets or sizes are not as many as its keys")
-    ends = offsets + (np.where(sizes < 0, 0, BLOCK + sizes + -sizes % BLOCK)).sum(axis=1) if columns else offsets
+    shape = len(columns), len(record.keys)
+    offsets, sizes = np.array(record.offsets, np.int64), np.array(columns, np.int64).reshape(shape).T
+    if offsets.shape != shape[1:]:
+        raise ValueError("its offsets are not as many as its keys")
+    ends = offsets + np.where(sizes < 0, 0, BLOCK + sizes + -sizes % BLOCK).sum(axis=1)
     if (offsets < 0).any() or (ends > np.append(offsets[1:], record.bytes)).any():
         raise ValueError("its samples lie beyond each other")
     return Places(offsets, tuple(record.sizes), sizes)
