@@ -1,7 +1,7 @@
-"""Command line of training: fit, evaluate, report, recipes.
+"""Command line of training: fit, evaluate, report, table, recipes.
 
-Exit codes: 0 done; 2 refused before work began; 3 stopped midway by the machine or by a loss that is not finite; 130
-Ctrl-C. Progress and messages go to stderr, `--json` prints one object on stdout.
+Exit codes: 0 done; 1 rows of a table failed; 2 refused before work began; 3 stopped midway by the machine or by a loss
+that is not finite; 130 Ctrl-C. Progress and messages go to stderr, `--json` prints one object on stdout.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -79,6 +80,24 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", metavar="DIR", help="default: the folder that holds the first RUN")
     report.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     report.set_defaults(run_command=_report)
+    table = commands.add_parser("table", help="run a table of the paper and print it beside the paper's figures")
+    table.add_argument("table", metavar="N", help="1 to 7, or a .toml file of one's own")
+    table.add_argument("changes", nargs="*", metavar="key=value", help="changed keys of every row; a row's own win")
+    table.add_argument(
+        "--shards",
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="a folder with a build for each variant, or a build, or VARIANT=BUILD; may be given again",
+    )
+    table.add_argument("--run", required=True, help="folder of all runs and results; what is finished is not run again")
+    table.add_argument("--rows", default="", metavar="a,b", help="these rows alone, by name; * and ? match")
+    table.add_argument("--recipe", default="", help="the base of every row in place of its own")
+    table.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    table.add_argument("--processes", type=int, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
+    table.add_argument("--dry-run", action="store_true", help="say what would be run")
+    table.add_argument("--json", action="store_true")
+    table.set_defaults(run_command=_table)
     commands.add_parser("recipes", help="list the shipped recipes").set_defaults(run_command=_recipes)
     return parser
 
@@ -185,6 +204,49 @@ def _report(options: argparse.Namespace, console: Console) -> int:
         print(line)
     console.print(f"{path}", highlight=False)
     return 0
+
+
+def _table(options: argparse.Namespace, console: Console) -> int:
+    from training.comparison import cells, compare, heads, remarks, write
+    from training.rows import Place, plan_lines, run_rows, warnings
+    from training.tables import builds_of, chosen, read_table, resolve
+
+    table = read_table(options.table)
+    builds = builds_of(options.shards, table.rows)
+    rows = resolve(table.rows, builds, parse_changes(options.changes), options.recipe)
+    names = {row.name for row in chosen(table, options.rows)}
+    wanted = [judged for judged in rows if judged.row.name in names]
+    if wanted and not any(judged.shards for judged in wanted):
+        raise Refused(f"--shards {' '.join(options.shards)}: no build for a chosen row ({wanted[0].row.recipe}, ...)")
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    place = Place(Path(options.run).absolute(), options.device, options.processes, say)
+    for line in warnings(wanted):
+        say(line)
+    if options.dry_run:
+        for line in plan_lines(wanted, place):
+            print(line)
+        return 0
+    with console.status("table") as status:
+        place = replace(place, status=lambda words: status.update(escape(words)))
+        outcomes = run_rows(wanted, rows, place)
+    comparison = compare(Path(options.table).stem, table, outcomes, options.recipe)
+    stem = write(comparison, place.folder)
+    if options.json:
+        print(json.dumps(comparison))
+    else:
+        shown = Table(title=f"Table {comparison['table']}: {table.title} (%)")
+        for number, head in enumerate(heads(comparison)):
+            shown.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
+        for line in cells(comparison):
+            shown.add_row(*map(escape, line))
+        Console(width=WIDTH).print(shown)
+        for note in remarks(comparison):
+            print(f"- {note}")
+    say(f"{stem}.json, .md, .csv")
+    return int(any(row["status"] == "failed" for row in comparison["rows"]))
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:
