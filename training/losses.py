@@ -46,8 +46,7 @@ def fairness(logits_BC: Tensor) -> Tensor:
     Computed from log-softmax, so that a vanishing class gives a large number and not infinity.
     """
     log_probability = gather(log_softmax(logits_BC, dim=1))
-    count = torch.log(torch.tensor(float(len(log_probability)), dtype=logits_BC.dtype, device=logits_BC.device))
-    return -(torch.logsumexp(log_probability, dim=0) - count).mean()
+    return -(torch.logsumexp(log_probability, dim=0) - math.log(len(log_probability))).mean()
 
 
 def alignment(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from training.precision import Precision, inside_towers
 from training.towers.clip import ImageTower, TextTower
 from training.towers.points import PointTower
 
@@ -44,6 +45,7 @@ class CrossModalModel(nn.Module):
         else:
             self.points_classifier = self.points_logit_scale = None
         self.register_buffer("captions", captions, persistent=False)
+        self.precision: Precision = "fp32"  # of the towers; a run sets it
 
     def image_logits(self, feature: Tensor) -> Tensor:
         """(B, C) of the image branch's unit features (B, E)."""
@@ -57,11 +59,19 @@ class CrossModalModel(nn.Module):
 
     def image_features(self, pictures: Tensor) -> Tensor:
         """Unit features (B, E) of normalised pictures (B, 3, S, S)."""
-        return normalize(self.image(pictures).feature, dim=1)
+        with self.inside_towers(pictures.device):
+            feature = self.image(pictures).feature
+        return normalize(feature, dim=1)
 
     def point_features(self, points: Tensor) -> Tensor:
         """Unit features (B, E) of clouds (B, N, 3)."""
-        return normalize(self.points(points).feature, dim=1)
+        with self.inside_towers(points.device):
+            feature = self.points(points).feature
+        return normalize(feature, dim=1)
+
+    def inside_towers(self, device: torch.device) -> torch.autocast:
+        """The context in which the towers run; what they give besides features may be bfloat16 in it."""
+        return inside_towers(self.precision, device)
 
     def set_classifier(self, classifier: Tensor) -> None:
         """Another classifier (E, C) for both branches, such as one of other class names."""

@@ -12,6 +12,7 @@ from training.augment import AugmentSettings
 from training.join import DataSettings
 from training.objectives.cross_most import CrossMostSettings
 from training.objectives.pretrain import PretrainSettings
+from training.precision import Precision
 from training.prompts import DEFAULT_PROMPTS, Prompts
 from training.teacher import EMASettings
 from training.towers.clip import ImageSettings, TextSettings
@@ -53,7 +54,8 @@ class FitRecipe(CrossMostSettings):
 
     classifier: one for both branches, or each its `own`. prompts: the classifier's, or the name of a shipped set
     (training.prompts), or a file with one a line. log_every, save_every: steps; keep_last: newest checkpoints that stay
-    beside the first. tensorboard: write RUN/tensorboard as well.
+    beside the first. tensorboard: write RUN/tensorboard as well. precision: of the towers, `fp32` or `bf16`; compile:
+    them, by torch.compile (training/precision.py).
     """
 
     method: Literal["cross_most", "self_training", "pretrain"] = "cross_most"
@@ -73,6 +75,8 @@ class FitRecipe(CrossMostSettings):
     save_every: Annotated[int, Field(ge=1)] = 1000
     keep_last: Annotated[int, Field(ge=1)] = 2
     tensorboard: bool = True
+    precision: Precision = "fp32"
+    compile: bool = False
 
     @model_validator(mode="after")
     def _points_for_groups(self) -> FitRecipe:

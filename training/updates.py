@@ -12,6 +12,7 @@ from training.gradients import averaged
 from training.log import Log
 from training.model import CrossModalModel, parameter_groups
 from training.objectives import METHODS, SUPERVISED
+from training.precision import compile_towers, settle
 from training.recipe import FitRecipe, OptimizerSettings
 from training.teacher import Teacher
 
@@ -73,7 +74,12 @@ class Updates:
 def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int) -> Updates:
     """The optimiser of a student in its place on a device, and its teacher where the method has one."""
     settings = recipe.optimizer
+    student.precision = recipe.precision
+    settle(recipe.precision)
     teacher = None if recipe.method in SUPERVISED else Teacher(student, recipe.ema)
+    if recipe.compile:
+        for model in (student,) if teacher is None else (student, teacher.model):
+            compile_towers(model)
     return Updates(recipe, student, teacher, adamw(student, settings), *steps_of(settings, steps_an_epoch))
 
 

@@ -18,6 +18,7 @@ from training import losses
 from training.batches import Batch
 from training.model import CrossModalModel
 from training.objectives.step import Step, weigh
+from training.precision import widened
 from training.teacher import LabelSettings, PseudoLabels, pseudo_labels
 from training.towers.clip import pixel_mask
 
@@ -129,14 +130,17 @@ def teach(
         image_logits = teacher.image_logits(teacher.image_features(batch.weak_image))
         points_logits = teacher.points_logits(teacher.point_features(batch.weak_points))
     labels = pseudo_labels(image_logits, points_logits, label_settings, batch.modality_draw)
-    image = student.image(batch.strong_image, batch.image_mask)
-    groups = student.points.tokenize(batch.strong_points)
-    points = student.points.encode(*groups, batch.points_draw)
+    with student.inside_towers(batch.strong_image.device):
+        image = student.image(batch.strong_image, batch.image_mask)
+        groups = student.points.tokenize(batch.strong_points)
+        points = student.points.encode(*groups, batch.points_draw)
     image_feature, points_feature = normalize(image.feature, dim=1), normalize(points.feature, dim=1)
     terms = _masked_terms(student, batch, settings, image, points, image_feature, points_feature)
     if settings.mask.passes == 2:
         image_feature = student.image_features(batch.strong_image)
-        points_feature = normalize(student.points.encode(*groups).feature, dim=1)
+        with student.inside_towers(batch.strong_points.device):
+            points_feature = student.points.encode(*groups).feature
+        points_feature = normalize(points_feature, dim=1)
     image_out, points_out = student.image_logits(image_feature), student.points_logits(points_feature)
     divisor = settings.cls.divisor
     terms |= {
@@ -150,19 +154,19 @@ def teach(
 
 def _masked_terms(student, batch, settings, image, points, image_feature, points_feature) -> dict[str, Tensor]:
     """L_mim, L_mpm and L_lg-align of a masked pass."""
-    mask = batch.image_mask.to(image.patches.dtype)
-    local_image = normalize(student.image.project_tokens(image.patches), dim=2)
-    if settings.lg_align.points == "own":
-        local_points = normalize(points.tokens @ student.points.own_projection, dim=2)
-        global_points = normalize(points.cls @ student.points.own_projection, dim=1)
-    else:
-        local_points = normalize(student.points.project_tokens(points.tokens), dim=2)
-        global_points = points_feature
+    own, tower = settings.lg_align.points == "own", student.points
+    with student.inside_towers(batch.strong_image.device):
+        picture, tokens = student.image.reconstruct(image.patches), tower.reconstruct(points.tokens)
+        of_patches = student.image.project_tokens(image.patches)
+        of_tokens = points.tokens @ tower.own_projection if own else tower.project_tokens(points.tokens)
+    mask = batch.image_mask.to(image_feature.dtype)
+    local_image, local_points = normalize(widened(of_patches), dim=2), normalize(widened(of_tokens), dim=2)
+    global_points = points_feature
+    if own:
+        global_points = normalize(widened(points.cls) @ tower.own_projection, dim=1)
     return {
-        "mim": losses.masked_image(
-            student.image.reconstruct(image.patches), batch.strong_image, pixel_mask(mask, student.image.patch)
-        ),
-        "mpm": losses.masked_points(student.points.reconstruct(points.tokens), points.original, points.mask),
+        "mim": losses.masked_image(widened(picture), batch.strong_image, pixel_mask(mask, student.image.patch)),
+        "mpm": losses.masked_points(widened(tokens), points.original, points.mask),
         "lg_align": losses.local_global(local_image, image_feature, mask.flatten(1))
         + losses.local_global(local_points, global_points, points.mask),
     }
@@ -191,9 +195,9 @@ def _figures(
 
 @torch.no_grad()
 def _counts(image_logits: Tensor, points_logits: Tensor) -> dict[str, Tensor]:
-    """Histograms (C,) of the teacher's hard predictions on weak views."""
-    classes = image_logits.shape[1]
+    """Histograms (C,) of the teacher's hard predictions on weak views. (torch.bincount would wait for a GPU.)"""
+    classes = torch.arange(image_logits.shape[1], device=image_logits.device)
     return {
-        "image": torch.bincount(image_logits.argmax(dim=1), minlength=classes),
-        "points": torch.bincount(points_logits.argmax(dim=1), minlength=classes),
+        "image": (image_logits.argmax(dim=1, keepdim=True) == classes).sum(dim=0),
+        "points": (points_logits.argmax(dim=1, keepdim=True) == classes).sum(dim=0),
     }

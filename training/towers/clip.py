@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from manifests.errors import Refused
+from training.precision import project, widened
 
 SMALL_CONFIG = Path(__file__).parent / "cross_most_small.json"
 
@@ -128,13 +129,13 @@ class ImageTower(nn.Module):
         """
         if mask is not None and self.stem == "conv":
             pictures = pictures * (1 - pixel_mask(mask, self.patch).to(pictures.dtype))[:, None]
-        x = self.visual.conv1(pictures).flatten(2).transpose(1, 2)
+        x = widened(self.visual.conv1(pictures)).flatten(2).transpose(1, 2)
         if mask is not None:
             x = torch.lerp(x, self.mask_token.expand_as(x), mask.flatten(1).to(x.dtype)[..., None])
         cls = self.visual.class_embedding.expand(len(x), 1, -1)
         x = torch.cat([cls, x], dim=1) + self.visual.positional_embedding
         x = self.visual.transformer(self.visual.ln_pre(x))
-        feature = self.visual.ln_post(x[:, 0]) @ self.visual.proj
+        feature = project(self.visual.ln_post(x[:, 0]), self.visual.proj)
         return ImageTokens(feature, x[:, 1:])
 
     def project_tokens(self, patches: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from training.precision import project, widened
 from training.towers.batch_norm import GlobalBatchNorm1d
 
 Positive = Annotated[int, Field(ge=1)]
@@ -161,7 +162,7 @@ class PointTower(nn.Module):
     def tokenize(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Centres (B, G, 3) and tokens (B, G, D) of clouds (B, N, 3): what a masked and an unmasked pass share."""
         centres, neighbours = group_points(points, self.settings.groups, self.settings.group_size)
-        return centres, self.reduce_dim(self.encoder(neighbours))
+        return centres, widened(self.reduce_dim(self.encoder(neighbours)))
 
     def encode(self, centres: Tensor, original: Tensor, mask_draw: Tensor | None = None) -> PointTokens:
         """The transformer's pass over the tokens of `tokenize`."""
@@ -177,7 +178,7 @@ class PointTower(nn.Module):
             x = block(x + position)
         x = self.norm(x)
         cls, tokens = x[:, 0], x[:, 1:]
-        feature = torch.cat([cls, tokens.max(dim=1).values], dim=1) @ self.projection
+        feature = project(torch.cat([cls, tokens.max(dim=1).values], dim=1), self.projection)
         return PointTokens(feature, tokens, cls, original, mask)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
