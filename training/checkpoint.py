@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,12 @@ from torch import Tensor, nn
 from manifests import store
 from manifests.errors import Refused
 from manifests.recipes import load_toml, parse_recipe, to_toml
+from training.folders import CLASSES, MODEL, RECIPE, STATE, TEACHER, TEXT, last_step, step_folders
+from training.initial import InitSettings, Loaded, initial_towers
 from training.model import CrossModalModel
 from training.objectives import SUPERVISED
-from training.recipe import FitRecipe, InitSettings
-from training.towers.clip import ImageTower, TextTower, build_towers
-from training.towers.points import PointTower
-
-MODEL, TEACHER, STATE, RECIPE, CLASSES = (
-    "model.safetensors",
-    "teacher.safetensors",
-    "state.pt",
-    "recipe.toml",
-    "run.json",
-)
-TEXT = "text/text.safetensors"
-_SIZES = {  # keys that the weights depend on
-    "image": ("model", "stem", "image_size"),
-    "points": ("tokenizer_widths", "tokenizer_width", "width", "depth", "heads"),
-}
+from training.recipe import FitRecipe
+from training.towers.clip import TextTower
 
 
 @dataclass(frozen=True)
@@ -50,46 +39,41 @@ class Checkpoint:
     dataset: str
 
 
-def build_model(recipe: FitRecipe, prompt_names: tuple[str, ...]) -> tuple[CrossModalModel, TextTower]:
+def build_model(
+    recipe: FitRecipe,
+    prompt_names: tuple[str, ...],
+    on_weights: Callable[[Loaded], None] = lambda loaded: None,
+) -> tuple[CrossModalModel, TextTower]:
     """A fresh model and its text tower, seeded by the recipe, with the weights that it names.
 
-    Its classifier is made from text: from the class names in words, in the recipe's prompts. Raises Refused when the
-    weights are missing or of other sizes.
+    Its classifier is made from text: from the class names in words, in the recipe's prompts; or taken from the file of
+    `init.all`. on_weights: told of each source of weights. Raises Refused when they are missing or of other sizes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        image, text, scale = build_towers(recipe.image)
-        points = PointTower(recipe.points, image.embed_dim)
-        if recipe.init.all:
-            scale = _load_towers(recipe, image, points, text)
+        towers = initial_towers(recipe)
+        for loaded in towers.loaded:
+            on_weights(loaded)
         supervised = recipe.method in SUPERVISED
+        text = towers.text
         if supervised and recipe.text.freeze_tokens:
             text.clip.token_embedding.requires_grad_(False)
+        classifier = towers.classifier
+        if classifier is None:
+            classifier = text.classifier(prompt_names, recipe.prompts)
+        elif classifier.shape != (towers.image.embed_dim, len(prompt_names)):
+            known = f"{classifier.shape[1]} classes, the shards {len(prompt_names)}"
+            raise Refused(f"init.classifier=file: {recipe.init.all} has a classifier of {known}")
         model = CrossModalModel(
-            image,
-            points,
-            text.classifier(prompt_names, recipe.prompts),
-            scale,
+            towers.image,
+            towers.points,
+            classifier,
+            towers.scale,
             separate=recipe.classifier == "own" and not supervised,
             text=text if supervised else None,
             captions=text.captions(prompt_names, recipe.prompts) if supervised else None,
         )
     return model, text
-
-
-def _load_towers(recipe: FitRecipe, image: ImageTower, points: PointTower, text: TextTower) -> float:
-    """The towers of `init.all`; gives its logit scale (a logarithm)."""
-    begun = open_checkpoint(recipe.init.all)
-    for table, keys in _SIZES.items():
-        for key in keys:
-            old, new = (getattr(getattr(r, table), key) for r in (begun.recipe, recipe))
-            if old != new:
-                raise Refused(f"init.all={recipe.init.all} has {table}.{key}={old}, this recipe {new}")
-    weights = read_weights(begun.folder / MODEL)
-    for name, module in (("image", image), ("points", points)):
-        _load(module, _below(weights, name), begun.folder / MODEL)
-    load_text(begun, text)
-    return float(weights["logit_scale"])
 
 
 def _below(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -146,11 +130,6 @@ def save_step(
     return folder
 
 
-def step_folders(run: Path) -> list[Path]:
-    """Finished checkpoint folders of a run, by step."""
-    return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir())
-
-
 def prune(run: Path, keep_last: int) -> None:
     """Deletes all but the first (zero-shot) and the last `keep_last` checkpoints."""
     for folder in step_folders(run)[1:-keep_last]:
@@ -159,9 +138,7 @@ def prune(run: Path, keep_last: int) -> None:
 
 def open_checkpoint(path: str) -> Checkpoint:
     """A run (its last step) or one step's folder. Raises Refused when it is neither."""
-    given = Path(path)
-    folders = step_folders(given)
-    folder = folders[-1] if folders else given
+    folder = last_step(Path(path))
     if not (folder / MODEL).is_file():
         raise Refused(f"{path} is no checkpoint and no run with one (no {MODEL})")
     run = folder.parent.parent

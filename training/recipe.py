@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manifests.recipes import Value, find_recipe, load_toml, merge, parse_recipe
 from training.augment import AugmentSettings
+from training.initial import InitSettings
 from training.join import DataSettings
 from training.objectives.cross_most import CrossMostSettings
 from training.objectives.pretrain import PretrainSettings
@@ -37,16 +38,6 @@ class OptimizerSettings(BaseModel):
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
-
-
-class InitSettings(BaseModel):
-    """Weights to begin with. all: a run of ours or one of its checkpoints, whose towers, text tower and logit scale are
-    taken; the classifier is made from the class names of the shards.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    all: str = ""
 
 
 class FitRecipe(CrossMostSettings):

@@ -9,7 +9,6 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from torch.nn.functional import normalize
 
 from manifests.errors import Refused
@@ -245,13 +244,9 @@ def test_pictures_of_another_size() -> None:
     assert tower(torch.rand(1, 3, 64, 64)).patches.shape == (1, 64, 96)
 
 
-def test_weights_are_loaded_from_a_file_and_refused_where_they_are_not(tmp_path) -> None:
-    clip = create_clip(SMALL)
-    torch.save(clip.state_dict(), tmp_path / "weights.pt")
-    again = create_clip(SMALL.model_copy(update={"pretrained": str(tmp_path / "weights.pt")}))
-    torch.testing.assert_close(again.visual.proj, clip.visual.proj)
+def test_names_that_open_clip_does_not_know_are_refused() -> None:
     for settings, words in (
-        (SMALL.model_copy(update={"pretrained": str(tmp_path / "gone.pt")}), "image.pretrained"),
+        (SMALL.model_copy(update={"pretrained": "gone.pt"}), "image.pretrained=gone.pt: no open_clip tag"),
         (ImageSettings(model="ViT-B-17"), "image.model=ViT-B-17"),
         (ImageSettings(model="ViT-B-16", pretrained="openai"), "quickgelu"),
     ):
@@ -259,36 +254,14 @@ def test_weights_are_loaded_from_a_file_and_refused_where_they_are_not(tmp_path)
             create_clip(settings)
 
 
-def tree_of(state: dict[str, torch.Tensor]) -> nn.Module:
-    """A module that holds tensors under their dotted names, and two of OpenAI's numbers beside them."""
-    root = nn.Module()
-    for name, value in [*state.items(), *((n, torch.tensor(1)) for n in ("input_resolution", "vocab_size"))]:
-        *parents, leaf = name.split(".")
-        at = root
-        for parent in parents:
-            if not hasattr(at, parent):
-                at.add_module(parent, nn.Module())
-            at = getattr(at, parent)
-        at.register_buffer(leaf, value)
-    return root
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*TorchScript archive:UserWarning")
-def test_archives_of_openai_load_under_quickgelu_only(tmp_path) -> None:
-    """A TorchScript archive of half-precision weights, as OpenAI published its own, made here from a small model."""
-    config = json.loads(SMALL_CONFIG.read_text()) | {"quick_gelu": True}
-    (tmp_path / "small-for-archives.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / "small-for-archives.json")
-    quick = ImageSettings(model="small-for-archives")
-    clip = create_clip(quick).eval()
-    torch.jit.script(tree_of(clip.half().state_dict())).save(tmp_path / "archive.pt")
-    clip.float()
-    path = str(tmp_path / "archive.pt")
-    again = create_clip(quick.model_copy(update={"pretrained": path}))
-    torch.testing.assert_close(again.visual.proj, clip.visual.proj)
-    torch.testing.assert_close(again.token_embedding.weight, clip.token_embedding.weight)
-    with pytest.raises(Refused, match="QuickGELU"):
-        create_clip(SMALL.model_copy(update={"pretrained": path}))
+@pytest.mark.parametrize("model", ["ViT-S-32", "ViT-M-32-alt"])
+def test_features_of_other_open_clip_models_are_open_clips(model: str) -> None:
+    clip = create_clip(ImageSettings(model=model)).eval()
+    pictures = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        wanted = clip.encode_image(pictures)
+        feature = ImageTower(clip.visual).eval()(pictures).feature
+    torch.testing.assert_close(feature, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("model", "tag"), [("ViT-B-32", "metaclip_400m"), ("ViT-B-16", "dfn2b")])

@@ -6,13 +6,14 @@ Shape letters: B pictures, L patches, D token width, E embedding, p patch size.
 from __future__ import annotations
 
 import logging
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import open_clip
 import torch
+from open_clip.model import resize_pos_embed
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -24,7 +25,9 @@ SMALL_CONFIG = Path(__file__).parent / "cross_most_small.json"
 
 
 class ImageSettings(BaseModel):
-    """Which CLIP. model: an open_clip name or `cross_most_small` (ours, for CPUs). pretrained: a tag or a file.
+    """Which CLIP. model: an open_clip name or `cross_most_small` (ours, for CPUs). pretrained: its weights, as
+    `init.image` takes them (training.initial): a tag of open_clip, a file. They are loaded before those of `init`, so
+    that they can give the text tower to towers of `init.all` that come without one.
     image_size: side of the picture in pixels, where it is not the model's own (0).
 
     stem: `patch` (one convolution, CLIP's own) or `conv` (three stride-2 convolutions, for small towers from scratch;
@@ -59,45 +62,54 @@ class ImageTokens:
 
 
 def create_clip(settings: ImageSettings) -> open_clip.CLIP:
-    """The CLIP model of the settings, with its weights where `pretrained` names some; random weights otherwise.
+    """The CLIP model of the settings, with its weights where `pretrained` is a tag; random weights without one.
 
-    Raises Refused when the name is unknown, or the weights are missing, unreachable or made for QuickGELU only.
+    Raises Refused when the name or the tag is unknown, or the weights are unreachable or made for QuickGELU only.
     """
     if settings.model == SMALL_CONFIG.stem:
         open_clip.add_model_config(SMALL_CONFIG)
     if settings.model not in open_clip.list_models():
         raise Refused(f"image.model={settings.model}: open_clip has no such model (open_clip.list_models() names them)")
-    archive = _is_torchscript(settings.pretrained)
-    tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained) if settings.pretrained else {}
-    quick = bool((open_clip.get_model_config(settings.model) or {}).get("quick_gelu"))
-    if not quick and (archive or settings.pretrained == "openai" or tag.get("quick_gelu")):
-        # such weights load without complaint under GELU and give other features
-        raise Refused(f"image.pretrained={settings.pretrained} needs QuickGELU: image.model={settings.model}-quickgelu")
+    tag = settings.pretrained
+    if tag and not is_tag(settings.model, tag):
+        raise Refused(f"image.pretrained={tag}: no open_clip tag of image.model={settings.model}")
+    if tag == "openai" or (tag and open_clip.get_pretrained_cfg(settings.model, tag).get("quick_gelu")):
+        refuse_gelu(settings.model, f"image.pretrained={tag}")
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.CRITICAL)  # open_clip logs what is raised anyway, and that random weights are random
     try:
-        # torch reads a TorchScript archive with its own reader; every other file stays restricted to tensors
         return open_clip.create_model(
             settings.model,
-            pretrained=settings.pretrained or None,
+            pretrained=tag or None,
             precision="fp32",
             force_image_size=settings.image_size or None,
-            weights_only=not archive,
+            weights_only=True,
         )
     except (RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise Refused(f"image.pretrained={settings.pretrained}: no usable weights ({reason})") from error
+        raise Refused(f"image.pretrained={tag}: no usable weights ({reason})") from error
     finally:
         root.setLevel(level)
 
 
-def _is_torchscript(path: str) -> bool:
-    """Whether a file is a TorchScript archive, the form in which OpenAI published its weights."""
-    if not Path(path).is_file() or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def is_tag(model: str, name: str) -> bool:
+    """Whether open_clip knows the weights `name` of a model."""
+    return bool(name and open_clip.get_pretrained_cfg(model, name))
+
+
+def refuse_gelu(model: str, what: str) -> None:
+    """Weights made for QuickGELU load without complaint under GELU, and give other features. Raises Refused."""
+    if not (open_clip.get_model_config(model) or {}).get("quick_gelu"):
+        raise Refused(f"{what} needs QuickGELU: image.model={model}-quickgelu")
+
+
+def resize_positions(positions: Tensor, visual: Any) -> Tensor:
+    """Position embeddings (1 + L, D) resized to those of a transformer of other pictures, bicubic (open_clip)."""
+    state = {"visual.positional_embedding": positions}
+    if round((len(positions) - 1) ** 0.5) ** 2 == len(positions) - 1:
+        resize_pos_embed(state, SimpleNamespace(visual=visual))
+    return state["visual.positional_embedding"]
 
 
 class ImageTower(nn.Module):
