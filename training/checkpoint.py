@@ -23,6 +23,7 @@ from training.folders import CLASSES, MODEL, RECIPE, STATE, TEACHER, TEXT, last_
 from training.initial import InitSettings, Loaded, initial_towers
 from training.model import CrossModalModel
 from training.objectives import SUPERVISED
+from training.objectives.pretrain import freeze
 from training.recipe import FitRecipe
 from training.towers.clip import TextTower
 
@@ -73,6 +74,10 @@ def build_model(
             text=text if supervised else None,
             captions=text.captions(prompt_names, recipe.prompts) if supervised else None,
         )
+        if supervised:
+            freeze(model, recipe.pretrain)
+        if recipe.logit_scale == "frozen":
+            model.freeze_scale()
     return model, text
 
 

@@ -8,6 +8,8 @@ Shape letters: B batch, C classes, E embedding, P prompts, L tokens of a prompt.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -15,6 +17,8 @@ from torch.nn.functional import normalize
 from training.precision import Precision, inside_towers
 from training.towers.clip import ImageTower, TextTower
 from training.towers.points import PointTower
+
+LARGEST_SCALE = math.log(100)
 
 
 class CrossModalModel(nn.Module):
@@ -78,6 +82,28 @@ class CrossModalModel(nn.Module):
         self.classifier = nn.Parameter(classifier.detach().clone(), requires_grad=self.text is None)
         if self.points_classifier is not None:
             self.points_classifier = nn.Parameter(classifier.detach().clone())
+
+    def train(self, mode: bool = True) -> CrossModalModel:
+        """Training mode, but for a tower of which no weight is trained."""
+        super().train(mode)
+        for tower in (self.image, self.text):
+            if tower is not None and not any(p.requires_grad for p in tower.parameters()):
+                tower.eval()
+        return self
+
+    def _scales(self) -> list[nn.Parameter]:
+        return [scale for scale in (self.logit_scale, self.points_logit_scale) if scale is not None]
+
+    def freeze_scale(self) -> None:
+        """Leaves the logit scale as it is."""
+        for scale in self._scales():
+            scale.requires_grad_(False)
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """Holds the logit scale in 1 to 100. Source: CLIP."""
+        for scale in self._scales():
+            scale.clamp_(0, LARGEST_SCALE)
 
     @torch.no_grad()
     def keep_classes(self, columns: list[int]) -> None:

@@ -26,6 +26,7 @@ class OptimizerSettings(BaseModel):
     """AdamW. lr: base, times batch_size / 256. steps: in all, or 0 for `epochs`. floor: lowest lr, as a share of lr.
 
     warmup_epochs: linear from 0. Released: lr 2e-5, floor 1/20, decay 0.05, layer decay 0.65, one warm-up epoch.
+    betas: torch's own (released); ULIP's pre-training has (0.9, 0.98).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,12 +39,15 @@ class OptimizerSettings(BaseModel):
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
 
 
 class FitRecipe(CrossMostSettings):
     """What to train on what.
 
-    classifier: one for both branches, or each its `own`. prompts: the classifier's, or the name of a shipped set
+    classifier: one for both branches, or each its `own`. logit_scale: `trained` (released), `clamped` (trained, held
+    in 1 to 100 after each update; CLIP), or `frozen` as it begins (MUST, at 100; ULIP and released pre-training).
+    prompts: the classifier's, or the name of a shipped set
     (training.prompts), or a file with one a line. log_every, save_every: steps; keep_last: newest checkpoints that stay
     beside the first. tensorboard: write RUN/tensorboard as well. precision: of the towers, `fp32` or `bf16`; compile:
     them, by torch.compile (training/precision.py).
@@ -57,6 +61,7 @@ class FitRecipe(CrossMostSettings):
     prompts: Prompts = DEFAULT_PROMPTS
     points: PointSettings = PointSettings()
     classifier: Literal["shared", "own"] = "shared"
+    logit_scale: Literal["trained", "clamped", "frozen"] = "trained"
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
     ema: EMASettings = EMASettings()
@@ -74,6 +79,16 @@ class FitRecipe(CrossMostSettings):
         wanted = max(self.points.groups, self.points.group_size)
         if self.data.num_points < wanted:
             raise ValueError(f"data.num_points={self.data.num_points} is fewer than the {wanted} that points.* needs")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_for_frozen_towers(self) -> FitRecipe:
+        given = self.image.pretrained or self.init.all
+        if self.method == "pretrain" and not given:
+            for name in ("image", "text"):
+                learns = getattr(self.pretrain, name)
+                if learns != "trained":
+                    raise ValueError(f"pretrain.{name}={learns} needs weights: init.image=FILE or a tag")
         return self
 
 

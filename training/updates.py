@@ -66,6 +66,8 @@ class Updates:
         result.total.backward()
         self.optimizer.found_inf = self.log.add(result, step + 1)
         self.optimizer.step()
+        if self.recipe.logit_scale == "clamped":
+            self.student.clamp_scale()
         if self.teacher is not None:
             self.teacher.update(self.student, step)
         return rate
@@ -86,4 +88,4 @@ def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int)
 def adamw(student: CrossModalModel, settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW of the groups of `parameter_groups`. Fused: an update can be skipped on the device (found_inf)."""
     groups = parameter_groups(student, settings.weight_decay, settings.layer_decay, settings.lr)
-    return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.AdamW(groups, betas=settings.betas, fused=True)

@@ -1,16 +1,23 @@
-"""Contrastive pre-training of all three towers on a labelled source domain: what CLIP and ULIP are at full size.
+"""Contrastive pre-training on a labelled source domain: of all three towers, or of points towards a frozen CLIP (ULIP).
 
-One joint loop: image-text, then points-text and points-image towards the others as they stand (ULIP keeps them frozen;
-here they are only detached). A caption is a class name in a prompt that is drawn for the whole batch, so equal classes
-have equal captions and are positives of one another (Khosla et al. 2020, supervised contrastive learning).
+Image-text, points-text and points-image. A caption is a class name in a prompt that is drawn for the whole batch, so
+equal classes have equal captions; with `positives=class` they are positives of one another (Khosla et al. 2020,
+supervised contrastive learning), with `object` an object has its own caption alone (CLIP, ULIP). Captions are those of
+the key `prompts`; `["{}"]` is the class name by itself (ULIP and released code; their synonyms are not in shards).
+
+Towers, by key: `trained` learns by image-text alone, the terms of points see it as it stands; `projection` learns its
+last matrix, by every term (paper, section 4: f^I and f^S are pre-trained with the point tower; released code for
+Redwood and ScanObjectNN); `frozen` learns nothing (ULIP; released code for ModelNet and Co3D). ULIP's negatives of
+other processes carry no gradient; here they do.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from training import distributed, losses
@@ -22,36 +29,67 @@ if TYPE_CHECKING:
     from training.recipe import FitRecipe
 
 Weight = Annotated[float, Field(ge=0)]
+Learns = Literal["trained", "projection", "frozen"]
+PROJECTIONS = ("visual.proj", "clip.text_projection")  # f^I and f^S, by their names inside the towers
 
 
 class PretrainSettings(BaseModel):
-    """Weights of the three contrastive losses."""
+    """Weights of the three contrastive losses (ULIP: no image_text), what the two CLIP towers learn, and positives."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_text: Weight = 1.0
     points_text: Weight = 1.0
     points_image: Weight = 1.0
+    image: Learns = "trained"
+    text: Learns = "trained"
+    positives: Literal["class", "object"] = "class"
+
+
+def freeze(student: CrossModalModel, settings: PretrainSettings) -> None:
+    """Takes from the optimiser what a tower does not learn; `student.train()` leaves a frozen one in eval mode."""
+    for tower, learns in ((student.image, settings.image), (student.text, settings.text)):
+        if learns == "trained":
+            continue
+        for name, parameter in tower.named_parameters():
+            parameter.requires_grad_(learns == "projection" and name.startswith(PROJECTIONS))
 
 
 def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: FitRecipe) -> Step:
-    """The three losses of one batch of single views: of the global batch, the same in every process."""
-    image = distributed.gather(student.image_features(batch.images[:, 0]))
+    """The losses of one batch of single views: of the global batch, the same in every process."""
+    settings = recipe.pretrain
+    with torch.set_grad_enabled(settings.image != "frozen"):
+        image = distributed.gather(student.image_features(batch.images[:, 0]))
     points = distributed.gather(student.point_features(batch.points))
     classes, caption = distributed.gather_rows(batch.label).unique(return_inverse=True)
     prompt = distributed.same(int(torch.randint(student.captions.shape[1], ())))
-    text = normalize(student.text.encode(student.captions[classes, prompt]), dim=1)
+    with torch.set_grad_enabled(settings.text != "frozen"):
+        text = normalize(student.text.encode(student.captions[classes, prompt]), dim=1)
     scale = student.logit_scale.exp()
-    same = caption[:, None] == caption[None]
-    alone = torch.eye(len(caption), dtype=torch.bool, device=same.device)
-    terms = {
-        "image_text": losses.contrastive(image, text[caption], same, scale),
-        "points_text": losses.contrastive(points, text[caption].detach(), same, scale),
-        "points_image": losses.contrastive(points, image.detach(), alone, scale),
-    }
+    terms = terms_of(image, text[caption], points, caption, scale, settings)
     with torch.no_grad():
         right = {
             "right_image": ((image @ text.T).argmax(dim=1) == caption).float().mean(),
             "right_points": ((points @ text.T).argmax(dim=1) == caption).float().mean(),
         }
-    return weigh(terms, recipe.pretrain.model_dump(), right | {"logit_scale": scale.detach()})
+    weights = {name: value for name, value in settings.model_dump().items() if name in terms}
+    return weigh(terms, weights, right | {"logit_scale": scale.detach()})
+
+
+def terms_of(
+    image_BE: Tensor, text_BE: Tensor, points_BE: Tensor, caption_B: Tensor, scale: Tensor, settings: PretrainSettings
+) -> dict[str, Tensor]:
+    """The losses of unit features; text_BE: of each object's caption; caption_B: which one it is.
+
+    image_text is left out where both towers are frozen: it has nothing to teach.
+    """
+    alone = torch.eye(len(caption_B), dtype=torch.bool, device=caption_B.device)
+    same = caption_B[:, None] == caption_B[None] if settings.positives == "class" else alone
+    image = image_BE.detach() if settings.image == "trained" else image_BE
+    text = text_BE.detach() if settings.text == "trained" else text_BE
+    terms = {}
+    if (settings.image, settings.text) != ("frozen", "frozen"):
+        terms["image_text"] = losses.contrastive(image_BE, text_BE, same, scale)
+    terms["points_text"] = losses.contrastive(points_BE, text, same, scale)
+    terms["points_image"] = losses.contrastive(points_BE, image, alone, scale)
+    return terms
