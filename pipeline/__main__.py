@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections import Counter
 
 from rich.console import Console
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="verify every byte of a build")
     check.add_argument("out", metavar="OUT")
     check.add_argument("--against", metavar="OTHER", help="also compare with another build of the same recipe")
+    check.add_argument("--deep", action="store_true", help="also decode every picture (ten times as long)")
     check.add_argument("--json", action="store_true")
     check.set_defaults(run=_check)
     inspect = commands.add_parser("inspect", help="a contact sheet, or a page with filters")
@@ -230,7 +232,9 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     from pipeline.check import check, compare
 
     with console.status("checking") as status:
-        found = check(options.out, lambda tar: status.update(f"checking {tar}"))
+        start = time.monotonic()
+        found = check(options.out, lambda tar: status.update(f"checking {tar}"), options.deep)
+        seconds = time.monotonic() - start
         differences = compare(options.out, options.against) if options.against else []
     found.problems += [f"differs: {line}" for line in differences]
     values = found.to_json()
@@ -259,6 +263,8 @@ def _check(options: argparse.Namespace, console: Console) -> int:
             print(f"  failure: views/{name}: {failure.key}: {failure.stage}: {failure.reason}")
     for problem in values["problems"]:
         print(f"  PROBLEM: {problem}")
+    pictures = "every picture decoded" if options.deep else "pictures by their headers, --deep decodes them"
+    print(f"  {found.bytes / 1e6:,.0f} MB in {seconds:.1f} s ({pictures})")
     print("every byte is right" if values["ok"] else f"{len(values['problems'])} problems")
     return 0 if values["ok"] else 1
 

@@ -212,8 +212,11 @@ def draw_view_sets(
     return results
 
 
-def missing_tars(job: Job, plan: Plan) -> tuple[bool, list[ViewSet]]:
-    """(whether shapes or meshes of a job are missing, the view sets that are missing)."""
+def missing_tars(job: Job, plan: Plan, is_done: Callable[[str, str], bool] = is_done) -> tuple[bool, list[ViewSet]]:
+    """(whether shapes or meshes of a job are missing, the view sets that are missing).
+
+    is_done: whether the tar at a path is finished with a hash.
+    """
     shapes = [shapes_tar(plan.out, job.split, job.shard)]
     if plan.recipe.store_meshes:
         shapes.append(meshes_tar(plan.out, job.split, job.shard))

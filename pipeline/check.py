@@ -1,4 +1,9 @@
-"""Whether a build is right: every byte against its record, every record against the manifest, every sample's form."""
+"""Whether a build is right: every byte against its record, every record against the manifest, every sample's form.
+
+Each tar is read once, and hashed block by block while a block is still in the processor's cache. Every json, cloud and
+camera is judged; a picture's bytes are those of the record, and its size, kind and end are read from its own headers.
+With `deep` every picture is decoded as well, which takes ten times as long.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +44,12 @@ from manifests.shards import (
     views_tar,
 )
 from manifests.tables import load_table, table_names
+from pipeline.picture_heads import PictureHead, read_head
 
 GRAY_TOLERANCE = 1.0  # of 255, between machines
 LENGTH_TOLERANCE = 1e-6
+_ROOM, _BLOCK = 8 << 20, 256 << 10
+_KINDS = {"depth": (1, 16), "gray": (1, 8)}  # channel -> (channels, bits) of its pictures
 
 
 @dataclass
@@ -62,6 +70,7 @@ class Findings:
     hashes: dict[str, str] = field(default_factory=dict)
     keys: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    bytes: int = 0  # of all tars that were read
 
     def to_json(self) -> dict[str, Any]:
         """The object that `check --json` prints."""
@@ -80,11 +89,18 @@ class Findings:
         }
 
 
-def check(out: str, on_tar: Callable[[str], None] = lambda tar: None) -> Findings:
-    """Reads every byte of a build. on_tar: told each tar before it is read. Raises Refused when OUT is no build."""
+OnTar = Callable[[str], None]
+
+
+def check(out: str, on_tar: OnTar = lambda tar: None, deep: bool = False) -> Findings:
+    """Reads every byte of a build. Raises Refused when OUT is no build.
+
+    on_tar: told each tar before it is read. deep: decodes every picture too, not only its headers.
+    """
     out = store.absolute(out)
     manifest = require_manifest(out, out)
     found = Findings(complete=manifest.complete)
+    reading = _Reading(found, on_tar, deep)
     if not manifest.complete:
         found.problems.append(f"{out}/manifest.json: the build is not finished; run it again")
     sets = _view_sets(out, manifest, found)
@@ -94,29 +110,14 @@ def check(out: str, on_tar: Callable[[str], None] = lambda tar: None) -> Finding
     seen: Counter[str] = Counter()
     for split, shards in manifest.num_shards.items():
         for shard in range(shards):
-            keys = _check_shard(out, manifest, sets, split, shard, found, on_tar)
+            keys = _check_shard(out, manifest, sets, split, shard, reading)
             found.keys[split] = found.keys.get(split, 0) + len(keys)
             seen.update(keys)
     found.problems += [f"{out}: the key {key} comes {n} times" for key, n in sorted(seen.items()) if n > 1]
-    _sum_gates(out, manifest, found)
+    found.gates = {name: _summed(reading.gates.get(name, [])) for name in sets}
     known = load_table(manifest.dataset).expected_failures if manifest.dataset in table_names() else {}
     found.expected_failures = sum(failure.id in known for failure in found.failures)
     return found
-
-
-def _sum_gates(out: str, manifest: BuildManifest, found: Findings) -> None:
-    """Sums the records' gates up; records that are damaged are problems already."""
-    for name in found.view_sets:
-        rows = []
-        for split, shards in manifest.num_shards.items():
-            for shard in range(shards):
-                try:
-                    record = read_record(record_path(views_tar(out, name, split, shard)))
-                except ValueError:
-                    continue
-                if record is not None and record.gates:
-                    rows.append((record.count, record.gates))
-        found.gates[name] = _summed(rows)
 
 
 def _summed(rows: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
@@ -147,65 +148,73 @@ def _view_sets(out: str, manifest: BuildManifest, found: Findings) -> dict[str, 
 
 
 def _check_shard(
-    out: str,
-    manifest: BuildManifest,
-    sets: dict[str, ViewSetManifest],
-    split: str,
-    shard: int,
-    found: Findings,
-    on_tar: Callable[[str], None],
+    out: str, manifest: BuildManifest, sets: dict[str, ViewSetManifest], split: str, shard: int, reading: _Reading
 ) -> tuple[str, ...]:
     """Checks one shard's tars; the keys of its shapes."""
-    tar = shapes_tar(out, split, shard)
-    on_tar(tar)
-    shapes = _verified(tar, manifest.shapes_hash, found)
-    keys: tuple[str, ...] = ()
-    with_faces: set[str] = set()
-    if shapes is not None:
-        record, samples = shapes
-        keys = record.keys
-        found.samples += record.count
-        found.failures += record.failures
-        counts = found.classes.setdefault(split, Counter())
-        for sample in samples:
-            problem = _shape_problem(sample, manifest)
-            if problem:
-                found.problems.append(f"{tar}: {sample.key}: {problem}")
-                continue
-            values = sample.json
-            counts[values["class"] or ""] += 1
-            found.warnings.update({w["type"]: w["count"] for w in values["warnings"]})
-            if values["num_faces"]:
-                with_faces.add(sample.key)
+    found = reading.found
+    shapes, with_faces = _check_shapes(shapes_tar(out, split, shard), manifest, split, reading)
+    keys = () if shapes is None else shapes.keys
     if manifest.recipe.get("store_meshes", True):
         tar = meshes_tar(out, split, shard)
-        on_tar(tar)
-        meshes = _verified(tar, manifest.shapes_hash, found)
+        meshes = reading.verified(tar, manifest.shapes_hash)
         if meshes is not None and shapes is not None:
             _same_keys(tar, meshes[0].keys, tuple(k for k in keys if k in with_faces), found)
             found.problems += [f"{tar}: {s.key}: no {MESH}" for s in meshes[1] if MESH not in s.members]
     for name, view_set in sets.items():
         tar = views_tar(out, name, split, shard)
-        on_tar(tar)
-        views = _verified(tar, view_set.hash, found)
-        if views is None:
-            continue
-        record, samples = views
-        sums = found.view_sets[name]
-        sums["samples"] += record.count
-        sums["failures"] += len(record.failures)
-        found.view_failures.setdefault(name, []).extend(record.failures)
-        sums["skipped"] += len(record.skipped)
-        left_out = {f.key for f in record.failures} | {s.key for s in record.skipped}
-        if shapes is not None:
+        record = _check_views(tar, view_set, reading)
+        if record is not None and shapes is not None:
+            left_out = {f.key for f in record.failures} | {s.key for s in record.skipped}
             _same_keys(tar, record.keys, tuple(k for k in keys if k not in left_out), found)
-        for sample in samples:
-            problem = _views_problem(sample, view_set)
-            if problem:
-                found.problems.append(f"{tar}: {sample.key}: {problem}")
-            else:
-                found.warnings.update({w["type"]: w["count"] for w in sample.json.get("warnings", [])})
     return keys
+
+
+def _check_shapes(
+    tar: str, manifest: BuildManifest, split: str, reading: _Reading
+) -> tuple[Record | None, frozenset[str]]:
+    """Checks a tar of shapes; its record where it is right, and the keys of objects that have faces."""
+    found, shapes = reading.found, reading.verified(tar, manifest.shapes_hash)
+    if shapes is None:
+        return None, frozenset()
+    record, samples = shapes
+    found.samples += record.count
+    found.failures += record.failures
+    counts = found.classes.setdefault(split, Counter())
+    with_faces = set()
+    for sample in samples:
+        try:
+            values = _shape_values(sample, manifest)
+        except ValueError as error:
+            found.problems.append(f"{tar}: {sample.key}: {error}")
+            continue
+        counts[values["class"] or ""] += 1
+        found.warnings.update({w["type"]: w["count"] for w in values["warnings"]})
+        if values["num_faces"]:
+            with_faces.add(sample.key)
+    return record, frozenset(with_faces)
+
+
+def _check_views(tar: str, view_set: ViewSetManifest, reading: _Reading) -> Record | None:
+    """Checks a tar of views; its record where it is right."""
+    found, views = reading.found, reading.verified(tar, view_set.hash)
+    if views is None:
+        return None
+    record, samples = views
+    sums = found.view_sets[view_set.name]
+    sums["samples"] += record.count
+    sums["failures"] += len(record.failures)
+    sums["skipped"] += len(record.skipped)
+    found.view_failures.setdefault(view_set.name, []).extend(record.failures)
+    for sample in samples:
+        try:
+            warnings = _view_values(sample, view_set, reading.deep).get("warnings", [])
+        except ValueError as error:
+            found.problems.append(f"{tar}: {sample.key}: {error}")
+        else:
+            found.warnings.update({w["type"]: w["count"] for w in warnings})
+    if record.gates:
+        reading.gates.setdefault(view_set.name, []).append((record.count, record.gates))
+    return record
 
 
 def _same_keys(tar: str, there: tuple[str, ...], expected: tuple[str, ...], found: Findings) -> None:
@@ -214,77 +223,149 @@ def _same_keys(tar: str, there: tuple[str, ...], expected: tuple[str, ...], foun
         found.problems.append(f"{tar}: keys are not those of the shapes ({odd[0] if odd else 'another order'})")
 
 
-def _verified(tar: str, hash: str, found: Findings) -> tuple[Record, Iterator[Sample]] | None:
-    """A tar's record and samples, when its bytes are those of the record; else None, with the problem noted."""
-    try:
-        record = read_record(record_path(tar))
-    except ValueError as error:
-        found.problems.append(str(error))
-        return None
-    if record is None:
-        if found.complete:
-            found.problems.append(f"{tar}: no record beside it; run the build again")
-        return None
-    if record.hash != hash:
-        found.problems.append(f"{tar}: made with other settings than the manifest says")
-        return None
-    data = store.read_bytes(tar)
-    if data is None:
-        found.problems.append(f"{tar}: missing; delete its record and run the build again")
-        return None
-    if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
-        found.problems.append(f"{tar}: damaged (sha256 differs); delete its record and run the build again")
-        return None
-    try:
-        pairs = list(read_samples(io.BytesIO(data)))
-    except ValueError as error:
-        found.problems.append(f"{tar}: {error}")
-        return None
-    if tuple(s.key for _, s in pairs) != record.keys or tuple(o for o, _ in pairs) != record.offsets:
-        found.problems.append(f"{tar}: its keys or offsets are not those of its record")
-        return None
-    return record, (sample for _, sample in pairs)
+class _Reading:
+    """One run over a build: what was found, and the room that every tar is read into."""
+
+    def __init__(self, found: Findings, on_tar: OnTar, deep: bool) -> None:
+        self.found, self.deep = found, deep
+        self.gates: dict[str, list[tuple[int, dict[str, float]]]] = {}  # of each view set, (objects, gates) a record
+        self._on_tar = on_tar
+        self._room = bytearray(_ROOM)  # used again: fresh memory for each tar costs as much as hashing it
+
+    def verified(self, tar: str, hash: str) -> tuple[Record, Iterator[Sample]] | None:
+        """A tar's record and samples, when its bytes are those of the record; else None, with the problem noted."""
+        self._on_tar(tar)
+        try:
+            record = read_record(record_path(tar))
+            if record is None:
+                if self.found.complete:
+                    raise ValueError(f"{tar}: no record beside it; run the build again")
+                return None
+            if record.hash != hash:
+                raise ValueError(f"{tar}: made with other settings than the manifest says")
+            return record, self._samples(tar, record)
+        except ValueError as error:
+            self.found.problems.append(str(error))
+            return None
+
+    def _samples(self, tar: str, record: Record) -> Iterator[Sample]:
+        """The samples of a tar with the record's bytes, one at a time; what is wrong with the tar is noted on the way.
+
+        They are to be used up before the next tar is read.
+        """
+        data, sha256 = self._read(tar)
+        if len(data) != record.bytes or sha256 != record.sha256:
+            raise ValueError(f"{tar}: damaged (sha256 differs); delete its record and run the build again")
+        return self._parsed(tar, record, data)
+
+    def _parsed(self, tar: str, record: Record, data: memoryview) -> Iterator[Sample]:
+        keys, offsets, sizes = [], [], []
+        try:
+            for offset, sample in read_samples(_Memory(data)):
+                keys.append(sample.key)
+                offsets.append(offset)
+                sizes.append({suffix: len(member) for suffix, member in sample.members.items()})
+                yield sample
+        except ValueError as error:
+            self.found.problems.append(f"{tar}: {error}")
+            return
+        if tuple(keys) != record.keys or tuple(offsets) != record.offsets:
+            self.found.problems.append(f"{tar}: its keys or offsets are not those of its record")
+        elif record.sizes and {s: tuple(m.get(s) for m in sizes) for s in set().union(*sizes)} != record.sizes:
+            self.found.problems.append(f"{tar}: its members' sizes are not those of its record")
+
+    def _read(self, tar: str) -> tuple[memoryview, str]:
+        """(all bytes of a tar, their sha256). Raises ValueError where it is missing."""
+        sha256, end = hashlib.sha256(), 0
+        try:
+            with store.open_reading(tar) as file:
+                while True:
+                    if end == len(self._room):
+                        self._room = self._room + bytes(len(self._room))
+                    with memoryview(self._room) as room:
+                        count = file.readinto(room[end : end + _BLOCK])
+                        sha256.update(room[end : end + count])
+                    if not count:
+                        break
+                    end += count
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(f"{tar}: missing; delete its record and run the build again") from error
+        self.found.bytes += end
+        return memoryview(self._room).toreadonly()[:end], sha256.hexdigest()
 
 
-def _shape_problem(sample: Sample, manifest: BuildManifest) -> str | None:
-    """What is wrong with one sample of a tar of shapes, or None."""
+class _Memory(io.RawIOBase):
+    """A file over bytes in memory; they are copied as they are read."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._place = data, 0
+
+    def read(self, size: int = -1) -> bytes:
+        part = self._data[self._place :] if size < 0 else self._data[self._place : self._place + size]
+        self._place += len(part)
+        return bytes(part)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + (self._place if whence == io.SEEK_CUR else 0)
+        return self._place
+
+
+def _shape_values(sample: Sample, manifest: BuildManifest) -> dict[str, Any]:
+    """The json of one sample of a tar of shapes. Raises ValueError saying what is wrong with the sample."""
     try:
         values, points = sample.json, decode_array(sample.members[POINTS])
     except (KeyError, ValueError) as error:
-        return f"unreadable ({error})"
+        raise ValueError(f"unreadable ({error})") from error
     if values.get("format") != FORMAT or values.get("key") != sample.key:
-        return "its json is of another format or key"
+        raise ValueError("its json is of another format or key")
     if points.dtype != np.float32 or points.shape != (values["num_points"], 3) or not np.isfinite(points).all():
-        return f"points are {points.dtype} {points.shape}"
+        raise ValueError(f"points are {points.dtype} {points.shape}")
     label = values["label"]
     if label is not None and (not 0 <= label < len(manifest.classes) or manifest.classes[label] != values["class"]):
-        return f"label {label} is not class {values['class']}"
+        raise ValueError(f"label {label} is not class {values['class']}")
     for suffix, width in ((COLORS, (3,)), (PARTS, ())):
         if suffix in sample.members:
             array = decode_array(sample.members[suffix])
             if array.dtype != np.uint8 or array.shape != (len(points), *width):
-                return f"{suffix} is {array.dtype} {array.shape}"
-    return None
+                raise ValueError(f"{suffix} is {array.dtype} {array.shape}")
+    return values
 
 
-def _views_problem(sample: Sample, view_set: ViewSetManifest) -> str | None:
-    """What is wrong with one sample of a tar of views, or None."""
+def _view_values(sample: Sample, view_set: ViewSetManifest, deep: bool) -> dict[str, Any]:
+    """The json of one sample of a tar of views. Raises ValueError saying what is wrong with the sample."""
     try:
-        views = sample.json["views"]
+        values = sample.json
+        views = values["views"]
         pictures = {s: split_view_member(s) for s in sample.members if s != JSON}
+        whole = {p[0] for p in pictures.values() if p} == set(range(len(views)))
         expected = view_set.preset.num_views
         fewer = is_frames_preset(view_set.preset) and 0 < len(views) < expected
-        whole = {p[0] for p in pictures.values() if p} == set(range(len(views)))
-        if (len(views) != expected and not fewer) or not whole:
-            return f"{len(views)} views, the preset has {expected}"
-        for suffix, place in pictures.items():
-            picture = decode_picture(sample.members[suffix])
-            size = (views[place[0]]["height"], views[place[0]]["width"])
-            if picture.shape[:2] != size:
-                return f"{suffix} is {picture.shape[:2]}, its camera {size}"
     except (KeyError, ValueError, TypeError) as error:
-        return f"unreadable ({error})"
-    return None
+        raise ValueError(f"unreadable ({error})") from error
+    if (len(views) != expected and not fewer) or not whole:
+        raise ValueError(f"{len(views)} views, the preset has {expected}")
+    for suffix, place in pictures.items():
+        try:
+            view, channel = place
+            size = (views[view]["width"], views[view]["height"])
+            head = _head(sample.members[suffix], deep)
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"unreadable ({suffix}: {error})") from error
+        if head[:2] != size:
+            raise ValueError(f"{suffix} is {head[:2]}, its camera {size} (width, height)")
+        if head[2:] != _KINDS.get(channel, head[2:]):
+            raise ValueError(f"{suffix} has {head.channels} channels of {head.bits} bits")
+    return values
+
+
+def _head(data: bytes, deep: bool) -> PictureHead:
+    """Size and kind of a picture, from its headers where they tell. Raises ValueError where it is damaged."""
+    head = None if deep else read_head(data)
+    if head is None:
+        picture = decode_picture(data)
+        channels = 1 if picture.ndim == 2 else picture.shape[2]
+        head = PictureHead(picture.shape[1], picture.shape[0], channels, 8 * picture.dtype.itemsize)
+    return head
 
 
 def compare(out: str, other: str) -> list[str]:

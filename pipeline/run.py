@@ -7,7 +7,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import FrameType
 
@@ -39,6 +39,7 @@ from manifests.shards import (
 from manifests.tables import load_table
 from pipeline import cluster
 from pipeline.build import JobEvent, PlainMaker, missing_tars, run_job
+from pipeline.finished import FinishedRecords
 from pipeline.lock import BuildLock, build_lock
 from pipeline.pictures import resolved
 from pipeline.plan import (
@@ -198,19 +199,27 @@ def build(
     """Runs the missing jobs of a plan and finishes the manifest.
 
     retry: kinds of failures (timeout, memory, crash, data) whose shards are built anew.
+    Where nothing is missing, no renderer is loaded and no Ray: looking at the records is all.
     Raises Refused (OUT of another recipe or source, a live build) before anything is written, Stopped midway.
     """
     refuse_other_build(plan, jobs)
-    with ready(plan, workers), build_lock(plan.out) as lock:
+    records = FinishedRecords()
+    missing = jobs if retry else _missing(plan, jobs, records)
+    with ready(plan, workers) if missing else nullcontext(), build_lock(plan.out) as lock:
         if retry:
             plan = replace(plan, view_sets=_with_existing(plan))
         _prepare(plan, jobs)
         if retry:
             _forget_failures(plan, jobs, retry)
             _forget_files(plan, jobs)
-        missing = [job for job in jobs if missing_tars(job, plan) != (False, [])]
+        if missing:
+            missing = _missing(plan, jobs, records)  # another build may have made some until the lock was ours
         _run_missing(jobs, missing, plan, workers, lock, on_start, on_event)
-        return _finish(plan, jobs)
+        return _finish(plan, jobs, FinishedRecords() if missing else records)
+
+
+def _missing(plan: Plan, jobs: list[Job], records: FinishedRecords) -> list[Job]:
+    return [job for job in jobs if missing_tars(job, plan, records.is_done) != (False, [])]
 
 
 def _run_missing(
@@ -302,14 +311,14 @@ def _forget_files(plan: Plan, jobs: list[Job]) -> None:
                     store.remove(record_path(views_tar(plan.out, name, job.split, job.shard)))
 
 
-def _finish(plan: Plan, jobs: list[Job]) -> Summary:
+def _finish(plan: Plan, jobs: list[Job], finished: FinishedRecords) -> Summary:
     """Writes the finished manifest and sums the records up."""
-    records = {(job.split, job.shard): _record(shapes_tar(plan.out, job.split, job.shard)) for job in jobs}
+    records = {(job.split, job.shard): finished[shapes_tar(plan.out, job.split, job.shard)] for job in jobs}
     write_manifest(plan.out, _manifest(plan, jobs, records, complete=True))
     failures = [f for record in records.values() for f in record.failures]
     skipped: Counter[str] = Counter()
     for view_set in plan.view_sets:
-        summary = view_set_summary(plan, jobs, view_set)
+        summary = view_set_summary(plan, jobs, view_set, finished)
         known = {failure.key for failure in failures}
         failures += [failure for failure in summary.failures if failure.key not in known]
         skipped.update(summary.skipped)
@@ -322,16 +331,9 @@ def _expected(plan: Plan, failures: Iterable[Failure]) -> int:
     return sum(failure.id in plan.table.expected_failures for failure in failures)
 
 
-def _record(tar: str) -> Record:
-    record = read_record(record_path(tar))
-    if record is None:
-        raise ValueError(f"{tar} has no record")
-    return record
-
-
-def view_set_summary(plan: Plan, jobs: list[Job], view_set: ViewSet) -> Summary:
+def view_set_summary(plan: Plan, jobs: list[Job], view_set: ViewSet, finished: FinishedRecords) -> Summary:
     """Samples, failures and skipped of one finished view set."""
-    records = [_record(views_tar(plan.out, view_set.name, job.split, job.shard)) for job in jobs]
+    records = [finished[views_tar(plan.out, view_set.name, job.split, job.shard)] for job in jobs]
     skipped = Counter(s.reason for record in records for s in record.skipped)
     failures = tuple(f for record in records for f in record.failures)
     samples = sum(record.count for record in records)
@@ -416,9 +418,10 @@ def _assets_lines(out: str) -> list[bytes]:
 def draw_view_set(plan: Plan, jobs: list[Job], workers: Workers, on_start: OnStart, on_event: OnEvent) -> Summary:
     """Draws what is missing of the plan's one view set. Raises Refused before, Stopped midway."""
     (view_set,) = plan.view_sets
-    with ready(plan, workers), build_lock(plan.out) as lock:
+    records = FinishedRecords()
+    with ready(plan, workers) if _missing(plan, jobs, records) else nullcontext(), build_lock(plan.out) as lock:
         store.delete_temporaries(store.join(plan.out, VIEWS, view_set.name))
-        states = [(job, *missing_tars(job, plan)) for job in jobs]
+        states = [(job, *missing_tars(job, plan, records.is_done)) for job in jobs]
         unfinished = [job for job, shapes, _ in states if shapes]
         if unfinished:
             tar = shapes_tar(plan.out, unfinished[0].split, unfinished[0].shard)
@@ -426,7 +429,7 @@ def draw_view_set(plan: Plan, jobs: list[Job], workers: Workers, on_start: OnSta
         write_view_set_manifest(plan, view_set)
         missing = [job for job, _, views in states if views]
         _run_missing(jobs, missing, plan, workers, lock, on_start, on_event)
-    return view_set_summary(plan, jobs, view_set)
+    return view_set_summary(plan, jobs, view_set, FinishedRecords() if missing else records)
 
 
 def estimate_bytes(plan: Plan, num_assets: int) -> int:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
+import tarfile
+import zlib
 
+import numpy as np
 import pytest
 from builders import SMALL
 from PIL import Image
+
+from manifests.samples import encode_picture
+from pipeline.picture_heads import read_head
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +41,10 @@ DAMAGE = {
     "a tar cut between samples": (lambda out: drop_last_sample(out / "views/rgb12/train-00000.tar"), "damaged"),
     "a missing tar": (lambda out: (out / "meshes/train-00000.tar").unlink(), "missing"),
     "a missing record": (lambda out: (out / "shapes/train-00000.json").unlink(), "no record"),
+    "a tar that goes on": (
+        lambda out: (out / "shapes/train-00000.tar").write_bytes((out / "shapes/train-00000.tar").read_bytes() + b"x"),
+        "damaged (sha256 differs)",
+    ),
     "a damaged record": (lambda out: (out / "shapes/train-00000.json").write_text("{"), "damaged JSON"),
     "a view set of other shapes": (
         lambda out: (out / "views/rgb12/manifest.json").write_text(
@@ -92,6 +104,106 @@ def test_comparison_with_another_build(pipeline, built, tmp_path) -> None:
     result = pipeline("check", built, "--against", tmp_path / "o", code=1)
     assert "differs: " in result.stdout
     assert ".points.npy: differs by" in result.stdout
+
+
+def forge(tar, suffix: str, new: bytes) -> None:
+    """Puts other bytes of the same length in the place of the first member so named, and mends the record's sha256."""
+    with tarfile.open(tar) as file:
+        member = next(m for m in file.getmembers() if m.name.endswith(suffix))
+    data = bytearray(tar.read_bytes())
+    assert len(new) <= member.size
+    data[member.offset_data : member.offset_data + len(new)] = new
+    tar.write_bytes(bytes(data))
+    record_path = tar.with_suffix(".json")
+    record = json.loads(record_path.read_text())
+    record["sha256"] = hashlib.sha256(data).hexdigest()
+    record_path.write_text(json.dumps(record))
+
+
+FORGED = {
+    "no picture": ("v00.rgb.jpg", b"\x00" * 40, "unreadable (v00.rgb.jpg: damaged picture"),
+    "too few bits": ("v00.depth.png", encode_picture(np.zeros((32, 32), np.uint8), "png"), "1 channels of 8 bits"),
+}
+
+
+def padded_png(data: bytes, size: int) -> bytes:
+    """A PNG made longer by an ancillary chunk, so that it fits a member's place."""
+    text = b"tEXt" + b"x" * (size - len(data) - 12)
+    chunk = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
+    return data[:-12] + chunk + data[-12:]
+
+
+@pytest.mark.parametrize("kind", ["no picture", "too few bits"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_picture_that_is_none_is_found_behind_a_right_hash(pipeline, built, tmp_path, kind: str, deep: bool) -> None:
+    suffix, new, words = FORGED[kind]
+    shutil.copytree(built, tmp_path / "out")
+    tar = tmp_path / "out/views/rgb12/train-00000.tar"
+    if suffix.endswith("png"):
+        with tarfile.open(tar) as file:
+            size = next(m.size for m in file.getmembers() if m.name.endswith(suffix))
+        new = padded_png(new, size)
+    forge(tar, suffix, new)
+    found = json.loads(pipeline("check", tmp_path / "out", "--json", *["--deep"] * deep, code=1).stdout)
+    assert len(found["problems"]) == 1
+    assert words in found["problems"][0]
+    assert str(tar) in found["problems"][0]
+
+
+def test_a_picture_of_another_size_than_its_camera_is_found(pipeline, built, tmp_path) -> None:
+    shutil.copytree(built, tmp_path / "out")
+    tar = tmp_path / "out/views/depth10/train-00000.tar"
+    with tarfile.open(tar) as file:
+        member = next(m for m in file.getmembers() if m.name.endswith("v00.depth.png"))
+    forge(tar, "v00.depth.png", padded_png(encode_picture(np.zeros((3, 3), np.uint16), "png"), member.size))
+    (problem,) = json.loads(pipeline("check", tmp_path / "out", "--json", code=1).stdout)["problems"]
+    assert "v00.depth.png is (3, 3), its camera (32, 32) (width, height)" in problem
+
+
+def test_deep_decodes_what_lies_between_the_headers(pipeline, built, tmp_path) -> None:
+    shutil.copytree(built, tmp_path / "out")
+    tar = tmp_path / "out/views/rgb12/train-00000.tar"
+    with tarfile.open(tar) as file:
+        member = next(m for m in file.getmembers() if m.name.endswith("v00.depth.png"))
+        data = bytearray(file.extractfile(member).read())
+    place = data.index(b"IDAT") + 4
+    data[place : place + 8] = b"\xff" * 8  # no zlib stream any more
+    forge(tar, "v00.depth.png", bytes(data))
+    assert "--deep decodes them" in pipeline("check", tmp_path / "out").stdout
+    (problem,) = json.loads(pipeline("check", tmp_path / "out", "--json", "--deep", code=1).stdout)["problems"]
+    assert "unreadable (v00.depth.png: damaged picture" in problem
+    assert "every picture decoded" in pipeline("check", built, "--deep").stdout
+
+
+def test_sizes_of_members_are_those_of_the_record(pipeline, built, tmp_path) -> None:
+    shutil.copytree(built, tmp_path / "out")
+    path = tmp_path / "out/shapes/train-00000.json"
+    record = json.loads(path.read_text())
+    record["sizes"]["points.npy"][1] += 1
+    path.write_text(json.dumps(record))
+    (problem,) = json.loads(pipeline("check", tmp_path / "out", "--json", code=1).stdout)["problems"]
+    assert problem.endswith("train-00000.tar: its members' sizes are not those of its record")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "RGBA", "LA", "P", "1", "CMYK"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_heads_of_pictures(mode: str, form: str) -> None:
+    file = io.BytesIO()
+    try:
+        Image.new(mode, (37, 23)).save(file, form, **({"progressive": True} if mode == "L" and form == "JPEG" else {}))
+    except OSError:
+        pytest.skip(f"no {form} of {mode}")
+    data, head = file.getvalue(), read_head(file.getvalue())
+    if form == "PNG" and mode == "P":
+        assert head is None
+        return
+    channels = {"L": 1, "I;16": 1, "1": 1, "P": 1, "LA": 2, "RGB": 3}.get(mode, 4)
+    bits = {"I;16": 16, "1": 1 if form == "PNG" else 8}.get(mode, 8)
+    assert head == (37, 23, channels, bits)
+    assert read_head(data[:-1]) is None
+    assert read_head(data + b"x") is None
+    for cut in range(60):
+        assert read_head(data[:cut]) is None
 
 
 def test_no_build_is_refused(pipeline, tmp_path) -> None:
