@@ -83,7 +83,7 @@ class FitRecipe(CrossMostSettings):
 
     @model_validator(mode="after")
     def _weights_for_frozen_towers(self) -> FitRecipe:
-        given = self.image.pretrained or self.init.all
+        given = self.image.pretrained or self.init.image or self.init.all
         if self.method == "pretrain" and not given:
             for name in ("image", "text"):
                 learns = getattr(self.pretrain, name)

@@ -1,0 +1,201 @@
+"""Pre-training of points towards frozen CLIP towers: ULIP's loss, what is trained by key, what it hands on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import normalize
+
+from manifests.recipes import parse_changes
+from training.batches import LabelledBatch
+from training.checkpoint import build_model, open_checkpoint
+from training.evaluate import evaluate
+from training.model import CrossModalModel
+from training.objectives.pretrain import PretrainSettings, freeze, step, terms_of
+from training.recipe import FitRecipe, read_recipe
+from training.updates import adamw, learning_rate, steps_of
+
+SMALL = (
+    "image.model=cross_most_small",
+    "image.stem=conv",
+    'image.pretrained=""',
+    "points.groups=24",
+    "points.group_size=12",
+    "points.tokenizer_widths=[32, 64, 64]",
+    "points.tokenizer_width=96",
+    "points.width=96",
+    "points.depth=1",
+    "points.heads=4",
+    "data.num_points=128",
+    "data.workers=0",
+    "optimizer.batch_size=8",
+    "optimizer.steps=3",
+    "optimizer.warmup_epochs=0",
+    "log_every=1",
+)
+BOTH = {"image": "frozen", "text": "frozen", "positives": "object", "image_text": 0.0}
+
+
+@pytest.fixture(scope="module")
+def clip(training, shards, tmp_path_factory):
+    """A small CLIP of two steps: the weights that the others begin with."""
+    folder = tmp_path_factory.mktemp("runs") / "clip"
+    small = ("data.num_points=128", "optimizer.batch_size=8", "optimizer.steps=2", "points.depth=1")
+    training("fit", "small_pretrain", "--shards", shards, "--run", folder, *small)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ulip(training, shards, clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "ulip"
+    training("fit", "pretrain", "--shards", shards, "--run", folder, *SMALL, f"init.image={clip}")
+    return folder
+
+
+def weights_of(run, number: int) -> dict[str, torch.Tensor]:
+    return load_file(run / f"checkpoints/step-{number:08d}/model.safetensors")
+
+
+def changed(run, steps: int = 3) -> set[str]:
+    first, last = weights_of(run, 0), weights_of(run, steps)
+    return {name for name, value in last.items() if not torch.equal(value, first[name])}
+
+
+@pytest.mark.parametrize(("name", "scale"), [("init_1_over_0.07", 1 / 0.07), ("clip_100", 100.0)])
+@pytest.mark.parametrize("learns", ["projection", "frozen"])
+def test_the_terms_equal_ulips(golden, name: str, scale: float, learns: str) -> None:
+    """Value and gradients in float64, in one process; image and text get theirs where they are not frozen."""
+    folder = golden / "method" / "ulip_loss"
+    stored = np.load(folder / "ulip_loss.npz")
+    results = json.loads((folder / "expected.json").read_text())["results"]
+    given = {n: torch.from_numpy(stored[f"{n}_embed"]).double() for n in ("image", "text", "pc")}
+    for n, value in given.items():
+        value.requires_grad_(n == "pc" or learns == "projection")
+    settings = PretrainSettings(**BOTH | {"image": learns, "text": learns})
+    logit_scale = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    image, text, points = (normalize(value, dim=1) for value in given.values())
+    captions = torch.arange(len(points)) // 2  # equal captions are no positives of one another here
+    terms = terms_of(image, text, points, captions, logit_scale, settings)
+    assert ("image_text" in terms) is (learns == "projection")
+    loss = terms["points_text"] + terms["points_image"]
+    loss.backward()
+    assert loss.item() == pytest.approx(results[f"{name}_f64"]["loss"], rel=1e-12)
+    assert logit_scale.grad.item() == pytest.approx(results[f"{name}_f64"]["grad_logit_scale"], rel=1e-9)
+    for n, value in given.items():
+        if value.requires_grad:
+            np.testing.assert_allclose(value.grad, stored[f"{name}.grad_{n}_f64"], atol=1e-12)
+    if name.startswith("init"):  # ULIP's two processes: each its rows against all columns
+        ranks = results["two_rank_gloo_world2_8_per_rank_scale_1_over_0.07"]
+        assert loss.item() == pytest.approx(sum(rank["loss"] for rank in ranks) / 2, rel=1e-6)
+
+
+def model_of(settings: PretrainSettings) -> CrossModalModel:
+    changes = parse_changes((*SMALL, "method=pretrain"))
+    recipe = FitRecipe.model_validate(read_recipe("small_pretrain", changes).model_dump())
+    model = build_model(recipe, ("mug", "bowl", "chair"))[0]
+    freeze(model, settings)
+    return model.train()
+
+
+def batch_of(size: int = 8) -> LabelledBatch:
+    g = torch.Generator().manual_seed(0)
+    pictures, clouds = torch.randn(size, 1, 3, 48, 48, generator=g), torch.randn(size, 64, 3, generator=g)
+    return LabelledBatch(tuple(map(str, range(size))), pictures, clouds, torch.arange(size) % 3)
+
+
+def bytes_kept(settings: PretrainSettings) -> tuple[int, int]:
+    """Bytes that autograd keeps for a whole step, and for the point tower alone."""
+    model, batch, kept = model_of(settings), batch_of(), {}
+    recipe = FitRecipe(pretrain=settings)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    sizes = []
+    for run in (lambda: step(model, None, batch, recipe).total, lambda: model.point_features(batch.points)):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = run()
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+        del result
+    return sizes[0], sizes[1]
+
+
+def test_frozen_towers_keep_nothing_for_a_gradient_and_rest() -> None:
+    frozen, points = bytes_kept(PretrainSettings(**BOTH))
+    trained, _ = bytes_kept(PretrainSettings())
+    assert points <= frozen < 1.1 * points
+    assert trained > 3 * frozen
+    model = model_of(PretrainSettings(**BOTH))
+    assert not model.image.training
+    assert not model.text.training
+    assert model.points.training
+    assert model_of(PretrainSettings()).image.training
+
+
+def test_only_points_are_trained_towards_frozen_towers(ulip) -> None:
+    names = changed(ulip)
+    assert {name.partition(".")[0] for name in names} == {"points"}
+    assert {"points.projection", "points.encoder.first_conv.0.weight", "points.blocks.0.attn.qkv.weight"} <= names
+    log = (ulip / "log.csv").read_text().splitlines()[0].split(",")
+    assert [name for name in log if name.startswith("loss_")] == ["loss_points_text", "loss_points_image"]
+
+
+def test_projections_are_trained_by_key(training, shards, clip, tmp_path) -> None:
+    """The paper's form: f^I and f^S learn from the points' terms, and nothing else of the two towers does."""
+    form = ("pretrain.image=projection", "pretrain.text=projection", "logit_scale=clamped", f"init.image={clip}")
+    training("fit", "pretrain", "--shards", shards, "--run", tmp_path / "run", *SMALL, *form)
+    names = {name for name in changed(tmp_path / "run") if not name.startswith("points.")}
+    assert names == {"image.visual.proj", "text.clip.text_projection", "classifier", "logit_scale"}
+
+
+def test_what_it_gives_is_where_cross_most_begins(training, shards, ulip, tmp_path) -> None:
+    """Towers, text tower and logit scale are handed on: zero-shot is what pre-training gave."""
+    common = [change for change in SMALL if not change.startswith(("log", "data.workers"))]
+    run = tmp_path / "run"
+    keys = ("optimizer.steps=1", f"init.all={ulip}", 'prompts=["{}"]')
+    training("fit", "small_cross_most", "--shards", shards, "--run", run, *common, *keys)
+    begun, given = weights_of(run, 0), weights_of(ulip, 3)
+    for name in ("image.visual.proj", "points.projection", "logit_scale", "classifier"):
+        torch.testing.assert_close(begun[name], given[name])
+    before = evaluate(open_checkpoint(str(ulip)), str(shards))
+    after = evaluate(open_checkpoint(str(run / "checkpoints/step-00000000")), str(shards))
+    assert after["student"] == before["student"]
+
+
+def test_a_frozen_tower_without_weights_is_refused(training, shards, tmp_path) -> None:
+    message = training("fit", "pretrain", "--shards", shards, "--run", tmp_path / "run", *SMALL, code=2).stderr
+    assert "pretrain.image=frozen needs weights" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_has_the_papers_numbers() -> None:
+    recipe = read_recipe("pretrain", {})
+    total, warmup = steps_of(recipe.optimizer, 100)
+    assert (total, warmup) == (25_000, 100)
+    assert learning_rate(99, total, warmup, recipe.optimizer) == pytest.approx(1e-3)
+    assert learning_rate(total, total, warmup, recipe.optimizer) == pytest.approx(1e-5)
+    model = model_of(recipe.pretrain)
+    optimizer = adamw(model, recipe.optimizer)
+    assert all(group["betas"] == (0.9, 0.98) for group in optimizer.param_groups)
+    decays = {group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {0.0, 0.1}
+    given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    named = {name.partition(".")[0] for name, parameter in model.named_parameters() if id(parameter) in given}
+    assert named == {"points", "logit_scale"}  # the recipe's logit_scale=frozen takes the last one out in build_model
+
+
+@pytest.mark.parametrize(("key", "moves"), [("trained", True), ("clamped", True), ("frozen", False)])
+def test_the_logit_scale_by_key(key: str, moves: bool) -> None:
+    recipe = read_recipe("small_pretrain", parse_changes((*SMALL, f"logit_scale={key}")))
+    model = build_model(recipe, ("mug", "bowl"))[0]
+    assert model.logit_scale.requires_grad is moves
+    with torch.no_grad():
+        model.logit_scale.fill_(9.0)
+    model.clamp_scale()
+    assert model.logit_scale.exp().item() == pytest.approx(100)
