@@ -2,7 +2,8 @@
 
 An epoch's order depends on (seed, epoch, records) alone and is cut into as many contiguous ranges as there are readers
 (training/order.py); each reader shuffles in a buffer. View, augmentation and mask of a sample are drawn from (seed,
-epoch, key).
+epoch, key). Readers go on from epoch to epoch without a pause: while the last batches of one are used, the first of the
+next are read.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from training.batches import RawBatch, RawLabelledBatch
 from training.join import DamagedShard, DataSettings, Shard, Source, naming, read_joined
 from training.labelled import label_of
 from training.objects import cloud_of, num_views, picture_of
-from training.order import Range, Share, cut, epoch_ranges, share_of, shuffled
+from training.order import EpochOrder, Given, Range, epoch_ranges
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ class Drawn:
 
 
 class EpochSamples(IterableDataset):
-    """Batches of one process for one epoch; call `set_epoch` before iterating. Subclasses say what a batch is."""
+    """Batches of one process for one epoch, that of `set_epoch`. Subclasses say what a batch is.
+
+    batch_size: of one process; num_batches: global ones of a whole epoch.
+    """
 
     def __init__(
         self,
@@ -77,8 +81,12 @@ class EpochSamples(IterableDataset):
     ) -> None:
         self.source, self.settings, self.form = source, settings, form
         self.augment, self.batch_size, self.seed = augment, batch_size, seed
-        self.rank, self.world, self.epoch, self.skip = rank, world, 0, 0
+        self.rank, self.world = rank, world
+        self.epoch: int = 0
+        self.given: int | Given = 0
         self.num_batches = source.total // (batch_size * world)
+        if not source.total:
+            raise Refused(f"data.split={settings.split} has no objects with views, of those that data.* leaves")
         if not self.num_batches:
             raise Refused(
                 f"optimizer.batch_size={batch_size * world} is more than the {source.total} objects of "
@@ -103,40 +111,67 @@ class EpochSamples(IterableDataset):
         with naming(drawn.shard.shapes, drawn.shape.key):
             return cloud_of(drawn.shape, self.settings.num_points, drawn.rng)
 
-    def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Chooses the order and the draws of an epoch, and how many of this rank's first batches are not given.
+    def set_epoch(self, epoch: int, given: int | Given = 0) -> None:
+        """Chooses the order and the draws of an epoch, and what of it was given before and is not given again.
 
-        Nothing of those is read; the others are those of a whole epoch.
+        given: its segments (training/order.py), or so many batches by as many ranks and workers as now. Nothing of them
+        is read. The same readers go on as if there had been no break; others share the rest, each sample once. Raises
+        Refused when no epoch of this data can have such segments.
         """
-        self.epoch, self.skip = epoch, skip
+        whole, before = self.batch_size * self.world, [] if isinstance(given, int) else given
+        number = given if isinstance(given, int) else sum(batches for _, _, batches in given)
+        if not 0 <= number <= self.num_batches or any(w < 1 or n < 0 or b < 0 or whole % w for w, n, b in before):
+            raise Refused(
+                f"an epoch of {self.num_batches} batches of {whole} cannot have been given out as the checkpoint says, "
+                f"{given}: it was of other data or another optimizer.batch_size"
+            )
+        self.epoch, self.given = epoch, given
+
+    @property
+    def left(self) -> int:
+        """How many batches are still to be given of the chosen epoch."""
+        return self.num_batches - (
+            self.given if isinstance(self.given, int) else sum(batches for _, _, batches in self.given)
+        )
 
     def __iter__(self) -> Iterator[Any]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        worker, workers = _this_worker()
+        return self._batches(self.epoch, self.given, worker, workers)
+
+    def onwards(self) -> Iterator[Any]:
+        """The batches of the chosen epoch and of all after it. Workers take turns over the ends of epochs."""
+        worker, workers = _this_worker()
+        epoch, given, turn = self.epoch, self.given, self.left
+        yield from self._batches(epoch, given, worker, workers)
+        while True:
+            epoch += 1
+            yield from self._batches(epoch, 0, (worker - turn) % workers, workers)
+            turn += self.num_batches
+
+    def _batches(self, epoch: int, given: int | Given, worker: int, workers: int) -> Iterator[Any]:
+        segments = [(self.world, workers, given)] if isinstance(given, int) else given
         yield from wds.DataPipeline(
-            lambda: self._drawn(share_of(worker, workers, self.num_batches, self.skip)),
+            lambda: self._drawn(epoch, segments, worker, workers),
             wds.map(self._make),
             wds.batched(self.batch_size, collation_fn=self._collate, partial=False),
         )
 
-    def _drawn(self, share: Share) -> Iterator[Drawn]:
+    def _drawn(self, epoch: int, given: Given, worker: int, workers: int) -> Iterator[Drawn]:
         """The objects of one reader as they leave its shuffle buffer, read as late as that order allows."""
-        sizes = [len(shard.keys) for shard in self.source.shards]
-        whole = epoch_ranges(sizes, self.batch_size * self.world, self.seed, self.epoch)
-        before = self.rank * self.num_batches
-        first, last = ((before + number) * self.batch_size for number in (share.first, share.last))
-        rng = generator(self.seed, self.epoch, "buffer", self.rank, share.reader)
-        order = shuffled(last - first, self.settings.shuffle, rng)[share.skip * self.batch_size :]
-        arriving, waiting = self._read(cut(whole, first, last), sorted(order)), {}
+        sizes, batch = [len(shard.keys) for shard in self.source.shards], self.batch_size * self.world
+        epoch_order = EpochOrder(self.num_batches * batch, batch, self.settings.shuffle, self.seed, epoch)
+        order = epoch_order.of_reader(given, self.world, workers, self.rank, worker).tolist()
+        arriving = self._read(epoch, epoch_ranges(sizes, batch, self.seed, epoch), sorted(order))
+        waiting: dict[int, Drawn] = {}
         for position in order:
             while position not in waiting:
                 arrived, drawn = next(arriving)
                 waiting[arrived] = drawn
             yield waiting.pop(position)
 
-    def _read(self, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
+    def _read(self, epoch: int, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
         """The objects at these ascending positions of the concatenated ranges, read forwards."""
-        views_draw = _ViewDraw(self.seed, self.epoch, self.settings)
+        views_draw = _ViewDraw(self.seed, epoch, self.settings)
         position = 0
         for piece in ranges:
             shard, size = self.source.shards[piece.shard], piece.stop - piece.start
@@ -152,6 +187,12 @@ class EpochSamples(IterableDataset):
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         """Whether a member of a shape is read."""
         return suffix == POINTS
+
+
+def _this_worker() -> tuple[int, int]:
+    """(number of this reader process, how many there are); a loader without any reads as one."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
 
 
 class _ViewDraw:
@@ -251,13 +292,15 @@ def unlabelled(
     seed: int,
     rank: int = 0,
     world: int = 1,
-) -> tuple[UnlabelledSamples, DataLoader]:
+    pin: bool = False,
+) -> tuple[UnlabelledSamples, Loader]:
     """Batches without labels for training, RawBatch. `set_epoch` on the first, iterate over the second by `batches_of`.
 
-    Raises Refused when a batch of all ranks is larger than the data.
+    pin: batches lie in memory that a GPU reads by itself. Raises Refused where the split is empty or a batch of all
+    ranks is larger than it.
     """
     samples = UnlabelledSamples(source, settings, augment, form, batch_size, seed, rank, world)
-    return samples, _loader(samples)
+    return samples, Loader(samples, pin)
 
 
 def supervised(
@@ -269,22 +312,53 @@ def supervised(
     seed: int,
     rank: int = 0,
     world: int = 1,
-) -> tuple[SupervisedSamples, DataLoader]:
+    pin: bool = False,
+) -> tuple[SupervisedSamples, Loader]:
     """The same with labels, RawLabelledBatch of one view an object: for pre-training on a source domain, for an oracle.
 
     The order of samples, their views and the raised errors are those of `unlabelled`; an object without a label raises
     DamagedShard naming it.
     """
     samples = SupervisedSamples(source, settings, augment, form, batch_size, seed, rank, world)
-    return samples, _loader(samples)
+    return samples, Loader(samples, pin)
 
 
-def _loader(samples: EpochSamples) -> DataLoader:
-    own = torch.Generator()  # or each epoch's start would draw from the generator of the towers, and resuming differ
-    return DataLoader(samples, batch_size=None, num_workers=samples.settings.workers, generator=own)
+class Loader:
+    """Iterates over the batches of the epoch that `samples.set_epoch` chose, decoded by `data.workers` processes.
+
+    These are started once and go on reading over the ends of epochs, as long as the epochs are used up one after the
+    other; else (a break within an epoch, another epoch, other segments) they are started anew.
+    """
+
+    def __init__(self, samples: EpochSamples, pin: bool = False) -> None:
+        own = torch.Generator()  # or each start would draw from the generator of the towers, and resuming differ
+        self._samples, self._running, self._coming = samples, iter(()), -1
+        self._loader = DataLoader(
+            _Onwards(samples), batch_size=None, num_workers=samples.settings.workers, generator=own, pin_memory=pin
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        samples = self._samples
+        if samples.epoch != self._coming or samples.left != samples.num_batches:
+            self._running = iter(())  # ends the readers before others begin
+            self._running = iter(self._loader)
+        coming, self._coming = samples.epoch + 1, -1
+        for _ in range(samples.left):
+            yield next(self._running)
+        self._coming = coming
 
 
-def batches_of(loader: DataLoader) -> Iterator[Any]:
+class _Onwards(IterableDataset):
+    """The chosen epoch of samples and all after it."""
+
+    def __init__(self, samples: EpochSamples) -> None:
+        self._samples = samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._samples.onwards()
+
+
+def batches_of(loader: Loader) -> Iterator[Any]:
     """Batches of an epoch; what a reader process raised about a shard is one line again."""
     try:
         yield from loader

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import multiprocessing
 import re
 import shutil
 from dataclasses import replace
@@ -20,6 +21,7 @@ from training.batches import Batch, RawBatch
 from training.data import Form, SupervisedSamples, UnlabelledSamples, batches_of, supervised, unlabelled
 from training.join import DamagedShard, DataSettings, open_source
 from training.labelled import labelled
+from training.order import went_on
 
 FORM = Form(image_size=64, patch=8, mask_cell=16, mask_ratio=0.3)
 SETTINGS = DataSettings(views="rgb12", num_points=128, shuffle=16)
@@ -127,6 +129,66 @@ def test_skipped_batches_change_nothing_of_the_others(shards, workers: int) -> N
                     assert not isinstance(value, torch.Tensor) or torch.equal(value, getattr(again, name)), name
 
 
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_readers_go_on_over_the_ends_of_epochs(shards, workers: int) -> None:
+    """The batches are those of epochs one by one, in order, and the processes stay; also after a break within one."""
+    settings = SETTINGS.model_copy(update={"workers": workers})
+    source = open_source(str(shards), settings)
+    samples, loader = unlabelled(source, settings, AugmentSettings(), FORM, 8, 0)
+    expected = [keys_of(UnlabelledSamples(source, settings, AugmentSettings(), FORM, 8, 0), e, workers) for e in (0, 1)]
+    assert samples.num_batches == 4
+    for first in (0, 3):
+        found, readers = [], []
+        for epoch, given in ((0, [(1, workers, first)]), (1, [])):
+            samples.set_epoch(epoch, given)
+            found.append([key for batch in batches_of(loader) for key in batch.keys])
+            readers.append(sorted(child.pid for child in multiprocessing.active_children()))
+        assert found == [expected[0][8 * first :], expected[1]]
+        assert len(readers[0]) == workers
+        assert readers[0] == readers[1]
+    samples.set_epoch(1)  # not what comes next: the readers begin anew
+    assert [key for batch in batches_of(loader) for key in batch.keys] == expected[1]
+    batches_of(loader).close()
+    samples.set_epoch(1, [(1, workers, 2)])
+    assert next(iter(batches_of(loader))).keys == tuple(expected[1][16:24])
+
+
+def test_other_ranks_and_workers_share_the_rest_of_an_epoch(shards) -> None:
+    """Three global batches by 2 ranks of 2 workers, one by 4 ranks, the rest by one: each sample once, as it always is.
+
+    Fewer shards than readers (6 shards of 7 or fewer, 8 readers at first), and 4 of 38 objects that rest.
+    """
+    source = open_source(str(shards), SETTINGS)
+
+    def ranks_of(world: int, workers: int, given: list) -> list[dict[str, tuple[torch.Tensor, ...]]]:
+        size, found = 4 // world, []
+        for rank in range(world):
+            samples = UnlabelledSamples(source, SETTINGS, AugmentSettings(), FORM, size, 0, rank=rank, world=world)
+            samples.set_epoch(1, given)
+            assert samples.left == 9 - sum(batches for _, _, batches in given)
+            found.append(tensors_by_key(samples, workers))
+        return found
+
+    whole = ranks_of(1, 0, [])[0]
+    seen: list[str] = []
+    given: list[tuple[int, int, int]] = []
+    for world, workers, batches in ((2, 2, 3), (4, 1, 1), (1, 3, 5)):
+        for found in ranks_of(world, workers, given):
+            keys = list(found)[: batches * 4 // world]
+            seen += keys
+            for key in keys:
+                assert all(torch.equal(a, b) for a, b in zip(found[key], whole[key], strict=True))
+        given = went_on(given, world, workers, batches)
+    assert sorted(seen) == sorted(whole)
+    assert len(seen) == 36
+
+
+@pytest.mark.parametrize("given", [10, [(1, 1, 10)], [(3, 1, 1)], [(0, 1, 1)], [(1, 1, -1)]])
+def test_segments_that_no_epoch_can_have_are_refused(shards, given) -> None:
+    with pytest.raises(Refused, match="an epoch of 9 batches of 4 cannot have been given out"):
+        make(shards).set_epoch(0, given)
+
+
 def test_skipped_batches_are_not_read(shards, tmp_path) -> None:
     """Every picture of the skipped objects is damaged."""
     out = tmp_path / "out"
@@ -144,7 +206,7 @@ def test_skipped_batches_are_not_read(shards, tmp_path) -> None:
         tar.write_bytes(b"".join(damaged))
     with pytest.raises(DamagedShard):
         keys_of(samples, 0)
-    samples.set_epoch(0, skip=5)
+    samples.set_epoch(0, 5)
     rest = [key for batch in DataLoader(samples, batch_size=None) for key in batch.keys]
     assert len(rest) == 16
     assert not skipped & set(rest)
@@ -185,6 +247,12 @@ def test_wrong_settings_are_refused(shards, changes: dict, words: list[str]) -> 
 def test_a_batch_larger_than_the_data_is_refused(shards) -> None:
     with pytest.raises(Refused, match=r"optimizer.batch_size=64 is more than the \d+ objects"):
         make(shards, batch_size=64)
+
+
+def test_an_empty_split_is_refused(shards) -> None:
+    source = replace(open_source(str(shards), SETTINGS), shards=())
+    with pytest.raises(Refused, match=r"data.split=train has no objects"):
+        UnlabelledSamples(source, SETTINGS, AugmentSettings(), FORM, 4, 0)
 
 
 def test_damage_is_refused_or_raises_naming_file_and_key(shards, tmp_path) -> None:
