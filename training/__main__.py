@@ -1,7 +1,8 @@
 """Command line of training: fit, evaluate, report, table, recipes.
 
 Exit codes: 0 done; 1 rows of a table failed; 2 refused before work began; 3 stopped midway by the machine or by a loss
-that is not finite; 130 Ctrl-C. Progress and messages go to stderr, `--json` prints one object on stdout.
+that is not finite; 130 Ctrl-C, 143 SIGTERM. Under torchrun all processes end with the same one, and the first speaks
+for all. Progress and messages go to stderr, `--json` prints one object on stdout.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import signal
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -24,15 +28,21 @@ from manifests.recipes import parse_changes
 
 RECIPES = Path(__file__).parent / "recipes"
 WIDTH = 124  # characters of the widest table
+SEVERAL = ("fit",)  # commands that torchrun may start in several processes
+DEVICES = {"default": "auto", "choices": ("auto", "cpu", "cuda"), "help": "auto: CUDA where torch sees a GPU"}
 LOG_LINE = ("loss", "confident", "right")  # beginnings of the names in the log that the line shows
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     options = parse_arguments(_parser(), arguments)
-    console = Console(stderr=True, soft_wrap=True)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    leads = not several or os.environ.get("RANK") == "0"  # of several processes one speaks
+    console = Console(stderr=True, soft_wrap=True, quiet=not leads)
+    logging.basicConfig(level=logging.WARNING if leads else logging.ERROR, format="%(message)s")
     try:
+        if several:
+            _join_processes(options)
         return options.run_command(options, console)
     except Refused as error:
         console.print(str(error), style="red", markup=False, highlight=False)
@@ -45,9 +55,21 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 3
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         console.print("stopped; the last checkpoint is kept, run the same again to go on")
-        return 130
+        return 128 + getattr(error, "number", signal.SIGINT)
+    finally:
+        if "training.distributed" in sys.modules:
+            sys.modules["training.distributed"].finish()
+
+
+def _join_processes(options: argparse.Namespace) -> None:
+    """Meets the processes that torchrun started beside this one."""
+    from training import distributed
+
+    if options.command not in SEVERAL:
+        raise Refused(f"{options.command} runs in one process: start it without torchrun")
+    distributed.start()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,14 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("changes", nargs="*", metavar="key=value", help="changed keys, such as optimizer.steps=100")
     fit.add_argument("--shards", required=True, help="a finished build")
     fit.add_argument("--run", required=True, help="folder of this run; a run that was stopped goes on")
-    fit.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    fit.add_argument("--device", **DEVICES)
     fit.set_defaults(run_command=_fit)
     evaluate = commands.add_parser("evaluate", help="accuracies of a checkpoint")
     evaluate.add_argument("checkpoint", help="a run (its last step) or one of its checkpoints/step-* folders")
     evaluate.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
     evaluate.add_argument("--shards", required=True)
     evaluate.add_argument("--split", default="test")
-    evaluate.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    evaluate.add_argument("--device", **DEVICES)
     evaluate.add_argument("--classes-from-text", action="store_true", help="a classifier from the shards' class names")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(run_command=_evaluate)
@@ -78,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--oracle", metavar="RUN", help="a run that was trained with labels: an upper bound")
     report.add_argument("--split", default="test")
     report.add_argument("--out", metavar="DIR", help="default: the folder that holds the first RUN")
-    report.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    report.add_argument("--device", **DEVICES)
     report.set_defaults(run_command=_report)
     table = commands.add_parser("table", help="run a table of the paper and print it beside the paper's figures")
     table.add_argument("table", metavar="N", help="1 to 7, or a .toml file of one's own")
@@ -93,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--run", required=True, help="folder of all runs and results; what is finished is not run again")
     table.add_argument("--rows", default="", metavar="a,b", help="these rows alone, by name; * and ? match")
     table.add_argument("--recipe", default="", help="the base of every row in place of its own")
-    table.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    table.add_argument("--device", **DEVICES)
     table.add_argument("--processes", type=int, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
     table.add_argument("--dry-run", action="store_true", help="say what would be run")
     table.add_argument("--json", action="store_true")
@@ -103,36 +125,42 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _device(name: str):
-    import torch
+    from training import distributed
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise Refused("--device cuda: torch sees no CUDA device here; use --device cpu")
-    return torch.device(name)
+    return distributed.device_of(name)
 
 
 def _fit(options: argparse.Namespace, console: Console) -> int:
+    from training import distributed
     from training.fit import fit
     from training.log import Logged
     from training.recipe import read_recipe
 
-    recipe = read_recipe(options.recipe, parse_changes(options.changes))
+    with distributed.together():
+        recipe = read_recipe(options.recipe, parse_changes(options.changes))
+        device = _device(options.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("steps", total=None)
 
         def on_log(logged: Logged) -> None:
             values = logged.values
-            rate = recipe.optimizer.batch_size / values["ms_per_step"] * 1000
-            bar.update(task, description=f"loss {values['loss']:.3f}  {rate:.0f} samples/s")
+            pace = (
+                f"{values['samples_per_second']:.0f} samples/s  data wait {values['data_wait']:.0%}  "
+                f"{values['memory_mb']:,.0f} MB"
+            )
+            bar.update(task, description=f"loss {values['loss']:.3f}  {pace}")
             chosen = {name: value for name, value in values.items() if name.startswith(LOG_LINE)}
             shown = "  ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in chosen.items())
-            console.print(f"step {logged.step}/{logged.total_steps}  {shown}  {rate:.0f} samples/s", highlight=False)
+            left = timedelta(seconds=round(logged.seconds_left))
+            line = f"step {logged.step}/{logged.total_steps}  {shown}  {pace}  {left} left"
+            console.print(line, highlight=False)
 
         folder = fit(
             recipe,
             options.shards,
             options.run,
-            _device(options.device),
+            device,
             on_log,
             lambda step, total: bar.update(task, completed=step, total=total),
         )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
 import resource
+import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +15,23 @@ from safetensors.torch import save
 from torch import nn
 
 from manifests import store
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused
 from manifests.recipes import first_difference, load_toml, to_toml
 from manifests.shards import library_versions
-from training.checkpoint import (
-    CLASSES,
-    MODEL,
-    RECIPE,
-    STATE,
-    TEACHER,
-    TEXT,
-    build_model,
-    load_weights,
-    prune,
-    save_step,
-    step_folders,
-    tensors_of,
-    without_pretrained,
-)
+from training import distributed
+from training.checkpoint import CLASSES, RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.data import Form, batches_of, supervised, unlabelled
 from training.join import Source, open_source
-from training.log import LOG, Logged, append_row, cut_rows, events
+from training.leftovers import delete_leftovers
+from training.log import LOG, Logged, WriteEvent, append_row, events
 from training.objectives import SUPERVISED
+from training.pace import Pace
 from training.recipe import FitRecipe
-from training.updates import Updates, updates_of
+from training.run import Run
+from training.signals import Interrupted, Pending, remembered
+from training.updates import updates_of
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
-
-
-@dataclass
-class _Run:
-    """Everything that moves during a run."""
-
-    folder: Path
-    recipe: FitRecipe
-    device: torch.device
-    updates: Updates
-    samples: Any
-    loader: Any
-    step: int = 0
-
-    @property
-    def steps_an_epoch(self) -> int:
-        return self.samples.num_batches
 
 
 def fit(
@@ -71,27 +44,33 @@ def fit(
 ) -> Path:
     """Trains to the last step, going on from the last checkpoint of `run` if there is one. Returns its folder.
 
-    Raises Refused when shards or recipe do not fit (before anything is written), Stopped on a loss or weight that is
-    not finite, a damaged shard (DamagedShard) or a full disk.
+    Under torchrun every process calls it; the first one writes and tells. Raises Refused when shards or recipe do not
+    fit (before anything is written), Stopped on a loss or weight that is not finite, a damaged shard (DamagedShard) or
+    a full disk, Interrupted after a signal: in all processes what one of them met.
     """
     folder = Path(run).absolute()
-    _refuse_other_run(folder, recipe)
     torch.set_flush_denormal(True)
-    state, text = _set_up(folder, recipe, shards, device)
-    if not step_folders(folder):
-        try:
+    with distributed.together():
+        _refuse_other_run(folder, recipe)
+        state, text = _set_up(folder, recipe, shards, device)
+        folders = step_folders(folder)
+    last = distributed.same(str(folders[-1]) if folders else "")
+    with distributed.together():
+        if distributed.leads():
+            delete_leftovers(folder)
+        if last:
+            state.resume(Path(last))
+        elif distributed.leads():
             _write_run_files(state, text)
-        except OSError as error:
-            raise Refused(f"--run {folder} cannot be written: {error.strerror or error}") from error
-        torch.manual_seed(recipe.seed)
-        _save(state)
-    else:
-        _resume(state)
+    if not last:
+        state.seed()
+        state.save()
     started, first = time.monotonic(), state.step
     _loop(state, on_log, on_step)
-    last = _save(state)
-    write_seconds(folder, time.monotonic() - started, state.step - first)
-    return last
+    finished = state.save()
+    if distributed.leads():
+        write_seconds(folder, time.monotonic() - started, state.step - first)
+    return finished
 
 
 def _refuse_other_run(folder: Path, recipe: FitRecipe) -> None:
@@ -138,7 +117,7 @@ def run_information(source: Source) -> dict[str, Any]:
     return {**_identity(source), "versions": library_versions(*LIBRARIES), "seconds": 0.0, "max_rss_mb": 0.0}
 
 
-def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) -> tuple[_Run, nn.Module]:
+def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) -> tuple[Run, nn.Module]:
     """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
     source = open_source(shards, recipe.data)
     if not source.manifest.classes:
@@ -152,96 +131,103 @@ def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) 
         raise Refused(
             f"mask.image_cell={form.mask_cell} must be whole patches of {form.patch} and divide {form.image_size}"
         )
-    settings = recipe.optimizer
     stream = supervised if recipe.method in SUPERVISED else unlabelled
-    samples, loader = stream(source, recipe.data, recipe.augment, form, settings.batch_size, recipe.seed)
+    own = batch_of_process(recipe)
+    place = distributed.rank(), distributed.world()
+    samples, loader = stream(source, recipe.data, recipe.augment, form, own, recipe.seed, *place)
     student.to(device).train()
     updates = updates_of(student, recipe, samples.num_batches)
-    return _Run(folder, recipe, device, updates, samples, loader), text
+    return Run(folder, recipe, device, updates, samples, loader), text
 
 
-def _write_run_files(state: _Run, text: nn.Module) -> None:
-    """recipe.toml, run.json and the text tower: what prediction and evaluation need beside a checkpoint."""
-    store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
+def batch_of_process(recipe: FitRecipe) -> int:
+    """Samples of a batch that are one process's. Raises Refused where they cannot share it evenly."""
+    own, rest = divmod(recipe.optimizer.batch_size, distributed.world())
+    if rest:
+        raise Refused(
+            f"optimizer.batch_size={recipe.optimizer.batch_size} is of all processes together: {distributed.world()} "
+            "of them cannot share it evenly"
+        )
+    return own
+
+
+def _write_run_files(state: Run, text: nn.Module) -> None:
+    """recipe.toml, run.json and the text tower: what prediction and evaluation need beside a checkpoint.
+
+    Raises Refused where the run's folder cannot be written.
+    """
     about = run_information(state.samples.source)
-    store.write_bytes(str(state.folder / CLASSES), json.dumps(about, indent=1).encode())
-    if state.updates.student.text is None:  # else it is trained, and part of every checkpoint
-        store.write_bytes(str(state.folder / TEXT), save(tensors_of(text)))
+    try:
+        store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
+        store.write_bytes(str(state.folder / CLASSES), json.dumps(about, indent=1).encode())
+        if state.updates.student.text is None:  # else it is trained, and part of every checkpoint
+            store.write_bytes(str(state.folder / TEXT), save(tensors_of(text)))
+    except OSError as error:
+        raise Refused(f"--run {state.folder} cannot be written: {error.strerror or error}") from error
 
 
 def write_seconds(folder: Path, seconds: float, steps: int) -> None:
-    """Adds to run.json what a run took: seconds, the most resident memory, milliseconds a step."""
+    """Adds to run.json what a run took: seconds, the most resident memory, processes, milliseconds a step."""
     about = json.loads((folder / CLASSES).read_text())
     about["seconds"] = round(about["seconds"] + seconds, 3)
     about["max_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    about["processes"] = distributed.world()
     if steps:
         about["ms_per_step"] = round(1000 * seconds / steps, 1)
     store.write_bytes(str(folder / CLASSES), json.dumps(about, indent=1).encode())
 
 
-def _resume(state: _Run) -> None:
-    """Student, teacher, optimiser, step and random numbers of the last checkpoint."""
-    folder, updates = step_folders(state.folder)[-1], state.updates
-    load_weights(updates.student, folder / MODEL)
-    if updates.teacher is not None:
-        load_weights(updates.teacher.model, folder / TEACHER)
-    try:
-        saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise Refused(f"{folder / STATE} is damaged: delete {folder} to go on from the one before") from error
-    updates.optimizer.load_state_dict(saved["optimizer"])
-    state.step = saved["step"]
-    updates.log.restore(saved["log"], state.device)
-    torch.set_rng_state(saved["torch_rng"])
-    if state.device.type == "cuda" and "cuda_rng" in saved:
-        torch.cuda.set_rng_state(saved["cuda_rng"], state.device)
-    cut_rows(state.folder / LOG, state.step)
-
-
-def _save(state: _Run) -> Path:
-    """Writes a checkpoint. Raises Stopped when a loss was not finite, or a weight is: the run could not go on."""
-    updates = state.updates
-    updates.log.refuse_fault()
-    updates.student.refresh_classifier()
-    for name, value in updates.student.named_parameters():
-        if not torch.isfinite(value).all():
-            raise Stopped(f"step {state.step}: the weight {name} is not finite; lower optimizer.lr")
-    saved = {
-        "step": state.step,
-        "log": updates.log.state(),
-        "optimizer": updates.optimizer.state_dict(),
-        "torch_rng": torch.get_rng_state(),
-    }
-    if state.device.type == "cuda":
-        saved["cuda_rng"] = torch.cuda.get_rng_state(state.device)
-    teacher = None if updates.teacher is None else updates.teacher.model
-    folder = save_step(state.folder, state.step, updates.student, teacher, saved, state.recipe)
-    prune(state.folder, state.recipe.keep_last)
-    return folder
-
-
-def _loop(state: _Run, on_log: Callable[[Logged], None], on_step: Callable[[int, int], None]) -> None:
+def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, int], None]) -> None:
     recipe, updates, total = state.recipe, state.updates, state.updates.total_steps
-    seen, since = time.monotonic(), state.step
-    with events(state.folder, recipe.tensorboard, state.step) as write_event:
+    pace, since = Pace(recipe.optimizer.batch_size, state.device), state.step
+    wanted = recipe.tensorboard and distributed.leads()
+    caught = (signal.SIGTERM,) if distributed.world() == 1 else (signal.SIGTERM, signal.SIGINT)
+    with remembered(*caught) as pending, events(state.folder, wanted, state.step) as write_event:
         while state.step < total:
-            epoch, skip = divmod(state.step, state.steps_an_epoch)
-            state.samples.set_epoch(epoch, skip)
-            for batch in batches_of(state.loader):
-                if state.step >= total:
-                    return
+            epoch, given = state.progress()
+            state.samples.set_epoch(epoch, sum(batches for _, _, batches in given))
+            for batch in _agreed(state, pace, pending):
                 rate = updates(batch.to(state.device), state.step)
                 state.step += 1
                 on_step(state.step, total)
                 if state.step % recipe.log_every == 0 or state.step == total:
                     updates.log.refuse_fault()
-                    now = time.monotonic()
-                    timing = {"ms_per_step": 1000 * (now - seen) / (state.step - since)}
-                    values = updates.log.row() | {"lr": rate} | timing
-                    seen, since = now, state.step
-                    append_row(state.folder / LOG, state.step, values)
-                    for name, value in values.items():
-                        write_event(name, value, state.step)
-                    on_log(Logged(state.step, total, values))
+                    values = updates.log.row() | {"lr": rate} | pace.row(state.step - since)
+                    since = state.step
+                    with distributed.together():
+                        if distributed.leads():
+                            _tell(state, values, write_event, on_log)
                 if state.step % recipe.save_every == 0 and state.step < total:
-                    _save(state)
+                    state.save()
+                if state.step >= total:
+                    return
+
+
+def _agreed(state: Run, pace: Pace, pending: Pending) -> Iterator[Any]:
+    """The batches of what is left of an epoch; every process gets its own, or all stop for the same reason.
+
+    A signal is acted upon here, between two steps: a checkpoint is written, then Interrupted raised.
+    """
+    batches = iter(batches_of(state.loader))
+    while True:
+        batch, error = None, None
+        with pace.waiting():
+            try:
+                batch = next(batches, None)
+            except Exception as raised:
+                error = raised
+        number = distributed.agree(error, pending.number)
+        if number:
+            state.save()
+            raise Interrupted(number)
+        if batch is None:
+            return
+        yield batch
+
+
+def _tell(state: Run, values: dict[str, float], write_event: WriteEvent, on_log: Callable[[Logged], None]) -> None:
+    """One row: to log.csv, to TensorBoard, to who listens."""
+    append_row(state.folder / LOG, state.step, values)
+    for name, value in values.items():
+        write_event(name, value, state.step)
+    on_log(Logged(state.step, state.updates.total_steps, values))

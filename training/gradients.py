@@ -7,6 +7,7 @@ norms that are trained take their statistics from the global batch (training/tow
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,8 @@ from training import distributed
 from training.objectives.step import Step
 
 BUCKET_MB = 25  # gradients that travel together
+_NAMES = inspect.signature(DistributedDataParallel).parameters
+_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"  # torch before 2.15
 
 StepFunction = Callable[[nn.Module, nn.Module | None, Any, Any], Step]
 
@@ -34,24 +37,30 @@ class _Method(nn.Module):
         return result.total, result
 
 
+class _OverProcesses:
+    """`averaged` of several processes."""
+
+    def __init__(self, step: StepFunction, student: nn.Module) -> None:
+        self._method = _Method(step, student)
+        self._several: DistributedDataParallel | None = None
+
+    def __call__(self, student: nn.Module, teacher: nn.Module | None, batch: Any, recipe: Any) -> Step:
+        if self._several is None:  # not before: making it is a collective, and setting up a run may fail in one process
+            self._several = DistributedDataParallel(
+                self._method,
+                **{_BUFFERS: False},
+                bucket_cap_mb=BUCKET_MB,
+                gradient_as_bucket_view=True,
+                static_graph=True,
+            )
+        total, result = self._several(teacher, batch, recipe)
+        return replace(result, total=total)
+
+
 def averaged(step: StepFunction, student: nn.Module) -> StepFunction:
     """The step of a method with gradients averaged over all processes; in one process the step itself.
 
-    All processes' weights are made those of rank 0. Give the student in its place on a device; then it may be loaded
-    anew, but not replaced, and each result's total must go backward before the next step.
+    All processes' weights are made those of rank 0 at the first step. Later the student may be loaded anew, but not
+    replaced; each result's total must go backward before the next step.
     """
-    if distributed.world() == 1:
-        return step
-    several = DistributedDataParallel(
-        _Method(step, student),
-        broadcast_buffers=False,
-        bucket_cap_mb=BUCKET_MB,
-        gradient_as_bucket_view=True,
-        static_graph=True,
-    )
-
-    def step_of_all(_: nn.Module, teacher: nn.Module | None, batch: Any, recipe: Any) -> Step:
-        total, result = several(teacher, batch, recipe)
-        return replace(result, total=total)
-
-    return step_of_all
+    return step if distributed.world() == 1 else _OverProcesses(step, student)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from training.losses import biasedness
 from training.objectives.step import Step
 
 LOG = "log.csv"
+WriteEvent = Callable[[str, float, int], None]  # name, value, step
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Logged:
     step: int
     total_steps: int
     values: dict[str, float]
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the last step, at the pace of this row."""
+        return (self.total_steps - self.step) * self.values["ms_per_step"] / 1000
 
 
 @dataclass
@@ -73,43 +80,76 @@ class Log:
             raise Stopped(f"step {int(step)}: the loss {', '.join(names)} is not finite; lower optimizer.lr")
 
     def row(self) -> dict[str, float]:
-        """Means since the last row; and the biasedness of the hard predictions since then."""
-        values = dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True))
-        values |= {f"biasedness_{name}": biasedness(count.float()).item() for name, count in self.counts.items()}
+        """Means since the last row; and the biasedness of the hard predictions since then. Of the global batches: all
+        processes call it.
+        """
+        values = dict(zip(self.names, distributed.mean(self.sums / self.steps).tolist(), strict=True))
+        counts = {name: distributed.summed(count).float() for name, count in self.counts.items()}
+        values |= {f"biasedness_{name}": biasedness(count).item() for name, count in counts.items()}
         self.sums, self.counts, self.steps = None, {}, 0
         return values
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that the rows of a run that goes on are those of an unbroken one."""
-        return {"names": list(self.names), "sums": self.sums, "counts": self.counts, "steps": self.steps}
+        """What a checkpoint keeps, so that the rows of a run that goes on are those of an unbroken one.
+
+        One row of each tensor a process: all call it.
+        """
+        sums = None if self.sums is None else distributed.gather_rows(self.sums[None])
+        counts = {name: distributed.gather_rows(count[None]) for name, count in self.counts.items()}
+        return {"names": list(self.names), "sums": sums, "counts": counts, "steps": self.steps}
 
     def restore(self, saved: dict[str, Any], device: torch.device) -> None:
-        """Goes on from a checkpoint."""
+        """Goes on from a checkpoint; where it is of another number of processes, with what they had together."""
         self.names, self.steps = tuple(saved["names"]), saved["steps"]
-        self.sums = None if saved["sums"] is None else saved["sums"].to(device)
-        self.counts = {name: count.to(device) for name, count in saved["counts"].items()}
+        self.sums = None
+        if saved["sums"] is not None:
+            sums = saved["sums"]
+            own = sums[distributed.rank()] if len(sums) == distributed.world() else sums.mean(dim=0)
+            self.sums = own.to(device)
+        self.counts = {}
+        for name, count in saved["counts"].items():
+            if len(count) == distributed.world():
+                own = count[distributed.rank()]
+            else:
+                own = count.sum(dim=0) * distributed.leads()
+            self.counts[name] = own.to(device)
 
 
 def append_row(path: Path, step: int, values: dict[str, float]) -> None:
-    """Adds a row to log.csv, with the names first where the file is new."""
-    with store.stopping(str(path)), open(path, "a", newline="") as file:
-        writer = csv.writer(file)
-        if file.tell() == 0:
-            writer.writerow(["step", *values])
-        writer.writerow([step, *(f"{value:.8g}" for value in values.values())])
+    """Adds a row to log.csv, with the names first where the file is new; columns that it lacks are added to it."""
+    row = {"step": str(step)} | {name: f"{value:.8g}" for name, value in values.items()}
+    with store.stopping(str(path)):
+        known = _widened(path, list(row)) if path.is_file() and path.stat().st_size else []
+        with open(path, "a", newline="") as file:
+            writer = csv.DictWriter(file, known or list(row), restval="nan")
+            if not known:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def _widened(path: Path, names: list[str]) -> list[str]:
+    """The columns of a file, after adding those of `names` that it lacks, as a run of an earlier version does."""
+    with open(path, newline="") as file:
+        header, *rows = csv.reader(file)
+    lacking = [name for name in names if name not in header]
+    if lacking:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([[*header, *lacking], *([*row, *("nan" for _ in lacking)] for row in rows)])
+        store.write_bytes(str(path), text.getvalue().encode())
+    return header + lacking
 
 
 def cut_rows(path: Path, step: int) -> None:
     """Drops the rows of log.csv behind the checkpoint that a run goes on from."""
     if path.is_file():
         lines = path.read_text().splitlines(keepends=True)
-        kept = lines[:1] + [line for line in lines[1:] if int(line.partition(",")[0]) <= step]
+        kept = lines[:1] + [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) <= step]
         store.write_bytes(str(path), "".join(kept).encode())
 
 
 @contextmanager
-def events(run: Path, wanted: bool, step: int) -> Iterator[Callable[[str, float, int], None]]:
-    """TensorBoard's writer of scalars (name, value, step); after a resume it drops the events behind `step`."""
+def events(run: Path, wanted: bool, step: int) -> Iterator[WriteEvent]:
+    """TensorBoard's writer of scalars; after a resume it drops the events behind `step`."""
     if not wanted:
         yield lambda name, value, step: None
         return

@@ -26,6 +26,7 @@ from manifests import store
 from manifests.commands import parse_arguments
 from manifests.errors import Refused, Stopped
 from manifests.recipes import parse_changes, to_toml
+from training import distributed
 from training.batches import LabelledBatch
 from training.checkpoint import CLASSES, RECIPE, build_model, save_step
 from training.data import Form, batches_of, supervised
@@ -43,6 +44,7 @@ def train(
 
     Raises Refused when shards, recipe or folder do not fit, Stopped on a loss that is not finite or a full disk.
     """
+    distributed.refuse_several("training.oracle")
     if run.exists() and any(run.iterdir()):
         raise Refused(f"--run {run} is not empty; the oracle does not go on from where it was stopped")
     source = open_source(shards, recipe.data)
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("changes", nargs="*", metavar="key=value")
     parser.add_argument("--shards", required=True)
     parser.add_argument("--run", required=True)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     options = parse_arguments(parser, arguments)
     console = Console(stderr=True, soft_wrap=True)
     torch.set_flush_denormal(True)
@@ -103,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             recipe,
             options.shards,
             Path(options.run).absolute(),
-            torch.device(options.device),
+            distributed.device_of(options.device),
             lambda steps: track(steps, "oracle", console=console, disable=not console.is_terminal),
         )
     except (Refused, Stopped) as error:

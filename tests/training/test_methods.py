@@ -22,6 +22,7 @@ from training import fit
 from training.checkpoint import build_model, open_checkpoint, without_pretrained
 from training.evaluate import evaluate
 from training.objectives import METHODS, SUPERVISED
+from training.pace import TIMING
 from training.recipe import read_recipe
 
 FEW = (
@@ -51,7 +52,7 @@ def self_trained(training, shards, pretrained, tmp_path_factory):
 
 def rows(folder) -> list[dict[str, str]]:
     with open(folder / "log.csv") as file:
-        return [{k: v for k, v in row.items() if k != "ms_per_step"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in TIMING} for row in csv.DictReader(file)]
 
 
 def digest(path) -> str:
@@ -189,7 +190,7 @@ def test_an_update_with_a_loss_that_is_not_finite_is_skipped(shards, tmp_path) -
     state.step = 3
     state.updates(next(batches).to(state.device), state.step)
     with pytest.raises(Stopped, match="step 3: the loss mpm is not finite"):
-        fit._save(state)
+        state.save()
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,47 @@
+"""Stopping between two steps: a signal is remembered until the loop asks, so that it can save before it ends.
+
+Slurm and other schedulers send SIGTERM some seconds before they kill; torchrun passes on what it is sent.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a run after a checkpoint was written. number: the signal's; the exit code is 128 more."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+@dataclass
+class Pending:
+    """The last signal that came and was not acted upon; 0 for none."""
+
+    number: int = 0
+
+
+@contextmanager
+def remembered(*numbers: signal.Signals) -> Iterator[Pending]:
+    """Inside the block these signals are only remembered. Outside the main thread, where none can be, none is."""
+    pending = Pending()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        pending.number = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pending
+        return
+    before = {number: signal.signal(number, remember) for number in numbers}
+    try:
+        yield pending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
