@@ -103,12 +103,11 @@ def plan_lines(rows: Iterable[Judged], place: Place) -> list[str]:
     for judged in rows:
         row, state = judged.row, known_outcome(judged, place).status
         lines.append(f"{row.name}: {'would be run' if state == 'not run' else state}")
-        if state == "not run":
-            changed = " ".join(assignments(row.changes)) + ("  points from scratch" if row.points_from_scratch else "")
-            lines.append(
-                f"  {row.recipe} {changed}".rstrip() + (", its first checkpoint" if row.step == "first" else "")
-            )
-            lines += [f"  {' '.join(line)}" for line in (place.fit_command(judged), place.evaluate_command(judged))]
+        if state != "not run":
+            continue
+        extra = ["points from scratch"] * row.points_from_scratch + ["its first checkpoint"] * (row.step == "first")
+        lines.append("  " + ", ".join([" ".join([row.recipe, *assignments(row.changes)]), *extra]))
+        lines += [f"  {' '.join(line)}" for line in (place.fit_command(judged), place.evaluate_command(judged))]
     return lines
 
 
