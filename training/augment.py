@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ class AugmentSettings(BaseModel):
 
     image_crop: smallest area share of the strong crop. image_magnitude: RandAugment's, 0 for none. points_scale:
     strong clouds are scaled by U(1/s, s). points_shift: of the extent of each axis. points_dropout: largest share of
-    points dropped. points_crop: smallest share of each axis that the crop keeps.
+    points dropped. points_crop: smallest share of each axis that the crop keeps. labelled_points: clouds of supervised
+    methods (training.clouds): `turned_clouds`, or `ulip_clouds`, which are stronger.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +43,7 @@ class AugmentSettings(BaseModel):
     points_shift: Share = 0.5
     points_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.875
     points_crop: Annotated[float, Field(gt=0, le=1)] = 0.9
+    labelled_points: Literal["turned", "ulip"] = "turned"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.augment import AugmentSettings
-from training.clouds import strong_clouds, turned_clouds, weak_clouds
+from training.clouds import strong_clouds, turned_clouds, ulip_clouds, weak_clouds
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class RawLabelledBatch:
     label: Tensor
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+    augment: AugmentSettings
 
     def pin_memory(self) -> RawLabelledBatch:
         """In memory that a GPU reads by itself; DataLoader(pin_memory=True) calls it."""
@@ -115,7 +116,8 @@ class RawLabelledBatch:
         """The batch on a device."""
         here = _moved(self, device)
         images = normalized(here.images, self.mean, self.deviation)
-        return LabelledBatch(self.keys, images, turned_clouds(here.points, here.seed), here.label)
+        augmented = {"turned": turned_clouds, "ulip": ulip_clouds}[self.augment.labelled_points]
+        return LabelledBatch(self.keys, images, augmented(here.points, here.seed), here.label)
 
 
 AnyBatch = TypeVar("AnyBatch", RawBatch, LabelledBatch, RawLabelledBatch)

@@ -1,4 +1,4 @@
-"""Weak, strong and turned clouds of a whole batch at once, on its device. Source: Cross-MoST as released.
+"""Weak, strong, turned and ULIP's clouds of a whole batch at once, on its device. Source: Cross-MoST as released.
 
 Every draw is a hash of a sample's own seed and of a counter, in 64-bit integers: the same on any device, in any batch,
 rank or reader process. Two released defects are mended: the strong crop really crops (released: x_min 9 in place of
@@ -18,6 +18,7 @@ from training.augment import AugmentSettings
 
 WEAK_TURN_SIGMA, WEAK_TURN_LIMIT = 0.06, 0.18
 JITTER_SIGMA, JITTER_LIMIT = 0.01, 0.05
+LARGEST_DROPOUT = 0.875
 # Streams of draws: numbers of one seed that have nothing to do with each other.
 WEAK, STRONG, JITTER, POINT = range(4)
 GAMMA, FIRST_FACTOR, SECOND_FACTOR = -7046029254386353131, -4658895280553007687, -7723592293110705685
@@ -60,6 +61,23 @@ def turned_clouds(points: Tensor, seed: Tensor) -> Tensor:
     """
     angle = 2 * math.pi * uniforms(seed, STRONG, 2)[:, 1]
     return _rows(turned_about_up(normalized_axes(points), angle) + jitter(seed, points.shape[1]))
+
+
+def ulip_clouds(points: Tensor, seed: Tensor) -> Tensor:
+    """Normalised, scaled by U(0.8, 1.25), shifted by U(-0.1, 0.1) along each axis, turned a little about all axes
+    (N(0, 0.06), at most 0.18 rad), then about +Y by U(0, 2 pi), thinned by a share of U(0, 0.875) and filled up again.
+
+    points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3). Source: ULIP's pre-training (its dropped points become
+    copies of the first).
+    """
+    draw = uniforms(seed, STRONG, 9)
+    axes = normalized_axes(points) * _between(draw[:, 0], 0.8, 1.25)[:, None, None]
+    axes = axes + _between(draw[:, 1:4], -0.1, 0.1)[:, :, None]
+    angles = (_normal(draw[:, 4:7]) * WEAK_TURN_SIGMA).clamp(-WEAK_TURN_LIMIT, WEAK_TURN_LIMIT)
+    axes = turned_about_up(_turned(axes, turn_matrices(angles)), 2 * math.pi * draw[:, 7])
+    bits = _hashed(seed, POINT, axes.shape[2])
+    kept = _float(bits, 43, 21) >= (draw[:, 8] * LARGEST_DROPOUT)[:, None]
+    return _rows(axes.gather(2, _filled(kept, bits)[:, None].expand_as(axes)))
 
 
 def normalized_axes(points: Tensor) -> Tensor:

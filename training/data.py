@@ -276,6 +276,7 @@ class SupervisedSamples(EpochSamples):
             label=_stacked(samples, "label"),
             mean=self.mean,
             deviation=self.deviation,
+            augment=self.augment,
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training import clouds
 from training.augment import AugmentSettings, normalize_cloud
-from training.clouds import strong_clouds, turned_clouds, weak_clouds
+from training.clouds import strong_clouds, turned_clouds, ulip_clouds, weak_clouds
 
 STRONG = AugmentSettings()
 
@@ -83,7 +83,7 @@ def test_draws_are_even_and_independent() -> None:
     assert np.abs(np.corrcoef(noise.transpose(0, 1).reshape(3, -1)) - np.eye(3)).max() < 0.02
 
 
-@pytest.mark.parametrize("make", [weak_clouds, turned_clouds, lambda p, s: strong_clouds(p, s, STRONG)])
+@pytest.mark.parametrize("make", [weak_clouds, turned_clouds, ulip_clouds, lambda p, s: strong_clouds(p, s, STRONG)])
 def test_a_cloud_depends_on_its_own_seed_alone(make) -> None:
     """Alone, in a batch, at any place of it: the same to the last bit."""
     points = torch.randn(7, 300, 3, generator=torch.Generator().manual_seed(0))
@@ -185,3 +185,29 @@ def test_strengths_are_keys() -> None:
     far = AugmentSettings(points_scale=3, points_shift=1, points_dropout=0, points_crop=1)
     centre = strong_clouds(*many(50), far).mean(dim=1)
     assert centre.norm(dim=1).max() > 1.5
+
+
+def test_ulips_clouds_are_scaled_moved_turned_and_thinned() -> None:
+    """In numpy from the same draws; every point is one of the moved cloud's, and as many are left as were drawn."""
+    points, seed = many(100)
+    plain = normalize_cloud(cloud().numpy()).astype(np.float64)
+    draws = clouds.uniforms(seed, clouds.STRONG, 9)
+    angles = (clouds._normal(draws[:, 4:7]) * 0.06).clamp(-0.18, 0.18)
+    left, radii = [], []
+    for found, draw, (a, b, c) in zip(ulip_clouds(points, seed).numpy(), draws.numpy(), angles.numpy(), strict=True):
+        moved = plain * (0.8 + 0.45 * draw[0]) + (0.2 * draw[1:4] - 0.1)
+        turn = np.eye(3)
+        for axis, angle in ((0, a), (1, b), (2, c), (1, 2 * np.pi * draw[7])):
+            i, j = [(1, 2), (2, 0), (0, 1)][axis]
+            step = np.eye(3)
+            step[i, i], step[j, j], step[i, j], step[j, i] = np.cos(angle), np.cos(angle), -np.sin(angle), np.sin(angle)
+            turn = step @ turn
+        distance = np.linalg.norm(found[:, None] - (moved @ turn.T)[None], axis=2)
+        assert distance.min(axis=1).max() < 1e-5
+        share = len(np.unique(distance.argmin(axis=1))) / len(plain)
+        assert share == pytest.approx(1 - 0.875 * draw[8], abs=0.09)
+        left.append(share)
+        radii.append(np.linalg.norm(found, axis=1).max())
+    assert min(left) < 0.25
+    assert max(left) > 0.9
+    assert max(radii) < 1.25 + 0.1 * np.sqrt(3)

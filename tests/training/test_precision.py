@@ -41,7 +41,7 @@ def raw(method: str, size: int = 8) -> RawBatch | RawLabelledBatch:
     points = torch.from_numpy(rng.standard_normal((size, 128, 3), np.float32))
     keys, seed, form = tuple(map(str, range(size))), torch.arange(size), ((0.5,) * 3, (0.25,) * 3)
     if method in SUPERVISED:
-        return RawLabelledBatch(keys, pictures[0][:, None], points, seed, seed % len(NAMES), *form)
+        return RawLabelledBatch(keys, pictures[0][:, None], points, seed, seed % len(NAMES), *form, AugmentSettings())
     mask = torch.zeros(size, 6, 6, dtype=torch.bool)
     mask[:, :2, :4] = True
     draws = torch.from_numpy(rng.random((size, 3), np.float32))
