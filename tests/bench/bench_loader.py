@@ -2,17 +2,25 @@
 
     python tests/bench/bench_loader.py
 
-Builds parametric objects into a temporary folder first. Baseline of the ratio: the released loading and augmentation
-(Cross-MoST), written down here straightforwardly: a picture file and a cloud file a sample, torchvision and timm on
-Pillow pictures, float64 clouds, eleven failing crops, and filling up to 8,192 points from a full matrix of distances.
+Builds parametric objects into a temporary folder first, 12 RGB and 12 depth pictures each. Says:
+
+- samples/s of reading, decoding and augmenting, clouds included, which a GPU does where there is one (`Batch.to`);
+- the share of that rate that is left of the same work on samples in memory, in turns in the same run;
+- bytes read of a local disk, of bytes used: by this process, and by the kernel from the disk with nothing cached;
+- a multiple of the released loading and augmentation (Cross-MoST), written down here straightforwardly: a picture file
+  and a cloud file a sample, torchvision and timm on Pillow pictures, float64 clouds, eleven failing crops, and filling
+  up to 8,192 points from a full matrix of distances.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from machine import describe_machine, one_core
@@ -27,7 +35,8 @@ from torchvision import transforms  # noqa: E402
 
 from manifests.mappings import NORMALIZE  # noqa: E402
 from training.augment import AugmentSettings  # noqa: E402
-from training.data import Form, batches_of, unlabelled  # noqa: E402
+from training.batches import RawBatch  # noqa: E402
+from training.data import Drawn, Form, UnlabelledSamples, batches_of, unlabelled  # noqa: E402
 from training.join import DataSettings, Source, open_source, read_joined  # noqa: E402
 from training.objects import num_views, picture_of  # noqa: E402
 from training.recipe import read_recipe  # noqa: E402
@@ -38,29 +47,86 @@ SECONDS = 8.0
 
 
 def build(out: str, objects: int, image_size: int, num_points: int) -> None:
-    """Shards of parametric objects with 12 RGB views."""
+    """Shards of parametric objects with 12 RGB and 12 depth pictures."""
     keys = {
         "parametric.objects": objects,
         "parametric.test_fraction": 0,
         "num_points": num_points,
         "views.rgb12.image_size": image_size,
-        "views.rgb12.channels": '["rgb"]',
     }
     changes = [f"{name}={value}" for name, value in keys.items()]
     command = [sys.executable, "-m", "pipeline", "build", "parametric", "--out", out, "--workers", "0", *changes]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
 
 
-def samples_a_second(source: Source, settings: DataSettings, augment: AugmentSettings, form: Form, batch: int) -> float:
-    """Of the loader that training uses, over whole epochs, after one that is not counted."""
+@dataclass(frozen=True)
+class Rates:
+    """Samples a second: of a reader process, and with its clouds augmented on the same core; `memory`: the latter of
+    samples in memory. Each the best of the turns.
+    """
+
+    reader: float
+    whole: float
+    memory: float
+
+
+def rates_of(source: Source, settings: DataSettings, augment: AugmentSettings, form: Form, batch: int) -> Rates:
+    """Of the loader that training uses and of the same work on samples in memory, an epoch of each in turns."""
     samples, loader = unlabelled(source, settings, augment, form, batch, 0)
-    sum(len(batch.keys) for batch in batches_of(loader))
-    start, count, epoch = time.perf_counter(), 0, 0
+    kept = list(samples._drawn(0, [], 0, 1))
+    device, best = torch.device("cpu"), Rates(0, 0, 0)
+    start, epoch = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:
-        epoch += 1
         samples.set_epoch(epoch)
-        count += sum(len(batch.keys) for batch in batches_of(loader))
-    return count / (time.perf_counter() - start)
+        epoch += 1
+        reading = making = 0.0
+        for batches in (iter(batches_of(loader)), in_memory(samples, kept)):
+            count, taken, moved = 0, 0.0, 0.0
+            while True:
+                before = time.perf_counter()
+                found = next(batches, None)
+                if found is None:
+                    break
+                between = time.perf_counter()
+                found.to(device)
+                taken, moved = taken + between - before, moved + time.perf_counter() - between
+                count += len(found.keys)
+            if not reading:
+                reading, making = taken, taken + moved
+        if epoch > 1:  # the first is not counted
+            best = Rates(
+                max(best.reader, count / reading),
+                max(best.whole, count / making),
+                max(best.memory, count / (taken + moved)),
+            )
+    return best
+
+
+def in_memory(samples: UnlabelledSamples, kept: list[Drawn]) -> Iterator[RawBatch]:
+    """The batches of samples whose bytes are in memory."""
+    for first in range(0, len(kept) - samples.batch_size + 1, samples.batch_size):
+        yield samples._collate([samples._make(drawn) for drawn in kept[first : first + samples.batch_size]])
+
+
+def bytes_read(source: Source, settings: DataSettings, form: Form) -> tuple[float, float, float]:
+    """kB an object used, bytes asked for and bytes that the disk gave of each byte used, with nothing cached."""
+    for shard in source.shards:
+        for tar in (shard.shapes, shard.views):
+            with open(tar, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    samples = UnlabelledSamples(source, settings, AugmentSettings(), form, 1, 0)
+    used, before = 0, kernel_counts()
+    for drawn in samples._drawn(0, [], 0, 1):
+        used += sum(len(data) for sample in (drawn.shape, drawn.views) for data in sample.members.values())
+    after = kernel_counts()
+    asked, given = (after[name] - before[name] for name in ("rchar", "read_bytes"))
+    return used / source.total / 1000, asked / used, given / used
+
+
+def kernel_counts() -> dict[str, int]:
+    """What this process has read."""
+    return {name: int(n) for name, n in (line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())}
 
 
 def released_samples_a_second(source: Source, folder: Path, num_points: int) -> float:
@@ -155,14 +221,26 @@ def main() -> None:
         settings, files = DataSettings(num_points=8192), Path(folder) / "files"
         source = open_source(out, settings)
         files.mkdir()
-        rate = samples_a_second(source, settings, AugmentSettings(), Form(224, 16, 32, 0.3), 32)
+        form = Form(224, 16, 32, 0.3)
+        kilobytes, asked, given = bytes_read(source, settings, form)
+        print(f"{kilobytes:.0f} kB used of an object; read {asked:.2f} x that, the disk gave {given:.2f} x (no cache)")
+        tell("224 px, 8,192 points", rates := rates_of(source, settings, AugmentSettings(), form, 32))
         released = released_samples_a_second(source, files, 8192)
-        print(f"224 px, 8,192 points: {rate:.0f} samples/s, {rate / released:.0f} x the released way ({released:.2f})")
+        print(f"the released way: {released:.2f} samples/s; {rates.whole / released:.0f} x that")
         out = f"{folder}/small"
         build(out, 256, 48, 1024)
         recipe = read_recipe("small_cross_most", {})
-        rate = samples_a_second(open_source(out, recipe.data), recipe.data, recipe.augment, Form(48, 8, 16, 0.3), 64)
-        print(f"48 px, {recipe.data.num_points} points, small_cross_most: {rate:.0f} samples/s")
+        small = rates_of(open_source(out, recipe.data), recipe.data, recipe.augment, Form(48, 8, 16, 0.3), 64)
+        tell(f"48 px, {recipe.data.num_points} points, small_cross_most", small)
+
+
+def tell(name: str, rates: Rates) -> None:
+    """One line."""
+    share = 100 * rates.whole / rates.memory
+    print(
+        f"{name}: {rates.whole:.0f} samples/s with clouds augmented on the same core, {share:.0f}% of the same work in "
+        f"memory ({rates.memory:.0f}); a reader process alone {rates.reader:.0f}"
+    )
 
 
 if __name__ == "__main__":
