@@ -83,7 +83,7 @@ class EpochSamples(IterableDataset):
         self.augment, self.batch_size, self.seed = augment, batch_size, seed
         self.rank, self.world = rank, world
         self.epoch: int = 0
-        self.given: int | Given = 0
+        self.given: Given = ()
         self.num_batches = source.total // (batch_size * world)
         if not source.total:
             raise Refused(f"data.split={settings.split} has no objects with views, of those that data.* leaves")
@@ -111,16 +111,14 @@ class EpochSamples(IterableDataset):
         with naming(drawn.shard.shapes, drawn.shape.key):
             return cloud_of(drawn.shape, self.settings.num_points, drawn.rng)
 
-    def set_epoch(self, epoch: int, given: int | Given = 0) -> None:
+    def set_epoch(self, epoch: int, given: Given = ()) -> None:
         """Chooses the order and the draws of an epoch, and what of it was given before and is not given again.
 
-        given: its segments (training/order.py), or so many batches by as many ranks and workers as now. Nothing of them
-        is read. The same readers go on as if there had been no break; others share the rest, each sample once. Raises
-        Refused when no epoch of this data can have such segments.
+        given: its segments (training/order.py). Nothing of them is read. The same readers go on as if there had been no
+        break; others share the rest, each sample once. Raises Refused when no epoch of this data can have them.
         """
-        whole, before = self.batch_size * self.world, [] if isinstance(given, int) else given
-        number = given if isinstance(given, int) else sum(batches for _, _, batches in given)
-        if not 0 <= number <= self.num_batches or any(w < 1 or n < 0 or b < 0 or whole % w for w, n, b in before):
+        whole = self.batch_size * self.world
+        if any(w < 1 or n < 0 or b < 0 or whole % w for w, n, b in given) or _batches(given) > self.num_batches:
             raise Refused(
                 f"an epoch of {self.num_batches} batches of {whole} cannot have been given out as the checkpoint says, "
                 f"{given}: it was of other data or another optimizer.batch_size"
@@ -130,28 +128,25 @@ class EpochSamples(IterableDataset):
     @property
     def left(self) -> int:
         """How many batches are still to be given of the chosen epoch."""
-        return self.num_batches - (
-            self.given if isinstance(self.given, int) else sum(batches for _, _, batches in self.given)
-        )
+        return self.num_batches - _batches(self.given)
 
     def __iter__(self) -> Iterator[Any]:
         worker, workers = _this_worker()
-        return self._batches(self.epoch, self.given, worker, workers)
+        return self._of_epoch(self.epoch, self.given, worker, workers)
 
     def onwards(self) -> Iterator[Any]:
         """The batches of the chosen epoch and of all after it. Workers take turns over the ends of epochs."""
         worker, workers = _this_worker()
         epoch, given, turn = self.epoch, self.given, self.left
-        yield from self._batches(epoch, given, worker, workers)
+        yield from self._of_epoch(epoch, given, worker, workers)
         while True:
             epoch += 1
-            yield from self._batches(epoch, 0, (worker - turn) % workers, workers)
+            yield from self._of_epoch(epoch, (), (worker - turn) % workers, workers)
             turn += self.num_batches
 
-    def _batches(self, epoch: int, given: int | Given, worker: int, workers: int) -> Iterator[Any]:
-        segments = [(self.world, workers, given)] if isinstance(given, int) else given
+    def _of_epoch(self, epoch: int, given: Given, worker: int, workers: int) -> Iterator[Any]:
         yield from wds.DataPipeline(
-            lambda: self._drawn(epoch, segments, worker, workers),
+            lambda: self._drawn(epoch, given, worker, workers),
             wds.map(self._make),
             wds.batched(self.batch_size, collation_fn=self._collate, partial=False),
         )
@@ -187,6 +182,11 @@ class EpochSamples(IterableDataset):
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         """Whether a member of a shape is read."""
         return suffix == POINTS
+
+
+def _batches(given: Given) -> int:
+    """How many batches segments are."""
+    return sum(batches for _, _, batches in given)
 
 
 def _this_worker() -> tuple[int, int]:

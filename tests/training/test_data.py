@@ -120,7 +120,7 @@ def test_skipped_batches_change_nothing_of_the_others(shards, workers: int) -> N
         samples.set_epoch(1)
         whole = list(batches_of(loader))
         for skip in (1, 4, samples.num_batches):
-            samples.set_epoch(1, skip)
+            samples.set_epoch(1, [(1, workers, skip)])
             rest = list(batches_of(loader))
             assert len(rest) == samples.num_batches - skip
             for batch, again in zip(whole[skip:], rest, strict=True):
@@ -183,7 +183,7 @@ def test_other_ranks_and_workers_share_the_rest_of_an_epoch(shards) -> None:
     assert len(seen) == 36
 
 
-@pytest.mark.parametrize("given", [10, [(1, 1, 10)], [(3, 1, 1)], [(0, 1, 1)], [(1, 1, -1)]])
+@pytest.mark.parametrize("given", [[(1, 1, 10)], [(1, 1, 5), (2, 0, 5)], [(3, 1, 1)], [(0, 1, 1)], [(1, 1, -1)]])
 def test_segments_that_no_epoch_can_have_are_refused(shards, given) -> None:
     with pytest.raises(Refused, match="an epoch of 9 batches of 4 cannot have been given out"):
         make(shards).set_epoch(0, given)
@@ -206,7 +206,7 @@ def test_skipped_batches_are_not_read(shards, tmp_path) -> None:
         tar.write_bytes(b"".join(damaged))
     with pytest.raises(DamagedShard):
         keys_of(samples, 0)
-    samples.set_epoch(0, 5)
+    samples.set_epoch(0, [(1, 1, 5)])
     rest = [key for batch in DataLoader(samples, batch_size=None) for key in batch.keys]
     assert len(rest) == 16
     assert not skipped & set(rest)
