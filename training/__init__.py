@@ -1,1 +1,36 @@
-"""From shards to weights."""
+"""From shards to weights; and from weights, in Python, to features and answers: `training.load`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    import torch
+
+    from training.classifier import Classifier
+
+
+def load(
+    checkpoint: str | PathLike[str],
+    who: Literal["student", "teacher"] = "student",
+    device: str | torch.device = "cpu",
+) -> Classifier:
+    """A trained model, ready to be asked.
+
+        model = training.load("runs/cross_most")
+        model.encode_image(PIL.Image.open("mug.png"))             # unit features (1, E)
+        model.encode_points(numpy_array)                          # (points, 3) or (B, points, 3) -> (B, E)
+        model.encode_text(["a photo of a mug."])                  # (1, E)
+        model.classify(points=cloud, pictures=picture).names      # ("mug",)
+        model.classify(points=cloud, classes=["mug", "bowl"])     # other names, by the text tower
+
+    checkpoint: a run (its last step), one of its checkpoints/step-* folders, or a file that `Classifier.save` wrote.
+    who: the student, or its moving average; such a file holds one of them. Pictures may be PIL images or uint8 arrays
+    of any size, clouds any number of points in any unit with +Y up: they are made what the towers saw in evaluation.
+    Features are float32 on the CPU. Raises manifests.errors.Refused, one line, where there is no such checkpoint.
+    """
+    from training.classifier import load as load_classifier
+
+    return load_classifier(checkpoint, who, device)

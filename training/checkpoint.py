@@ -44,11 +44,13 @@ def build_model(
     recipe: FitRecipe,
     prompt_names: tuple[str, ...],
     on_weights: Callable[[Loaded], None] = lambda loaded: None,
+    blank: bool = False,
 ) -> tuple[CrossModalModel, TextTower]:
     """A fresh model and its text tower, seeded by the recipe, with the weights that it names.
 
     Its classifier is made from text: from the class names in words, in the recipe's prompts; or taken from the file of
-    `init.all`. on_weights: told of each source of weights. Raises Refused when they are missing or of other sizes.
+    `init.all`. on_weights: told of each source of weights. blank: the classifier is left zero, for a checkpoint that is
+    loaded next. Raises Refused when they are missing or of other sizes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -60,7 +62,9 @@ def build_model(
         if supervised and recipe.text.freeze_tokens:
             text.clip.token_embedding.requires_grad_(False)
         classifier = towers.classifier
-        if classifier is None:
+        if blank:
+            classifier = torch.zeros(towers.image.embed_dim, len(prompt_names))
+        elif classifier is None:
             classifier = text.classifier(prompt_names, recipe.prompts)
         elif classifier.shape != (towers.image.embed_dim, len(prompt_names)):
             known = f"{classifier.shape[1]} classes, the shards {len(prompt_names)}"

@@ -191,9 +191,13 @@ class TextTower(nn.Module):
         self.clip = clip
         self._tokenizer = tokenizer
 
+    def tokens(self, texts: list[str]) -> Tensor:
+        """int64 (P, L): the tokens of texts as they stand."""
+        return self._tokenizer(texts)
+
     def captions(self, class_names: tuple[str, ...], prompts: tuple[str, ...]) -> Tensor:
         """int64 (C, P, L): the tokens of every class name in every prompt; a prompt's `{}` is the name's place."""
-        return torch.stack([self._tokenizer([prompt.format(name) for prompt in prompts]) for name in class_names])
+        return torch.stack([self.tokens([prompt.format(name) for prompt in prompts]) for name in class_names])
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Embeddings (P, E), not normalised, of tokens (P, L)."""
