@@ -114,9 +114,9 @@ class Run:
         if len(saved["torch_rng"]) != distributed.world():
             self.seed()
             return
-        torch.set_rng_state(saved["torch_rng"][number])
+        torch.set_rng_state(saved["torch_rng"][number].clone())  # torch crashes on a row of a larger tensor
         if self.device.type == "cuda" and "cuda_rng" in saved:
-            torch.cuda.set_rng_state(saved["cuda_rng"][number], self.device)
+            torch.cuda.set_rng_state(saved["cuda_rng"][number].clone(), self.device)
 
 
 def _read_state(path: Path) -> dict[str, Any]:
