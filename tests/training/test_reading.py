@@ -6,17 +6,20 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
+import torch
 from builders import REPOSITORY, Commands
 
 from manifests.errors import Refused
 from manifests.samples import JSON, POINTS
 from training.augment import AugmentSettings
-from training.data import EpochSamples, Form, SupervisedSamples, UnlabelledSamples
+from training.data import EpochSamples, Form, SupervisedSamples, UnlabelledSamples, batches_of, unlabelled
 from training.join import DamagedShard, DataSettings, open_source, read_joined
 
 COUNTS = Path("/proc/self/io")
 SETTINGS = DataSettings(num_points=8192, shuffle=2)
+FORM = Form(image_size=224, patch=16, mask_cell=32, mask_ratio=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,7 @@ def older(full, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_and_used(out: Path, stream: type[EpochSamples]) -> tuple[int, int]:
     """Bytes that an epoch reads, and bytes of the members it needs."""
-    form = Form(image_size=224, patch=16, mask_cell=32, mask_ratio=0.3)
-    samples = stream(open_source(str(out), SETTINGS), SETTINGS, AugmentSettings(), form, 1, 0)
+    samples = stream(open_source(str(out), SETTINGS), SETTINGS, AugmentSettings(), FORM, 1, 0)
     used, before = 0, _bytes_read()
     for drawn in samples._drawn(0, [], 0, 1):
         assert set(drawn.shape.members) == ({POINTS} if stream is UnlabelledSamples else {POINTS, JSON})
@@ -100,3 +102,27 @@ def test_sizes_that_are_not_the_tars_are_found(full, tmp_path) -> None:
         path.write_text(json.dumps({**record, "sizes": {**sizes, **change}}))
         with pytest.raises(Refused, match=r"the record of .*train-00000\.tar .*is damaged"):
             open_source(str(out), SETTINGS)
+
+
+def test_an_object_store_gives_the_same(full, older) -> None:
+    """By their places, and past headers; there files are read ahead in large blocks (manifests.store)."""
+    fs = fsspec.filesystem("memory")
+    for name, out in (("full", full), ("older", older)):
+        fs.put(f"{out}/", f"/{name}/", recursive=True)
+        there = open_source(f"memory://{name}", SETTINGS)
+        for shard, here in zip(there.shards, open_source(str(out), SETTINGS).shards, strict=True):
+            assert shard.shapes.startswith("memory://")
+            assert list(read_joined(shard, [0, 1])) == list(read_joined(here, [0, 1]))
+        fs.rm(f"/{name}", recursive=True)
+
+
+@pytest.mark.gpu
+def test_batches_lie_in_memory_that_a_gpu_reads(full) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    settings = SETTINGS.model_copy(update={"workers": 1})
+    _, loader = unlabelled(open_source(str(full), settings), settings, AugmentSettings(), FORM, 2, 0, pin=True)
+    batch = next(iter(batches_of(loader)))
+    assert batch.weak_image.is_pinned()
+    assert batch.points.is_pinned()
+    assert batch.to(torch.device("cuda")).strong_points.device.type == "cuda"
