@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
+from manifests.errors import Refused
 from manifests.recipes import parse_changes
 from training.batches import LabelledBatch
 from training.checkpoint import build_model, open_checkpoint
 from training.evaluate import evaluate
+from training.fit import fit
 from training.model import CrossModalModel
 from training.objectives.pretrain import PretrainSettings, freeze, step, terms_of
 from training.recipe import FitRecipe, read_recipe
@@ -22,7 +24,7 @@ from training.updates import adamw, learning_rate, steps_of
 SMALL = (
     "image.model=cross_most_small",
     "image.stem=conv",
-    'image.pretrained=""',
+    "precision=fp32",
     "points.groups=24",
     "points.group_size=12",
     "points.tokenizer_widths=[32, 64, 64]",
@@ -36,24 +38,28 @@ SMALL = (
     "optimizer.steps=3",
     "optimizer.warmup_epochs=0",
     "log_every=1",
+    "tensorboard=false",
 )
 BOTH = {"image": "frozen", "text": "frozen", "positives": "object", "image_text": 0.0}
 
 
+def run_of(recipe: str, shards, folder, *changes: str):
+    """A whole run, in this process."""
+    fit(read_recipe(recipe, parse_changes(changes)), str(shards), str(folder), torch.device("cpu"))
+    return folder
+
+
 @pytest.fixture(scope="module")
-def clip(training, shards, tmp_path_factory):
+def clip(shards, tmp_path_factory):
     """A small CLIP of two steps: the weights that the others begin with."""
     folder = tmp_path_factory.mktemp("runs") / "clip"
     small = ("data.num_points=128", "optimizer.batch_size=8", "optimizer.steps=2", "points.depth=1")
-    training("fit", "small_pretrain", "--shards", shards, "--run", folder, *small)
-    return folder
+    return run_of("small_pretrain", shards, folder, *small, "tensorboard=false")
 
 
 @pytest.fixture(scope="module")
-def ulip(training, shards, clip, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "ulip"
-    training("fit", "pretrain", "--shards", shards, "--run", folder, *SMALL, f"init.image={clip}")
-    return folder
+def ulip(shards, clip, tmp_path_factory):
+    return run_of("pretrain", shards, tmp_path_factory.mktemp("runs") / "ulip", *SMALL, f"init.image={clip}")
 
 
 def weights_of(run, number: int) -> dict[str, torch.Tensor]:
@@ -146,20 +152,20 @@ def test_only_points_are_trained_towards_frozen_towers(ulip) -> None:
     assert [name for name in log if name.startswith("loss_")] == ["loss_points_text", "loss_points_image"]
 
 
-def test_projections_are_trained_by_key(training, shards, clip, tmp_path) -> None:
+def test_projections_are_trained_by_key(shards, clip, tmp_path) -> None:
     """The paper's form: f^I and f^S learn from the points' terms, and nothing else of the two towers does."""
     form = ("pretrain.image=projection", "pretrain.text=projection", "logit_scale=clamped", f"init.image={clip}")
-    training("fit", "pretrain", "--shards", shards, "--run", tmp_path / "run", *SMALL, *form)
+    run_of("pretrain", shards, tmp_path / "run", *SMALL, *form)
     names = {name for name in changed(tmp_path / "run") if not name.startswith("points.")}
     assert names == {"image.visual.proj", "text.clip.text_projection", "classifier", "logit_scale"}
 
 
-def test_what_it_gives_is_where_cross_most_begins(training, shards, ulip, tmp_path) -> None:
+def test_what_it_gives_is_where_cross_most_begins(shards, ulip, tmp_path) -> None:
     """Towers, text tower and logit scale are handed on: zero-shot is what pre-training gave."""
     common = [change for change in SMALL if not change.startswith(("log", "data.workers"))]
     run = tmp_path / "run"
     keys = ("optimizer.steps=1", f"init.all={ulip}", 'prompts=["{}"]')
-    training("fit", "small_cross_most", "--shards", shards, "--run", run, *common, *keys)
+    run_of("small_cross_most", shards, run, *common, *keys)
     begun, given = weights_of(run, 0), weights_of(ulip, 3)
     for name in ("image.visual.proj", "points.projection", "logit_scale", "classifier"):
         torch.testing.assert_close(begun[name], given[name])
@@ -168,10 +174,9 @@ def test_what_it_gives_is_where_cross_most_begins(training, shards, ulip, tmp_pa
     assert after["student"] == before["student"]
 
 
-def test_a_frozen_tower_without_weights_is_refused(training, shards, tmp_path) -> None:
-    message = training("fit", "pretrain", "--shards", shards, "--run", tmp_path / "run", *SMALL, code=2).stderr
-    assert "pretrain.image=frozen needs weights" in message
-    assert not (tmp_path / "run").exists()
+def test_a_frozen_tower_without_weights_is_refused() -> None:
+    with pytest.raises(Refused, match=r"pretrain\.image=frozen needs weights"):
+        read_recipe("pretrain", parse_changes((*SMALL, 'init.image=""')))
 
 
 def test_the_recipe_has_the_papers_numbers() -> None:
