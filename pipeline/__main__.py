@@ -1,4 +1,4 @@
-"""Command line of the pipeline: build, views, check, inspect, recipes, presets, doctor.
+"""Command line of the pipeline: build, views, check, inspect, export, recipes, presets, doctor.
 
 Exit codes: 0 done; 1 finished, but too many failures or damage found; 2 refused before work began; 3 stopped midway by
 the machine; 130 Ctrl-C. Progress and messages go to stderr, `--json` prints one object on stdout.
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--views", type=_count, default=6, help="views a view set")
     inspect.add_argument("--split")
     inspect.set_defaults(run=_inspect)
+    _add_export(commands.add_parser("export", help="a build for other tools: Hugging Face, wids, COLMAP"))
     commands.add_parser("recipes", help="list the shipped recipes").set_defaults(run=_recipes)
     presets = commands.add_parser("presets", help="list the view presets, or show one")
     presets.add_argument("name", nargs="?")
@@ -97,6 +98,24 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.add_argument("out", metavar="OUT")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("hf", "wids", "colmap"),
+        help="hf: a dataset card and a table of samples; wids: indexes of the shards; colmap: one object's cameras",
+    )
+    export.add_argument("--to", metavar="DIR", help="a folder of its own (hf and wids link the shards there)")
+    export.add_argument("--copy", action="store_true", help="hf, wids: copy the shards to --to in place of links")
+    export.add_argument("--views", default="", metavar="SETS", help="these view sets only, with commas between them")
+    export.add_argument("--key", help="colmap: the object (default: the first)")
+    export.add_argument("--license", metavar="ID", help="hf: the source dataset's, such as cc-by-4.0")
+    export.add_argument("--overwrite", action="store_true", help="write over a README.md or a COLMAP model")
+    export.add_argument("--json", action="store_true")
+    export.set_defaults(run=_export)
 
 
 def _count(text: str) -> int:
@@ -293,6 +312,45 @@ def _inspected(options: argparse.Namespace) -> tuple[bytes, str]:
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue(), f"{sheet.width} x {sheet.height}"
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.colmap import write_object
+    from pipeline.export import lay_out, open_build, write_hub, write_wids
+
+    names = tuple(dict.fromkeys(name.strip() for name in options.views.split(",") if name.strip()))
+    _refuse_odd_export(options)
+    build = open_build(options.out, names)
+    values: dict[str, object] = {"format": options.format}
+    if options.format == "colmap":
+        folder, key, view_set, files = write_object(build, options.to, options.key, options.overwrite)
+        values |= {"folder": folder, "key": key, "views": view_set}
+        line = f"{folder}: {key} in {view_set}, {len(files)} files"
+    elif options.format == "hf":
+        folder = lay_out(build, options.to, options.copy)
+        files = write_hub(build, folder, options.license, options.overwrite)
+        values["folder"] = folder
+        line = f"{folder}: README.md and index/; hf upload USER/NAME {folder} . --repo-type dataset"
+    else:
+        folder = lay_out(build, options.to, options.copy)
+        files = write_wids(build, folder)
+        values["folder"] = folder
+        line = f"{folder}: {len(files)} indexes in wids/"
+    if options.json:
+        print(json.dumps(values | {"files": files}))
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if options.format == "hf" and not options.license:
+        console.print("the license field of README.md is yours to fill in (or --license ID)", highlight=False)
+    return 0
+
+
+def _refuse_odd_export(options: argparse.Namespace) -> None:
+    of = {"key": ("colmap",), "license": ("hf",), "copy": ("hf", "wids")}
+    for name, formats in of.items():
+        if getattr(options, name) and options.format not in formats:
+            raise Refused(f"--{name} is for --format {' and '.join(formats)}")
+    if options.copy and options.to is None:
+        raise Refused("--copy: give --to DIR, the folder to copy the shards to")
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:

@@ -22,6 +22,7 @@ HOME = {
     "ray": {"pipeline/cluster.py"},
     "trimesh": {"pipeline/load.py"},
     "h5py": {"pipeline/rows.py"},
+    "pyarrow": {"pipeline/sample_table.py"},
     "open3d": {"renderers/raycast.py"},
     "pytorch3d": {"renderers/rasterize.py"},
     "open_clip": {"training/towers/clip.py"},

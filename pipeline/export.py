@@ -1,0 +1,237 @@
+"""A build for other people's tools: a dataset card and a table of samples for the Hugging Face Hub, indexes for wids.
+
+Shards are never changed and never copied unless asked: the new files lie beside them in OUT, which can then be uploaded
+as it stands, or in a folder of their own (`--to`) with links to the shards. Every path in them is relative.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests import store
+from manifests.errors import Refused
+from manifests.records import Record, read_record, record_path, write_json
+from manifests.samples import Sample, read_samples, tar_name
+from manifests.shards import (
+    ASSETS,
+    MANIFEST,
+    MESHES,
+    RECIPE,
+    SHAPES,
+    VIEWS,
+    BuildManifest,
+    ViewSetManifest,
+    read_view_set,
+    require_manifest,
+    view_set_names,
+)
+
+README = "README.md"
+INDEX = "index"
+WIDS = "wids"
+_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True)
+class Build:
+    """A finished build and those of its view sets that are wanted, by name."""
+
+    out: str
+    manifest: BuildManifest
+    view_sets: dict[str, ViewSetManifest]
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders of tars, below OUT: shapes, meshes where they are stored, and each view set's."""
+        meshes = [MESHES] if self.manifest.recipe.get("store_meshes", True) else []
+        return [SHAPES, *meshes, *(store.join(VIEWS, name) for name in self.view_sets)]
+
+    def tars(self, folder: str, split: str) -> list[str]:
+        """Paths below OUT of the tars of a folder and split, in order."""
+        return [store.join(folder, tar_name(split, shard)) for shard in range(self.manifest.num_shards[split])]
+
+
+@dataclass(frozen=True)
+class Tar:
+    """One tar: its path below OUT, samples, bytes, sha256 and the suffixes of the members in it."""
+
+    path: str
+    samples: int
+    bytes: int
+    sha256: str
+    suffixes: frozenset[str]
+
+
+Survey = dict[str, dict[str, list[Tar]]]  # folder -> split -> tars
+
+
+def open_build(out: str, view_sets: tuple[str, ...] = ()) -> Build:
+    """A finished build with all its view sets, or those that are named.
+
+    Raises Refused where there is none, it is not finished, or it has no such view set.
+    """
+    out = store.absolute(out)
+    manifest = require_manifest(out, out)
+    if not manifest.complete:
+        raise Refused(f"{out} is not finished: run its build again first")
+    there = view_set_names(out)
+    for name in view_sets:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1, cutoff=0.0)
+            raise Refused(f"--views {name}: {out} has no such view set; {f'did you mean {near[0]}?' if near else ''}")
+    found = {}
+    for name in view_sets or there:
+        try:
+            view_set = read_view_set(out, name)
+        except ValueError as error:
+            raise Refused(f"{error}: python -m pipeline check {out}") from error
+        if view_set.shapes_hash != manifest.shapes_hash:
+            raise Refused(f"{out}/views/{name} was drawn from other shapes: delete it, or name others by --views")
+        found[name] = view_set
+    return Build(out, manifest, found)
+
+
+def finished_record(out: str, tar: str) -> Record:
+    """The record of a tar below OUT. Raises Refused where it is missing or damaged."""
+    path = store.join(out, tar)
+    try:
+        record = read_record(record_path(path))
+    except ValueError as error:
+        raise Refused(f"{error}: python -m pipeline check {out}") from error
+    if record is None:
+        raise Refused(f"{path} has no record: run the build (or its views) again")
+    return record
+
+
+def survey(build: Build) -> Survey:
+    """What every tar of a build holds, from the records. Raises Refused where one is missing or damaged."""
+    return {
+        folder: {
+            split: [_tar(build.out, path) for path in build.tars(folder, split)] for split in build.manifest.num_shards
+        }
+        for folder in build.folders
+    }
+
+
+def _tar(out: str, path: str) -> Tar:
+    record = finished_record(out, path)
+    suffixes = frozenset(record.sizes)
+    if record.count and not suffixes:  # a record of an older build: the tar tells
+        with store.open_reading(store.join(out, path)) as file:
+            suffixes = frozenset(s for _, sample in read_samples(file, _seen) for s in sample.members)
+    return Tar(path, record.count, record.bytes, record.sha256, suffixes)
+
+
+def _seen(sample: Sample, suffix: str) -> bool:
+    """Reads no member, but notes that it is there."""
+    sample.members[suffix] = b""
+    return False
+
+
+def lay_out(build: Build, to: str | None, copy: bool) -> str:
+    """The folder that an export is written to, with the shards in it.
+
+    to: None is OUT itself; else a folder that gets links to the shards (relative ones), or copies of them.
+    Raises Refused where the folder holds something else, lies among the shards, or cannot hold links.
+    """
+    if to is None:
+        return build.out
+    to = store.absolute(to)
+    refuse_among_shards(build.out, to)
+    if not copy and (store.is_url(to) or store.is_url(build.out)):
+        raise Refused(f"--to {to}: a link needs two local folders; add --copy")
+    if to == build.out:
+        return to
+    if store.list_names(to):
+        try:
+            same = require_manifest(to, to).shapes_hash == build.manifest.shapes_hash
+        except Refused:
+            same = False
+        if not same:
+            raise Refused(f"--to {to} is not empty and no export of {build.out}; choose another folder")
+    for path in _files(build):
+        source, target = store.join(build.out, path), store.join(to, path)
+        if copy:
+            with store.writing(target) as file, store.open_reading(source) as reading:
+                shutil.copyfileobj(reading, file, _BLOCK)
+        else:
+            _link(Path(source), Path(target))
+    return to
+
+
+def refuse_among_shards(out: str, to: str) -> None:
+    """Raises Refused where a folder for an export lies in OUT's shapes, meshes or views."""
+    for name in (SHAPES, MESHES, VIEWS):
+        inside = store.join(out, name)
+        if to == inside or to.startswith(f"{inside}/"):
+            raise Refused(f"--to {to}: nothing is written among the shards; choose another folder")
+
+
+def _files(build: Build) -> Iterator[str]:
+    """Paths of a build below OUT: every tar before its record, the manifest last, so half a copy is no build."""
+    for folder in build.folders:
+        for split in build.manifest.num_shards:
+            for tar in build.tars(folder, split):
+                yield from (tar, record_path(tar))
+    yield from (store.join(VIEWS, name, MANIFEST) for name in build.view_sets)
+    yield from (name for name in (ASSETS, RECIPE) if store.exists(store.join(build.out, name)))
+    yield MANIFEST
+
+
+def _link(source: Path, target: Path) -> None:
+    if not source.exists():
+        raise Refused(f"{source} is missing: run the build again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    target.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()))
+
+
+def write_wids(build: Build, folder: str) -> list[str]:
+    """Writes wids/<folder>-<split>.json, an index of the kind `wids-shard-index-v1` each; their paths.
+
+    The urls are relative to the file, so the index is right on this disk and wherever the folder is uploaded.
+    """
+    written = []
+    for of, splits in survey(build).items():
+        for split, tars in splits.items():
+            name = f"{of.replace('/', '-')}-{split}"
+            values = {
+                "__kind__": "wids-shard-index-v1",
+                "wids_version": 1,
+                "name": f"{build.manifest.dataset}-{name}",
+                "shardlist": [
+                    {"url": f"../{t.path}", "nsamples": t.samples, "filesize": t.bytes, "sha256": t.sha256}
+                    for t in tars
+                ],
+            }
+            written.append(store.join(folder, WIDS, f"{name}.json"))
+            write_json(written[-1], values)
+    return written
+
+
+def write_hub(build: Build, folder: str, license: str | None, overwrite: bool) -> list[str]:
+    """Writes README.md, a dataset card, and index/<split>.parquet, a row a sample; their paths.
+
+    Raises Refused, before anything is written, where pyarrow is missing or a README.md of other words is there.
+    """
+    from pipeline import sample_table
+    from pipeline.cards import card
+
+    sample_table.require()
+    found = survey(build)
+    text = card(build, found, license).encode()
+    readme = store.join(folder, README)
+    there = store.read_bytes(readme)
+    if there not in (None, text) and not overwrite:
+        raise Refused(f"{readme} is there and may hold words of yours: --overwrite writes it anew")
+    written = []
+    for split in build.manifest.num_shards:
+        written.append(store.join(folder, INDEX, f"{split}.parquet"))
+        sample_table.write_split(build, split, written[-1])
+    store.write_bytes(readme, text)
+    return [readme, *written]
