@@ -45,7 +45,10 @@ class DataSettings(BaseModel):
     view_choice: which (training.subsets.views_of). classes: objects of these alone: a subset that the dataset table
     names (`medium`, `hard`) or a list; candidates: answers are among them (`subset`) or among all classes (`all`).
     objects: `mvcnn80_20` (the first 80 and 20 of each class, by id) or a file of ids, one a line.
-    shuffle: size of the buffer, samples. workers: reader processes. allow_incomplete: read an unfinished build.
+    shuffle: size of the buffer, samples. workers: reader processes of each GPU, beside the one that trains; 0: it reads
+    by itself, which is best on a CPU. A core reads some 500 full-size samples a second, so a GPU that takes n a second
+    wants n / 500 + 1 of them; each keeps two batches and a buffer ahead (full size: 0.4 MB a sample of a batch, 0.1 MB
+    of the buffer). allow_incomplete: read an unfinished build.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
