@@ -56,7 +56,7 @@ class Place:
         if processes == 1:
             return [sys.executable, "-m", "training"]
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return [sys.executable, "-m", *torchrun, "-m", "training"]
+        return [sys.executable, "-m", *torchrun, "-m", "--", "training"]  # without --, it takes --run as one of its own
 
     def fit_command(self, judged: Judged) -> list[str]:
         """Trains the row's run, or goes on with it."""
@@ -187,10 +187,12 @@ def _command(command: list[str], name: str, place: Place, until: Path | None = N
         )
 
         def listen() -> None:
+            over = False  # what torchrun says after our last word tells nothing
             for line in process.stderr:
                 file.write(line)
                 file.flush()
-                last[0] = line.strip() or last[0]
+                over = over or "torch/distributed/elastic" in line
+                last[0] = last[0] if over else line.strip() or last[0]
 
         def collect() -> None:
             out[0] = process.stdout.read()

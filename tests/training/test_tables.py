@@ -521,3 +521,17 @@ def test_a_shipped_table_end_to_end(training, shards, tmp_path, name: str) -> No
         for figure in row["figures"].values():
             assert 0 <= figure["ours"] <= 100
             assert figure["difference"] == round(figure["ours"] - figure["paper"], 2)
+
+
+@pytest.mark.slow
+def test_rows_are_trained_by_several_processes(training, shards, tmp_path) -> None:
+    """Begun for zero-shot, stopped, and gone on with; a refusal is our line, not torchrun's."""
+    command = ("table", "6", "--shards", shards, "--run", tmp_path, "--recipe", "small_cross_most", "--device", "cpu")
+    several = (*command, "--processes", 2, "--json", *FEW)
+    for row, step in (("zero_shot-800", 0), ("cross_most-800", 2)):
+        rows = json.loads(training(*several, "--rows", row).stdout)["rows"]
+        assert [(each["name"], each["step"]) for each in rows if each["status"] == "done"][-1] == (row, step)
+    assert (tmp_path / "logs/modelnet40-cross_most.txt").read_text().count("torch.distributed.run") >= 2
+    other = (*several, "data.views=rgb99", "--rows", "cross_most_all-2468")
+    told = json.loads(training(*other, code=1).stdout)["rows"][-1]
+    assert "data.views=rgb99" in told["error"]
