@@ -81,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--shards", required=True, help="a finished build")
     fit.add_argument("--run", required=True, help="folder of this run; a run that was stopped goes on")
     fit.add_argument("--device", **DEVICES)
+    fit.add_argument("--dry-run", action="store_true", help="steps, memory and time from one measured step; no writing")
+    fit.add_argument("--json", action="store_true", help="with --dry-run")
     fit.set_defaults(run_command=_fit)
     evaluate = commands.add_parser("evaluate", help="accuracies of a checkpoint")
     evaluate.add_argument("checkpoint", help="a run (its last step) or one of its checkpoints/step-* folders")
@@ -139,6 +141,8 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
     with distributed.together():
         recipe = read_recipe(options.recipe, parse_changes(options.changes))
         device = _device(options.device)
+    if options.dry_run:
+        return _forecast(options, recipe, device, console)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("steps", total=None)
@@ -166,6 +170,133 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
         )
     console.print(f"{folder}: python -m training evaluate {options.run} --shards {options.shards}", highlight=False)
     return 0
+
+
+def _forecast(options: argparse.Namespace, recipe, device, console: Console) -> int:
+    from training import distributed
+    from training.forecast import forecast
+
+    with console.status("measuring a step"):
+        found = forecast(recipe, options.shards, options.run, device)
+    if not distributed.leads():
+        return 0
+    if options.json:
+        print(json.dumps(found.json()))
+        return 0
+    table = Table(title=f"{options.recipe}, nothing written", show_header=False)
+    for name, words in found.lines():
+        table.add_row(name, words)
+    Console(width=WIDTH).print(table)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from training.checkpoint import open_checkpoint
+    from training.evaluate import COLUMNS, evaluate
+
+    changes = parse_changes(options.changes)
+    if set(changes) - {"data"}:
+        raise Refused(f"evaluate takes keys of data alone, not {min(set(changes) - {'data'})}")
+    checkpoint = open_checkpoint(options.checkpoint)
+    with console.status("evaluating") as status:
+        result = evaluate(
+            checkpoint,
+            options.shards,
+            options.split,
+            _device(options.device),
+            options.classes_from_text,
+            lambda done, total: status.update(f"evaluating {done:,} of {total:,} objects"),
+            changes.get("data"),
+        )
+    if options.json:
+        print(json.dumps(result))
+        return 0
+    table = Table(title=f"{result['dataset']} {split_line(result)}")
+    table.add_column("accuracy, %")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for who in [who for who in ("student", "teacher") if result[who]]:
+        table.add_row(who, *(f"{result[who][name]:.1f}" for name in COLUMNS))
+        table.add_row(f"{who}, mean per class", *(f"{result[who]['mean_per_class'][name]:.1f}" for name in COLUMNS))
+    Console().print(table)
+    return 0
+
+
+def split_line(result: dict) -> str:
+    """`test, n=60, step 100`."""
+    return f"{result['split']}, n={result['n']}, step {result['step']}"
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from training.pages import accuracy_table, gain_lines
+    from training.report import collect, write
+
+    out = options.out or Path(options.runs[0]).absolute().parent
+    with console.status("reading the runs") as status:
+        report = collect(
+            options.runs,
+            options.shards,
+            options.source,
+            options.oracle,
+            options.split,
+            _device(options.device),
+            lambda words: status.update(words),
+        )
+    path = write(report, out)
+    words = accuracy_table(report.values)
+    table = Table(title=f"{report.values['dataset']} {options.split}, n={report.values['n']}")
+    for number, name in enumerate(words.head):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in words.rows:
+        table.add_row(*map(escape, row))
+    Console(width=WIDTH).print(table)
+    for line in gain_lines(report.values):
+        print(line)
+    console.print(f"{path}", highlight=False)
+    return 0
+
+
+def _table(options: argparse.Namespace, console: Console) -> int:
+    from training.comparison import cells, compare, heads, remarks, write
+    from training.rows import Place, plan_lines, run_rows, warnings
+    from training.tables import builds_of, chosen, read_table, resolve
+
+    table = read_table(options.table)
+    builds = builds_of(options.shards, table.rows)
+    rows = resolve(table.rows, builds, parse_changes(options.changes), options.recipe)
+    names = {row.name for row in chosen(table, options.rows)}
+    wanted = [judged for judged in rows if judged.row.name in names]
+    if wanted and not any(judged.shards for judged in wanted):
+        raise Refused(f"--shards {' '.join(options.shards)}: no build for a chosen row ({wanted[0].row.recipe}, ...)")
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    place = Place(Path(options.run).absolute(), options.device, options.processes, say)
+    for line in warnings(wanted):
+        say(line)
+    if options.dry_run:
+        for line in plan_lines(wanted, place):
+            print(line)
+        return 0
+    with console.status("table") as status:
+        place = replace(place, status=lambda words: status.update(escape(words)))
+        outcomes = run_rows(wanted, rows, place)
+    comparison = compare(Path(options.table).stem, table, outcomes, options.recipe)
+    stem = write(comparison, place.folder)
+    if options.json:
+        print(json.dumps(comparison))
+    else:
+        shown = Table(title=f"Table {comparison['table']}: {table.title} (%)")
+        for number, head in enumerate(heads(comparison)):
+            shown.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
+        for line in cells(comparison):
+            shown.add_row(*map(escape, line))
+        Console(width=WIDTH).print(shown)
+        for note in remarks(comparison):
+            print(f"- {note}")
+    say(f"{stem}.json, .md, .csv")
+    return int(any(row["status"] == "failed" for row in comparison["rows"]))
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:

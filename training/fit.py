@@ -73,6 +73,15 @@ def fit(
     return finished
 
 
+def prepare(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> Run:
+    """A run as `fit` sets it up, before anything is written. Raises what `fit` refuses."""
+    folder = Path(run).absolute()
+    with distributed.together():
+        _refuse_other_run(folder, recipe)
+        state, _ = _set_up(folder, recipe, shards, device)
+    return state
+
+
 def _refuse_other_run(folder: Path, recipe: FitRecipe) -> None:
     known = folder / RECIPE
     if not known.is_file():
