@@ -122,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--dry-run", action="store_true", help="say what would be run")
     table.add_argument("--json", action="store_true")
     table.set_defaults(run_command=_table)
+    weights = commands.add_parser("weights", help="what a weights file holds, and what of our towers it fills")
+    weights.add_argument("file", help="a weights file of any kind, a run or one of its checkpoints")
+    weights.add_argument("--take", default="student", choices=("student", "teacher"), help="of a file that holds both")
+    weights.add_argument("--out", metavar="FILE", help="also write a run or checkpoint as one .safetensors file")
+    weights.add_argument("--json", action="store_true")
+    weights.set_defaults(run_command=_weights)
     commands.add_parser("recipes", help="list the shipped recipes").set_defaults(run_command=_recipes)
     return parser
 
@@ -297,6 +303,17 @@ def _table(options: argparse.Namespace, console: Console) -> int:
             print(f"- {note}")
     say(f"{stem}.json, .md, .csv")
     return int(any(row["status"] == "failed" for row in comparison["rows"]))
+
+
+def _weights(options: argparse.Namespace, console: Console) -> int:
+    from training.classifier import load
+    from training.contents import describe, in_words
+
+    about = describe(options.file, options.take)
+    if options.out:
+        load(options.file, options.take).save(options.out)
+    print(json.dumps(about) if options.json else "\n".join(in_words(about)))
+    return 0
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from training.initial import read_path
+from training.initial import read_path, some
 from training.weights import KINDS, OTHER_TOWERS, Who
 
 _SIZES = {  # tower -> size -> a tensor and its axis
@@ -47,10 +46,29 @@ def describe(path: str, who: Who = "student") -> dict[str, Any]:
         "tensors": len(tensors) + len(weights.left_over),
         "towers": towers,
         "classes": int(tensors["classifier"].shape[1]) if "classifier" in tensors else None,
-        "logit_scale": round(math.exp(float(tensors["logit_scale"])), 3) if "logit_scale" in tensors else None,
+        "logit_scale": round(min(float(tensors["logit_scale"].exp()), 1e9), 3) if "logit_scale" in tensors else None,
         "left_over": list(weights.left_over),
     }
     return about
+
+
+def in_words(about: dict[str, Any]) -> list[str]:
+    """The same for a person, a few lines."""
+    lines = [f"{about['path']}: {about['what']}, {about['tensors']} tensors"]
+    if not about["usable"]:
+        return [*lines, f"  not usable here: {about['reason']}"]
+    for part, holds in about["towers"].items():
+        sizes = ", ".join(f"{name} {value}" for name, value in holds.items() if name not in ("tensors", "parameters"))
+        keys = {"image": "init.image", "points": "init.points", "text": "with init.image"}[part]
+        lines.append(f"  {part} tower: {holds['tensors']} tensors, {holds['parameters']:,} numbers; {sizes} ({keys})")
+    lines.append(f"  embedding space: {about['space']}")
+    if about["classes"] is not None:
+        lines.append(f"  classifier of {about['classes']} classes (init.all with init.classifier=file)")
+    if about["logit_scale"] is not None:
+        lines.append(f"  logit scale {about['logit_scale']:g}")
+    if about["left_over"]:
+        lines.append(f"  not needed here: {some(tuple(about['left_over']))}")
+    return lines
 
 
 def _count(tensors: Iterable[Tensor]) -> int:

@@ -103,7 +103,7 @@ class Loaded:
         """A few lines for a person: counts and first names."""
         head = f"{self.key}={self.source}: {KINDS[self.kind]}, {len(self.loaded)} tensors loaded"
         rest = (("not in it, left at random", self.missing), ("in it and not needed", self.left_over))
-        return [head, *(f"  {words}: {_some(names)}" for words, names in rest if names)]
+        return [head, *(f"  {words}: {some(names)}" for words, names in rest if names)]
 
     def summary(self) -> dict[str, Any]:
         """What run.json keeps."""
@@ -118,7 +118,8 @@ class Loaded:
         }
 
 
-def _some(names: tuple[str, ...]) -> str:
+def some(names: tuple[str, ...]) -> str:
+    """The first names, and how many more there are."""
     more = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
@@ -166,7 +167,9 @@ def initial_towers(recipe: FitRecipe) -> Towers:
 def read_source(key: str, source: str, settings: ImageSettings, who: Who) -> WeightsFile:
     """The tensors of a path, a tag or a hub name. Raises Refused, one line that begins with the key."""
     if is_tag(settings.model, source):
-        return _of_clip(source, create_clip(settings.model_copy(update={"pretrained": source})))
+        if key in ("init.all", "init.points"):
+            raise Refused(f"{key}={source}: an open_clip tag has no point tower: init.image takes it")
+        return _of_clip(source, create_clip(settings.model_copy(update={"pretrained": source}), key))
     path = _from_hub(key, source) if source.startswith(HUB) else Path(source)
     if not path.exists() and key in ("image.pretrained", "init.image"):
         raise Refused(f"{key}={source}: no such file, and no open_clip tag of image.model={settings.model}")

@@ -230,7 +230,7 @@ def _tensors(values: Any) -> dict[str, Tensor]:
     """The entries of a dictionary that are tensors; {} of anything else."""
     if not isinstance(values, dict):
         return {}
-    return {name: value for name, value in values.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return {n: value.detach() for n, value in values.items() if isinstance(n, str) and isinstance(value, Tensor)}
 
 
 def _strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -133,7 +133,7 @@ def test_a_point_bert_of_ulip_gives_its_features(golden: Path, tmp_path: Path, w
     }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*is deprecated. Please switch:FutureWarning")
 @pytest.mark.parametrize("form", ["archive", "state_dict"])
 def test_the_text_classifier_of_a_clip_file_equals_golden(golden: Path, tmp_path: Path, form: str) -> None:
     folder = golden / "method" / "text_classifier"

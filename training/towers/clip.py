@@ -61,10 +61,11 @@ class ImageTokens:
     patches: Tensor
 
 
-def create_clip(settings: ImageSettings) -> open_clip.CLIP:
+def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_clip.CLIP:
     """The CLIP model of the settings, with its weights where `pretrained` is a tag; random weights without one.
 
-    Raises Refused when the name or the tag is unknown, or the weights are unreachable or made for QuickGELU only.
+    key: where the tag was given, for messages. Raises Refused when the name or the tag is unknown, or the weights are
+    unreachable or made for QuickGELU only.
     """
     if settings.model == SMALL_CONFIG.stem:
         open_clip.add_model_config(SMALL_CONFIG)
@@ -72,9 +73,9 @@ def create_clip(settings: ImageSettings) -> open_clip.CLIP:
         raise Refused(f"image.model={settings.model}: open_clip has no such model (open_clip.list_models() names them)")
     tag = settings.pretrained
     if tag and not is_tag(settings.model, tag):
-        raise Refused(f"image.pretrained={tag}: no open_clip tag of image.model={settings.model}")
+        raise Refused(f"{key}={tag}: no open_clip tag of image.model={settings.model}")
     if tag == "openai" or (tag and open_clip.get_pretrained_cfg(settings.model, tag).get("quick_gelu")):
-        refuse_gelu(settings.model, f"image.pretrained={tag}")
+        refuse_gelu(settings.model, f"{key}={tag}")
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.CRITICAL)  # open_clip logs what is raised anyway, and that random weights are random
@@ -88,7 +89,7 @@ def create_clip(settings: ImageSettings) -> open_clip.CLIP:
         )
     except (RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise Refused(f"image.pretrained={tag}: no usable weights ({reason})") from error
+        raise Refused(f"{key}={tag}: no usable weights ({reason})") from error
     finally:
         root.setLevel(level)
 
