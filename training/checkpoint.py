@@ -22,8 +22,7 @@ from manifests.recipes import load_toml, parse_recipe, to_toml
 from training.folders import CLASSES, MODEL, RECIPE, STATE, TEACHER, TEXT, last_step, step_folders
 from training.initial import InitSettings, Loaded, initial_towers
 from training.model import CrossModalModel
-from training.objectives import SUPERVISED
-from training.objectives.pretrain import freeze
+from training.objectives import SUPERVISED, crosspoint, pretrain
 from training.recipe import FitRecipe
 from training.towers.clip import TextTower
 
@@ -79,7 +78,9 @@ def build_model(
             captions=text.captions(prompt_names, recipe.prompts) if supervised else None,
         )
         if supervised:
-            freeze(model, recipe.pretrain)
+            pretrain.freeze(model, recipe.pretrain)
+        if recipe.method == "crosspoint":
+            crosspoint.freeze(model, recipe.crosspoint)
         if recipe.logit_scale == "frozen":
             model.freeze_scale()
     return model, text

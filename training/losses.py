@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from training import distributed
 from training.distributed import gather
@@ -79,6 +79,19 @@ def contrastive(left_BE: Tensor, right_BE: Tensor, positive_BB: Tensor, scale: T
     target = positive_BB.to(logits.dtype)
     target = target / target.sum(dim=1, keepdim=True)
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+
+
+def nt_xent(left_BE: Tensor, right_BE: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy: each of 2B features picks its partner among the 2B - 1 others.
+
+    Cosines over the global batch, mean over all 2B. Source: SimCLR; CrossPoint, eq. 1-2 and 4-5.
+    """
+    both = normalize(torch.cat([gather(left_BE), gather(right_BE)]), dim=1)
+    count = len(both)
+    itself = torch.eye(count, dtype=torch.bool, device=both.device)
+    similarity = (both @ both.T / temperature).masked_fill(itself, -torch.inf)
+    partner = torch.arange(count, device=both.device).roll(count // 2)
+    return cross_entropy(similarity, partner)
 
 
 def masked_image(predicted: Tensor, image: Tensor, pixel_mask: Tensor) -> Tensor:

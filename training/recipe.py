@@ -12,6 +12,7 @@ from training.augment import AugmentSettings
 from training.initial import InitSettings
 from training.join import DataSettings
 from training.objectives.cross_most import CrossMostSettings
+from training.objectives.crosspoint import CrossPointSettings
 from training.objectives.pretrain import PretrainSettings
 from training.precision import Precision
 from training.prompts import DEFAULT_PROMPTS, Prompts
@@ -53,7 +54,7 @@ class FitRecipe(CrossMostSettings):
     them, by torch.compile (training/precision.py).
     """
 
-    method: Literal["cross_most", "self_training", "pretrain"] = "cross_most"
+    method: Literal["cross_most", "self_training", "pretrain", "crosspoint"] = "cross_most"
     seed: int = 0
     init: InitSettings = InitSettings()
     image: ImageSettings = ImageSettings()
@@ -66,6 +67,7 @@ class FitRecipe(CrossMostSettings):
     augment: AugmentSettings = AugmentSettings()
     ema: EMASettings = EMASettings()
     pretrain: PretrainSettings = PretrainSettings()
+    crosspoint: CrossPointSettings = CrossPointSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     log_every: Annotated[int, Field(ge=1)] = 10
     save_every: Annotated[int, Field(ge=1)] = 1000

@@ -11,7 +11,7 @@ import torch
 from training.gradients import averaged
 from training.log import Log
 from training.model import CrossModalModel, parameter_groups
-from training.objectives import METHODS, SUPERVISED
+from training.objectives import METHODS, TAUGHT
 from training.precision import compile_towers, settle
 from training.recipe import FitRecipe, OptimizerSettings
 from training.teacher import Teacher
@@ -78,7 +78,7 @@ def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int)
     settings = recipe.optimizer
     student.precision = recipe.precision
     settle(recipe.precision)
-    teacher = None if recipe.method in SUPERVISED else Teacher(student, recipe.ema)
+    teacher = Teacher(student, recipe.ema) if recipe.method in TAUGHT else None
     if recipe.compile:
         for model in (student,) if teacher is None else (student, teacher.model):
             compile_towers(model)

@@ -1,0 +1,58 @@
+"""CrossPoint: golden values and gradients, and a run that teaches points the space of a frozen image tower."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from manifests.recipes import parse_changes
+from training.checkpoint import open_checkpoint
+from training.evaluate import evaluate
+from training.fit import fit
+from training.losses import nt_xent
+from training.objectives.crosspoint import terms_of
+from training.recipe import read_recipe
+
+FEW = ("data.num_points=128", "optimizer.batch_size=8", "points.depth=1", "log_every=5", "tensorboard=false")
+
+
+def test_the_losses_equal_golden(golden) -> None:
+    stored = np.load(golden / "method" / "crosspoint" / "ntxent.npz")
+    given = [torch.from_numpy(stored[n]).double().requires_grad_() for n in ("point_t1", "point_t2", "image")]
+    terms = terms_of(*given, float(stored["temperature"]))
+    assert terms["intra"].item() == pytest.approx(float(stored["imid_f64"]), rel=1e-12)
+    assert terms["cross"].item() == pytest.approx(float(stored["cmid_f64"]), rel=1e-12)
+    total = terms["intra"] + terms["cross"]
+    assert total.item() == pytest.approx(float(stored["total_f64"]), rel=1e-12)
+    total.backward()
+    for value, name in zip(given, ("grad_t1_f64", "grad_t2_f64", "grad_img_f64"), strict=True):
+        np.testing.assert_allclose(value.grad, stored[name], atol=1e-12)
+
+
+def test_nt_xent_by_hand() -> None:
+    """Two objects: each of four features chooses among three, and its partner is the one that is parallel."""
+    left = torch.eye(2)
+    expected = -np.log(np.exp(2) / (np.exp(2) + 2))
+    assert nt_xent(left, 3 * left, 0.5).item() == pytest.approx(expected)
+
+
+def run_of(recipe: str, shards, folder, *changes: str):
+    fit(read_recipe(recipe, parse_changes((*FEW, *changes))), str(shards), str(folder), torch.device("cpu"))
+    return folder
+
+
+def test_points_learn_the_space_of_a_frozen_image_tower(shards, tmp_path) -> None:
+    clip = run_of("small_pretrain", shards, tmp_path / "clip", "optimizer.steps=2")
+    keys = ("optimizer.steps=20", "optimizer.lr=3e-2", f"init.image={clip}", "crosspoint.image=frozen")
+    run = run_of("small_crosspoint", shards, tmp_path / "run", *keys)
+    with open(run / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [name for name in rows[0] if name.startswith("loss_")] == ["loss_intra", "loss_cross"]
+    assert float(rows[-1]["loss"]) < 0.95 * float(rows[0]["loss"])
+    assert not (run / "checkpoints/step-00000020/teacher.safetensors").exists()
+    first, last = (evaluate(open_checkpoint(str(run / f"checkpoints/step-{n:08d}")), str(shards)) for n in (0, 20))
+    assert last["teacher"] is None
+    assert first["student"]["image"] == last["student"]["image"]

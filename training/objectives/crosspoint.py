@@ -1,0 +1,62 @@
+"""CrossPoint: a point tower taught without labels by two augmentations of each cloud and by a picture of the object.
+
+Afham et al. 2022: L_imid between the two augmented clouds, L_cmid between the mean of their features and the picture's,
+both NT-Xent at temperature 0.1, weights 1 : 1 (eq. 6). The two clouds are the weak and the strong one of a batch; the
+picture is the strong one. The paper trains a ResNet-50 and a DGCNN from scratch, with projection heads of their own;
+here the towers' projected features take part. `image=frozen` is not the paper's: points then learn the space of CLIP's
+pictures, and text classifies them without a label or a caption.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from training import losses
+from training.batches import Batch
+from training.model import CrossModalModel
+from training.objectives.step import Step, weigh
+
+if TYPE_CHECKING:
+    from training.recipe import FitRecipe
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class CrossPointSettings(BaseModel):
+    """Weights of the two losses, their temperature, and whether the image tower is trained with the points."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    intra: Weight = 1.0
+    cross: Weight = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    image: Literal["trained", "frozen"] = "trained"
+
+
+def freeze(student: CrossModalModel, settings: CrossPointSettings) -> None:
+    """Takes from the optimiser what is not trained; `student.train()` leaves a frozen tower in eval mode."""
+    student.image.requires_grad_(settings.image == "trained")
+
+
+def step(student: CrossModalModel, teacher: None, batch: Batch, recipe: FitRecipe) -> Step:
+    """Both losses of one batch. Nothing here has a class: the classifier stays what text made it."""
+    settings = recipe.crosspoint
+    with student.inside_towers(batch.strong_image.device):
+        weak, strong = student.points(batch.weak_points).feature, student.points(batch.strong_points).feature
+        with torch.set_grad_enabled(settings.image == "trained"):
+            image = student.image(batch.strong_image).feature
+    terms = terms_of(weak, strong, image, settings.temperature)
+    return weigh(terms, {"intra": settings.intra, "cross": settings.cross})
+
+
+def terms_of(first_BE: Tensor, second_BE: Tensor, image_BE: Tensor, temperature: float) -> dict[str, Tensor]:
+    """L_imid and L_cmid of features, not normalised: of two augmented clouds of each object, and of its picture."""
+    middle = (first_BE + second_BE) / 2
+    return {
+        "intra": losses.nt_xent(first_BE, second_BE, temperature),
+        "cross": losses.nt_xent(middle, image_BE, temperature),
+    }
