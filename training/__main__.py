@@ -67,9 +67,9 @@ def _join_processes(options: argparse.Namespace) -> None:
     """Meets the processes that torchrun started beside this one."""
     from training import distributed
 
+    distributed.start()
     if options.command not in SEVERAL:
         raise Refused(f"{options.command} runs in one process: start it without torchrun")
-    distributed.start()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -173,6 +173,7 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
             device,
             on_log,
             lambda step, total: bar.update(task, completed=step, total=total),
+            lambda loaded: console.print("\n".join(loaded.lines()), markup=False, highlight=False),
         )
     console.print(f"{folder}: python -m training evaluate {options.run} --shards {options.shards}", highlight=False)
     return 0

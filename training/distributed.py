@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,9 +45,13 @@ def start() -> None:
 
 
 def finish() -> None:
-    """Leaves the other processes: nobody ends before all have said what they had to say, or have waited LEAVING."""
+    """Leaves the other processes: nobody ends before all have said what they had to say, or have waited LEAVING.
+
+    torchrun sends SIGTERM to the others as soon as one has ended with an error; each keeps its own exit code.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         store = dist.distributed_c10d._get_default_store()
         store.set(f"leaves/{rank()}", "1")

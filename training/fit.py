@@ -21,6 +21,7 @@ from manifests.shards import library_versions
 from training import distributed
 from training.checkpoint import CLASSES, RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.data import Form, batches_of, supervised, unlabelled
+from training.initial import Loaded
 from training.join import Source, open_source
 from training.leftovers import delete_leftovers
 from training.log import LOG, Logged, WriteEvent, append_row, events
@@ -41,18 +42,20 @@ def fit(
     device: torch.device,
     on_log: Callable[[Logged], None] = lambda logged: None,
     on_step: Callable[[int, int], None] = lambda step, total: None,
+    on_weights: Callable[[Loaded], None] = lambda loaded: None,
 ) -> Path:
     """Trains to the last step, going on from the last checkpoint of `run` if there is one. Returns its folder.
 
-    Under torchrun every process calls it; the first one writes and tells. Raises Refused when shards or recipe do not
+    on_weights: told of each source of weights that a new run begins with. Under torchrun every process calls it; the
+    first one writes and tells. Raises Refused when shards or recipe do not
     fit (before anything is written), Stopped on a loss or weight that is not finite, a damaged shard (DamagedShard) or
     a full disk, Interrupted after a signal: in all processes what one of them met.
     """
-    folder = Path(run).absolute()
+    folder, sources = Path(run).absolute(), []
     torch.set_flush_denormal(True)
     with distributed.together():
         _refuse_other_run(folder, recipe)
-        state, text = _set_up(folder, recipe, shards, device)
+        state, text = _set_up(folder, recipe, shards, device, sources.append)
         folders = step_folders(folder)
     last = distributed.same(str(folders[-1]) if folders else "")
     with distributed.together():
@@ -61,7 +64,9 @@ def fit(
         if last:
             state.resume(Path(last))
         elif distributed.leads():
-            _write_run_files(state, text)
+            _write_run_files(state, text, sources)
+            for source in sources:
+                on_weights(source)
     if not last:
         state.seed()
         state.save()
@@ -126,14 +131,21 @@ def run_information(source: Source) -> dict[str, Any]:
     return {**_identity(source), "versions": library_versions(*LIBRARIES), "seconds": 0.0, "max_rss_mb": 0.0}
 
 
-def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) -> tuple[Run, nn.Module]:
+def _set_up(
+    folder: Path,
+    recipe: FitRecipe,
+    shards: str,
+    device: torch.device,
+    on_weights: Callable[[Loaded], None] = lambda loaded: None,
+) -> tuple[Run, nn.Module]:
     """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
+    own = batch_of_process(recipe)
     source = open_source(shards, recipe.data)
     if not source.manifest.classes:
         raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
     _refuse_other_shards(folder, source)
     built = without_pretrained(recipe) if step_folders(folder) else recipe
-    student, text = build_model(built, source.manifest.prompt_names)
+    student, text = build_model(built, source.manifest.prompt_names, on_weights)
     form = Form(student.image.image_size, student.image.patch, recipe.mask.image_cell, recipe.mask.image_ratio)
     masked = recipe.method not in SUPERVISED
     if masked and (form.mask_cell % form.patch or form.image_size % form.mask_cell):
@@ -141,9 +153,9 @@ def _set_up(folder: Path, recipe: FitRecipe, shards: str, device: torch.device) 
             f"mask.image_cell={form.mask_cell} must be whole patches of {form.patch} and divide {form.image_size}"
         )
     stream = supervised if recipe.method in SUPERVISED else unlabelled
-    own = batch_of_process(recipe)
     place = distributed.rank(), distributed.world()
-    samples, loader = stream(source, recipe.data, recipe.augment, form, own, recipe.seed, *place)
+    pin = device.type == "cuda"
+    samples, loader = stream(source, recipe.data, recipe.augment, form, own, recipe.seed, *place, pin=pin)
     student.to(device).train()
     updates = updates_of(student, recipe, samples.num_batches)
     return Run(folder, recipe, device, updates, samples, loader), text
@@ -160,12 +172,14 @@ def batch_of_process(recipe: FitRecipe) -> int:
     return own
 
 
-def _write_run_files(state: Run, text: nn.Module) -> None:
+def _write_run_files(state: Run, text: nn.Module, sources: list[Loaded]) -> None:
     """recipe.toml, run.json and the text tower: what prediction and evaluation need beside a checkpoint.
 
     Raises Refused where the run's folder cannot be written.
     """
-    about = run_information(state.samples.source)
+    samples = state.samples
+    about = run_information(samples.source) | {"pixel_mean": samples.mean, "pixel_deviation": samples.deviation}
+    about["weights"] = [source.summary() for source in sources]
     try:
         store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
         store.write_bytes(str(state.folder / CLASSES), json.dumps(about, indent=1).encode())
@@ -193,8 +207,7 @@ def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, 
     caught = (signal.SIGTERM,) if distributed.world() == 1 else (signal.SIGTERM, signal.SIGINT)
     with remembered(*caught) as pending, events(state.folder, wanted, state.step) as write_event:
         while state.step < total:
-            epoch, given = state.progress()
-            state.samples.set_epoch(epoch, sum(batches for _, _, batches in given))
+            state.samples.set_epoch(*state.progress())
             for batch in _agreed(state, pace, pending):
                 rate = updates(batch.to(state.device), state.step)
                 state.step += 1

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from manifests.errors import Refused, Stopped
 from manifests.seeds import generator
 from training import distributed
 from training.checkpoint import MODEL, STATE, TEACHER, load_weights, prune, save_step
-from training.data import EpochSamples
+from training.data import EpochSamples, Loader
 from training.log import LOG, cut_rows
 from training.order import Given, went_on
 from training.recipe import FitRecipe
@@ -38,7 +37,7 @@ class Run:
     device: torch.device
     updates: Updates
     samples: EpochSamples
-    loader: DataLoader
+    loader: Loader
     step: int = 0
     given: Given = field(default_factory=list)
     given_epoch: int = 0

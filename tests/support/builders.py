@@ -77,3 +77,9 @@ def write_off(path: Path, size: float = 1.0, faces: bool = True) -> Path:
     lines += ["3 " + " ".join(map(str, t)) for t in triangles]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def torchrun(processes: int, *arguments: object) -> list[str]:
+    """The command that starts several processes on this machine, at a port that is free."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launcher, *map(str, arguments)]

@@ -18,13 +18,18 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """(B, C, L) normalised. In one process, or in eval mode, exactly BatchNorm1d."""
         if not self.training or distributed.world() == 1:
             return super().forward(x)
+        return self._over_processes(x)
+
+    @torch.compiler.disable  # the collectives are not compiled
+    def _over_processes(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # inside a tower x may be bfloat16
         count = x.shape[0] * x.shape[2] * distributed.world()
-        mean = distributed.summed(x.sum(dim=(0, 2))) / count
-        centred = x - mean[:, None]
+        mean = distributed.summed(wide.sum(dim=(0, 2))) / count
+        centred = wide - mean[:, None]
         variance = distributed.summed(centred.pow(2).sum(dim=(0, 2))) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None] + self.bias[:, None]
+        return (centred * scale[:, None] + self.bias[:, None]).to(x.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
