@@ -48,8 +48,10 @@ def project(values: Tensor, matrix: Tensor) -> Tensor:
 def compile_towers(model: nn.Module) -> None:
     """Compiles what takes the time of a CrossModalModel, in place; names of weights stay as they are.
 
-    Shapes are those of the run's batches; another one is compiled once more.
+    Shapes are those of the run's batches; another one is compiled once more. Of farthest-point sampling one step is
+    compiled, not the loop, which is as long as there are groups.
     """
     model.image.visual.transformer.compile()
+    model.points.farther = torch.compile(model.points.farther)
     model.points.encoder.compile()
     model.points.encode = torch.compile(model.points.encode)
