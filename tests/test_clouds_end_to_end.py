@@ -20,16 +20,17 @@ def test_a_miniature_scanobjectnn_reaches_training(tmp_path) -> None:
     arguments = ("--source", source, "--out", out, "--workers", 2, "allow_partial=true")
     pipeline("build", "scanobjectnn_hardest", *arguments)
     settings = DataSettings(views="realistic10", channel="gray", split="test", num_points=1024)
-    found, batches = labelled(str(out), settings, 64, 2)
+    found = open_source(str(out), settings)
     assert found.total == 3
-    held = list(batches())
-    assert {key: found.manifest.classes[label] for b in held for key, label in zip(b.keys, b.label, strict=True)} == {
+    held = list(labelled(found, settings, 64, range(2), 2))
+    named = [pair for part in held for pair in zip(part.batch.keys, part.notes, strict=True)]
+    assert {key: found.manifest.classes[label] for key, label in named} == {
         "hardest-11416": "bag",
         "hardest-11417": "bag",
         "hardest-11418": "chair",
     }
-    assert held[0].images.shape == (2, 10, 3, 64, 64)
-    assert held[0].points.shape == (2, 1024, 3)
+    assert held[0].batch.pictures.shape == (2, 10, 3, 64, 64)
+    assert held[0].batch.points.shape == (2, 1024, 3)
     train = settings.model_copy(update={"split": "train"})
     joined = open_source(str(out), train)
     form = Form(image_size=64, patch=8, mask_cell=16, mask_ratio=0.3)

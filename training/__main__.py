@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +29,7 @@ from manifests.recipes import parse_changes
 
 RECIPES = Path(__file__).parent / "recipes"
 WIDTH = 124  # characters of the widest table
-SEVERAL = ("fit",)  # commands that torchrun may start in several processes
+SEVERAL = ("fit", "evaluate", "embed")  # commands that torchrun may start in several processes
 DEVICES = {"default": "auto", "choices": ("auto", "cpu", "cuda"), "help": "auto: CUDA where torch sees a GPU"}
 LOG_LINE = ("loss", "confident", "right")  # beginnings of the names in the log that the line shows
 
@@ -91,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test")
     evaluate.add_argument("--device", **DEVICES)
     evaluate.add_argument("--classes-from-text", action="store_true", help="a classifier from the shards' class names")
+    evaluate.add_argument(
+        "--classes", metavar="NAME|A,B,...", help="objects of these classes alone: a subset (medium, hard) or a list"
+    )
+    evaluate.add_argument(
+        "--candidates", choices=("subset", "all"), help="with --classes: answers are among these, or among all classes"
+    )
+    evaluate.add_argument("--without-labels", action="store_true", help="read no label: the label-free analysis alone")
+    evaluate.add_argument("--out", metavar="DIR", help="confusion matrices, histograms and per-class figures")
+    _add_workers(evaluate)
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(run_command=_evaluate)
     report = commands.add_parser("report", help="compare runs: a table, curves and contact sheets")
@@ -130,6 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     weights.set_defaults(run_command=_weights)
     commands.add_parser("recipes", help="list the shipped recipes").set_defaults(run_command=_recipes)
     return parser
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_count, metavar="N", help="reader processes; default: the recipe's")
+
+
+def _count(text: str) -> int:
+    """A number, 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, 0 or more")
+    return int(text)
 
 
 def _device(name: str):
@@ -198,40 +219,50 @@ def _forecast(options: argparse.Namespace, recipe, device, console: Console) -> 
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from training import distributed, findings, shown
     from training.checkpoint import open_checkpoint
-    from training.evaluate import COLUMNS, evaluate
+    from training.evaluate import Options, examine
 
     changes = parse_changes(options.changes)
     if set(changes) - {"data"}:
         raise Refused(f"evaluate takes keys of data alone, not {min(set(changes) - {'data'})}")
-    checkpoint = open_checkpoint(options.checkpoint)
-    with console.status("evaluating") as status:
-        result = evaluate(
-            checkpoint,
-            options.shards,
-            options.split,
-            _device(options.device),
-            options.classes_from_text,
-            lambda done, total: status.update(f"evaluating {done:,} of {total:,} objects"),
-            changes.get("data"),
-        )
+    data = changes.get("data", {}) | _candidates(options)
+    how = Options(options.classes_from_text, labels=not options.without_labels, workers=options.workers, changes=data)
+    with distributed.together():
+        checkpoint, device = open_checkpoint(options.checkpoint), _device(options.device)
+    with _objects_bar(console) as on_progress:
+        (found,) = examine([checkpoint], options.shards, options.split, device, how, on_progress)
+    if not distributed.leads():
+        return 0
+    result = found.result()
     if options.json:
         print(json.dumps(result))
-        return 0
-    table = Table(title=f"{result['dataset']} {split_line(result)}")
-    table.add_column("accuracy, %")
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
-    for who in [who for who in ("student", "teacher") if result[who]]:
-        table.add_row(who, *(f"{result[who][name]:.1f}" for name in COLUMNS))
-        table.add_row(f"{who}, mean per class", *(f"{result[who]['mean_per_class'][name]:.1f}" for name in COLUMNS))
-    Console().print(table)
+    else:
+        for table in ([shown.accuracies(result)] if found.labelled else []) + [shown.analysis(result)]:
+            Console().print(table)
+    if options.out:
+        console.print(f"{findings.write(found, options.out)}", highlight=False, markup=False)
     return 0
 
 
-def split_line(result: dict) -> str:
-    """`test, n=60, step 100`."""
-    return f"{result['split']}, n={result['n']}, step {result['step']}"
+def _candidates(options: argparse.Namespace) -> dict[str, object]:
+    """Keys of data that --classes and --candidates stand for."""
+    keys: dict[str, object] = {}
+    if options.classes:
+        names = options.classes.split(",")
+        keys["classes"] = names[0] if len(names) == 1 else names
+    if options.candidates:
+        keys["candidates"] = options.candidates
+    return keys
+
+
+@contextmanager
+def _objects_bar(console: Console):
+    """A bar of objects on a terminal; gives what is told (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("objects", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:

@@ -223,11 +223,12 @@ def test_depth_is_mapped_as_the_preset_says(shards) -> None:
 
 
 def test_evaluation_sees_all_views_and_labels(shards) -> None:
-    source, batches = labelled(str(shards), SETTINGS.model_copy(update={"split": "test"}), 64, 8)
-    found = list(batches())
-    assert sum(len(b.label) for b in found) == source.total
-    assert found[0].images.shape == (8, 3, 3, 64, 64)
-    assert source.manifest.classes[found[0].label[0]] == found[0].keys[0].rpartition("_")[0]
+    settings = SETTINGS.model_copy(update={"split": "test"})
+    source = open_source(str(shards), settings)
+    found = list(labelled(source, settings, 64, range(3), 8))
+    assert sum(len(part.notes) for part in found) == source.total
+    assert found[0].batch.pictures.shape == (8, 3, 3, 64, 64)
+    assert source.manifest.classes[found[0].notes[0]] == found[0].batch.keys[0].rpartition("_")[0]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from training.evaluate import _logits
-from training.labelled import _collate_labelled
+from training.evaluate import logits_of
+from training.features import features_of
+from training.splits import WholeBatch
 
 
 class Linear:
@@ -24,21 +26,48 @@ class Linear:
         return feature @ torch.ones(3, 4)
 
 
-def test_answers_do_not_depend_on_the_other_objects_of_the_batch() -> None:
+def batch_of(*samples: tuple[str, torch.Tensor, torch.Tensor]) -> WholeBatch:
+    keys, views, points = zip(*samples, strict=True)
+    counts = tuple(map(len, views))
+    pictures = torch.zeros(len(keys), max(counts), 3, 4, 4, dtype=torch.uint8)
+    for row, each in zip(pictures, views, strict=True):
+        row[: len(each)] = each
+    return WholeBatch(keys, pictures, torch.stack(points), counts, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+
+
+def answers(batch: WholeBatch, label: torch.Tensor) -> dict[str, torch.Tensor]:
+    features = features_of(Linear(), batch, torch.device("cpu"))
+    return logits_of(Linear(), batch, features, label, 7, True)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 64])
+def test_answers_do_not_depend_on_the_other_objects_of_the_batch(monkeypatch, at_once: int) -> None:
+    """Nor on how many pictures pass the tower at once."""
+    monkeypatch.setattr("training.features.PICTURES", at_once)
     generator = torch.Generator().manual_seed(0)
-    counts = (5, 2, 1)
     samples = [
-        (f"k{n}", torch.randn(n, 3, 4, 4, generator=generator), torch.randn(8, 3, generator=generator), n % 4)
-        for n in counts
+        (
+            f"k{n}",
+            torch.randint(256, (n, 3, 4, 4), dtype=torch.uint8, generator=generator),
+            torch.randn(8, 3, generator=generator),
+        )
+        for n in (5, 2, 1)
     ]
-    batch = _collate_labelled(samples)
-    assert batch.images.shape == (3, 5, 3, 4, 4)
-    assert batch.num_views == counts
-    together = _logits(Linear(), batch, 7, True, torch.device("cpu"))
+    batch, label = batch_of(*samples), torch.tensor([1, 2, 1])
+    together = answers(batch, label)
     for row, sample in enumerate(samples):
-        alone = _collate_labelled([sample])
-        assert alone.num_views == ()
-        for name, value in _logits(Linear(), alone, 7, True, torch.device("cpu")).items():
+        for name, value in answers(batch_of(sample), label[row : row + 1]).items():
             torch.testing.assert_close(together[name][row], value[0], msg=name)
-    same = [(key, images[:1], *rest) for key, images, *rest in samples]
-    assert _collate_labelled(same).num_views == ()
+
+
+def test_features_by_hand() -> None:
+    """Two views of one object and one of another: unit features, their mean, and the same made unit."""
+    pictures = torch.zeros(2, 2, 3, 4, 4, dtype=torch.uint8)
+    pictures[0, 0, 0, 0, 0] = pictures[0, 1, 0, 0, 1] = pictures[1, 0, 0, 0, 2] = 255
+    batch = WholeBatch(("a", "b"), pictures, torch.ones(2, 4, 3), (2, 1), (0.1 / 1,) * 3, (1.0,) * 3)
+    found = features_of(Linear(), batch, torch.device("cpu"))
+    axes = torch.eye(5)
+    torch.testing.assert_close(found.views[:, 0], axes[[0, 2]])
+    torch.testing.assert_close(found.mean(), torch.stack([(axes[0] + axes[1]) / 2, axes[2]]))
+    torch.testing.assert_close(found.image().norm(dim=1), torch.ones(2))
+    assert found.views[1, 1].abs().max() == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from builders import REPOSITORY, Commands, write_off
 from PIL import Image
 
@@ -14,8 +15,8 @@ from manifests.mappings import tower_picture, value_range
 from manifests.samples import decode_array
 from renderers.backends import draw
 from training.join import DataSettings, open_source, read_joined
-from training.labelled import labelled
 from training.objects import picture_of
+from training.splits import SplitReader
 
 CHANNELS = {"realistic10": "gray", "pointclip6": "depth", "simpleview6_rgb": "rgb", "depth10_release": "depth"}
 
@@ -55,9 +56,9 @@ def test_a_tower_sees_what_is_drawn(point_shards, name: str) -> None:
             picture = picture_of(views, number, channel, preset)
             assert picture.dtype == np.uint8
             np.testing.assert_allclose(picture / 255 * largest, exact, atol=1.02 * largest / 255)
-    _, batches = labelled(str(point_shards), settings, preset.upsample or preset.image_size, 2)
-    images = next(iter(batches())).images
-    assert images.shape[:3] == (2, preset.num_views, 3)
+    batch = next(iter(SplitReader(source, settings, preset.upsample or preset.image_size, [0], 2))).batch
+    assert batch.pictures.shape[:3] == (2, preset.num_views, 3)
+    images = batch.normalized(torch.arange(2 * preset.num_views), torch.device("cpu"))
     if name == "pointclip6":
         assert images.min() == 0
         assert 1.6 < images.max() < 2.6

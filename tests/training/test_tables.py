@@ -21,14 +21,14 @@ from manifests.presets import load_preset
 from manifests.recipes import load_toml, names_in
 from manifests.samples import split_view_member
 from manifests.tables import load_table
-from training import data, labelled, subsets
+from training import data, splits, subsets
 from training.__main__ import main
 from training.checkpoint import open_checkpoint
 from training.comparison import cells, compare, write
 from training.data import Form
-from training.evaluate import examine
+from training.evaluate import Options, examine
 from training.join import DataSettings, open_source
-from training.labelled import labelled as labelled_batches
+from training.labelled import labelled
 from training.recipe import RECIPES, read_recipe
 from training.rows import Outcome
 from training.tables import Builds, Judged, Row, Table, builds_of, chosen, read_table, resolve, table_names
@@ -213,24 +213,27 @@ def test_training_reads_the_views_in_use_alone(shards, monkeypatch, choice: str,
     assert min(read.values()) > 15
 
 
+def first_batch(shards: Path, settings: DataSettings, view_of=None) -> splits.WholeBatch:
+    return next(iter(labelled(open_source(str(shards), settings), settings, 32, [0], 8, view_of))).batch
+
+
 def test_evaluation_averages_exactly_the_views_in_use(shards, monkeypatch) -> None:
-    read = spied(monkeypatch, labelled)
+    read = spied(monkeypatch, splits)
     settings = DataSettings(views="depth10", channel="depth", split="test", num_points=64)
-    every = next(labelled_batches(str(shards), settings, 32, 8)[1]())
+    every = first_batch(shards, settings)
     assert set(read) == set(range(10))
     read.clear()
-    some = next(labelled_batches(str(shards), settings.model_copy(update={"num_views": 4}), 32, 8)[1]())
+    some = first_batch(shards, settings.model_copy(update={"num_views": 4}))
     assert set(read) == {0, 2, 5, 7}
-    torch.testing.assert_close(some.images, every.images[:, [0, 2, 5, 7]])
+    assert torch.equal(some.pictures, every.pictures[:, [0, 2, 5, 7]])
     asked = []
 
     def view_of(key: str, count: int) -> int:
         asked.append(count)
         return 3
 
-    last = settings.model_copy(update={"num_views": 4})
-    one = next(labelled_batches(str(shards), last, 32, 8, view_of)[1]())
-    torch.testing.assert_close(one.images[:, 0], every.images[:, 7])
+    one = first_batch(shards, settings.model_copy(update={"num_views": 4}), view_of)
+    assert torch.equal(one.pictures[:, 0], every.pictures[:, 7])
     assert set(asked) == {4}
 
 
@@ -257,9 +260,10 @@ def test_objects_of_some_classes_alone(shards) -> None:
     assert {key for batch in samples(shards, settings) for key in batch.keys} <= keys
     for candidates, number in (("subset", source.manifest.classes.index), ("all", names.index)):
         chosen_settings = settings.model_copy(update={"split": "test", "candidates": candidates})
-        opened, batches = labelled_batches(str(shards), chosen_settings, 32, 8)
+        opened = open_source(str(shards), chosen_settings)
+        batches = labelled(opened, chosen_settings, 32, range(10), 8)
         assert len(opened.manifest.classes) == (3 if candidates == "subset" else 19)
-        found = {key: int(label) for batch in batches() for key, label in zip(batch.keys, batch.label, strict=True)}
+        found = {key: label for each in batches for key, label in zip(each.batch.keys, each.notes, strict=True)}
         assert found == {key: number(of_key[key]) for key in found}
         assert set(map(of_key.get, found)) <= set(some)
         assert len(found) == opened.total > 0
@@ -478,7 +482,8 @@ def test_both_readings_of_a_subset(small, shards) -> None:
     numbers = torch.tensor([whole.classes.index(name) for name in some])
     inside = torch.isin(whole.student.label, numbers)
     for candidates, columns in (("all", torch.arange(19)), ("subset", numbers)):
-        found = examine([checkpoint], str(shards), changes={"classes": some, "candidates": candidates})[0]
+        changes = {"classes": some, "candidates": candidates}
+        found = examine([checkpoint], str(shards), options=Options(changes=changes))[0]
         assert len(found.keys) == int(inside.sum()) > 5
         assert len(found.classes) == len(columns)
         for column in ("image", "image_star", "points"):
