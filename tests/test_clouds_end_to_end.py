@@ -8,7 +8,7 @@ import torch
 from builders import REPOSITORY, Commands
 
 from training.augment import AugmentSettings
-from training.data import Form, unlabelled
+from training.data import Form, Loader, UnlabelledSamples
 from training.join import DataSettings, open_source
 from training.labelled import labelled
 
@@ -34,7 +34,7 @@ def test_a_miniature_scanobjectnn_reaches_training(tmp_path) -> None:
     train = settings.model_copy(update={"split": "train"})
     joined = open_source(str(out), train)
     form = Form(image_size=64, patch=8, mask_cell=16, mask_ratio=0.3)
-    _, loader = unlabelled(joined, train, AugmentSettings(), form, 4, 0)
+    loader = Loader(UnlabelledSamples(joined, train, AugmentSettings(), form, 4, 0))
     batch = next(iter(loader))
     assert set(batch.keys) == {f"hardest-{row:05d}" for row in range(4)}
     pictures = batch.weak_image.float()

@@ -73,7 +73,7 @@ def test_only_evaluation_may_see_labels() -> None:
             if name not in allowed:
                 assert module != "training.labelled", name
                 assert module != "training.batches" or not any("Labelled" in each for each in names), name
-                assert module != "training.data" or "supervised" not in names or name == "training/fit.py", name
+                assert module != "training.data" or "SupervisedSamples" not in names or name == "training/fit.py", name
 
 
 def test_modules_are_of_a_readable_size() -> None:

@@ -65,7 +65,8 @@ class Drawn:
 class EpochSamples(IterableDataset):
     """Batches of one process for one epoch, that of `set_epoch`. Subclasses say what a batch is.
 
-    batch_size: of one process; num_batches: global ones of a whole epoch.
+    batch_size: of one process; num_batches: global ones of a whole epoch. Making it raises Refused where the split is
+    empty or a batch of all ranks is larger than it.
     """
 
     def __init__(
@@ -246,7 +247,11 @@ class UnlabelledSamples(EpochSamples):
 
 
 class SupervisedSamples(EpochSamples):
-    """One picture, weak or strong by equal chance; a cloud as stored with a seed; the label: RawLabelledBatch."""
+    """One picture, weak or strong by equal chance; a cloud as stored with a seed; the label: RawLabelledBatch.
+
+    For pre-training on a source domain and for an oracle. Samples, their order and their views are those without
+    labels; an object that has none raises DamagedShard naming it.
+    """
 
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         return suffix in (POINTS, JSON)
@@ -284,51 +289,12 @@ def _stacked(samples: list[dict[str, Any]], name: str) -> Tensor:
     return torch.from_numpy(np.stack([s[name] for s in samples]))
 
 
-def unlabelled(
-    source: Source,
-    settings: DataSettings,
-    augment: AugmentSettings,
-    form: Form,
-    batch_size: int,
-    seed: int,
-    rank: int = 0,
-    world: int = 1,
-    pin: bool = False,
-) -> tuple[UnlabelledSamples, Loader]:
-    """Batches without labels for training, RawBatch. `set_epoch` on the first, iterate over the second by `batches_of`.
-
-    pin: batches lie in memory that a GPU reads by itself. Raises Refused where the split is empty or a batch of all
-    ranks is larger than it.
-    """
-    samples = UnlabelledSamples(source, settings, augment, form, batch_size, seed, rank, world)
-    return samples, Loader(samples, pin)
-
-
-def supervised(
-    source: Source,
-    settings: DataSettings,
-    augment: AugmentSettings,
-    form: Form,
-    batch_size: int,
-    seed: int,
-    rank: int = 0,
-    world: int = 1,
-    pin: bool = False,
-) -> tuple[SupervisedSamples, Loader]:
-    """The same with labels, RawLabelledBatch of one view an object: for pre-training on a source domain, for an oracle.
-
-    The order of samples, their views and the raised errors are those of `unlabelled`; an object without a label raises
-    DamagedShard naming it.
-    """
-    samples = SupervisedSamples(source, settings, augment, form, batch_size, seed, rank, world)
-    return samples, Loader(samples, pin)
-
-
 class Loader:
     """Iterates over the batches of the epoch that `samples.set_epoch` chose, decoded by `data.workers` processes.
 
     These are started once and go on reading over the ends of epochs, as long as the epochs are used up one after the
-    other; else (a break within an epoch, another epoch, other segments) they are started anew.
+    other; else (a break within an epoch, another epoch, other segments) they are started anew. pin: batches lie in
+    memory that a GPU reads by itself.
     """
 
     def __init__(self, samples: EpochSamples, pin: bool = False) -> None:

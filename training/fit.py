@@ -20,7 +20,7 @@ from manifests.recipes import first_difference, load_toml, to_toml
 from manifests.shards import library_versions
 from training import distributed
 from training.checkpoint import CLASSES, RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
-from training.data import Form, batches_of, supervised, unlabelled
+from training.data import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
 from training.initial import Loaded
 from training.join import Source, open_source
 from training.leftovers import delete_leftovers
@@ -152,10 +152,11 @@ def _set_up(
         raise Refused(
             f"mask.image_cell={form.mask_cell} must be whole patches of {form.patch} and divide {form.image_size}"
         )
-    stream = supervised if recipe.method in SUPERVISED else unlabelled
+    kind = SupervisedSamples if recipe.method in SUPERVISED else UnlabelledSamples
     place = distributed.rank(), distributed.world()
     pin = device.type == "cuda"
-    samples, loader = stream(source, recipe.data, recipe.augment, form, own, recipe.seed, *place, pin=pin)
+    samples = kind(source, recipe.data, recipe.augment, form, own, recipe.seed, *place)
+    loader = Loader(samples, pin)
     student.to(device).train()
     updates = updates_of(student, recipe, samples.num_batches)
     return Run(folder, recipe, device, updates, samples, loader), text

@@ -29,7 +29,7 @@ from manifests.recipes import parse_changes, to_toml
 from training import distributed
 from training.batches import LabelledBatch
 from training.checkpoint import CLASSES, RECIPE, build_model, save_step
-from training.data import Form, batches_of, supervised
+from training.data import Form, Loader, SupervisedSamples, batches_of
 from training.fit import run_information, write_seconds
 from training.join import open_source
 from training.model import CrossModalModel
@@ -51,7 +51,8 @@ def train(
     model, _ = build_model(recipe, source.manifest.prompt_names)
     settings = recipe.optimizer
     form = Form(model.image.image_size, model.image.patch, recipe.mask.image_cell, recipe.mask.image_ratio)
-    samples, loader = supervised(source, recipe.data, recipe.augment, form, settings.batch_size, recipe.seed)
+    samples = SupervisedSamples(source, recipe.data, recipe.augment, form, settings.batch_size, recipe.seed)
+    loader = Loader(samples)
     total, warmup = steps_of(settings, samples.num_batches)
     torch.manual_seed(recipe.seed)
     model.to(device).train()

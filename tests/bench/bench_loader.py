@@ -36,7 +36,7 @@ from torchvision import transforms  # noqa: E402
 from manifests.mappings import NORMALIZE  # noqa: E402
 from training.augment import AugmentSettings  # noqa: E402
 from training.batches import RawBatch  # noqa: E402
-from training.data import Drawn, Form, UnlabelledSamples, batches_of, unlabelled  # noqa: E402
+from training.data import Drawn, Form, Loader, UnlabelledSamples, batches_of  # noqa: E402
 from training.join import DataSettings, Source, open_source, read_joined  # noqa: E402
 from training.objects import num_views, picture_of  # noqa: E402
 from training.recipe import read_recipe  # noqa: E402
@@ -72,7 +72,8 @@ class Rates:
 
 def rates_of(source: Source, settings: DataSettings, augment: AugmentSettings, form: Form, batch: int) -> Rates:
     """Of the loader that training uses and of the same work on samples in memory, an epoch of each in turns."""
-    samples, loader = unlabelled(source, settings, augment, form, batch, 0)
+    samples = UnlabelledSamples(source, settings, augment, form, batch, 0)
+    loader = Loader(samples)
     kept = list(samples._drawn(0, [], 0, 1))
     device, best = torch.device("cpu"), Rates(0, 0, 0)
     start, epoch = time.perf_counter(), 0

@@ -17,9 +17,8 @@ import torch
 
 from manifests.recipes import parse_changes
 from training import distributed, fit
-from training.data import batches_of
+from training.data import Loader, batches_of
 from training.log import Log
-from training.objectives import SUPERVISED
 from training.recipe import FitRecipe, read_recipe
 from training.run import Run
 
@@ -37,9 +36,9 @@ def own_rows(batch: Any, kind: torch.dtype = torch.float32) -> Any:
 
 def global_stream(state: Run, recipe: FitRecipe) -> tuple[Any, Any]:
     """Whole batches, as one process reads them."""
-    stream = fit.supervised if recipe.method in SUPERVISED else fit.unlabelled
-    samples = state.samples
-    return stream(samples.source, recipe.data, recipe.augment, samples.form, recipe.optimizer.batch_size, recipe.seed)
+    mine, whole = state.samples, recipe.optimizer.batch_size
+    samples = type(mine)(mine.source, recipe.data, recipe.augment, mine.form, whole, recipe.seed)
+    return samples, Loader(samples)
 
 
 def updates(recipe: FitRecipe, shards: str, folder: Path, kind: torch.dtype = torch.float32) -> dict[str, Any]:

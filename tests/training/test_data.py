@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from manifests.errors import Refused
 from training.augment import AugmentSettings
 from training.batches import Batch, RawBatch
-from training.data import Form, SupervisedSamples, UnlabelledSamples, batches_of, supervised, unlabelled
+from training.data import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
 from training.join import DamagedShard, DataSettings, open_source
 from training.labelled import labelled
 from training.order import went_on
@@ -39,7 +39,8 @@ def make(shards, batch_size: int = 4, seed: int = 0, **options: int) -> Unlabell
 
 
 def test_a_batch_holds_no_label_and_everything_else(shards) -> None:
-    samples, loader = unlabelled(open_source(str(shards), SETTINGS), SETTINGS, AugmentSettings(), FORM, 4, 0)
+    samples = UnlabelledSamples(open_source(str(shards), SETTINGS), SETTINGS, AugmentSettings(), FORM, 4, 0)
+    loader = Loader(samples)
     batch = next(iter(loader))
     assert "label" not in vars(batch)
     assert batch.weak_image.shape == batch.strong_image.shape == (4, 3, 64, 64)
@@ -116,7 +117,8 @@ def test_skipped_batches_change_nothing_of_the_others(shards, workers: int) -> N
     """Also with a buffer smaller than a reader's part; the last epoch begins with what the first left over."""
     for shuffle in (3, 16):
         settings = SETTINGS.model_copy(update={"workers": workers, "shuffle": shuffle})
-        samples, loader = unlabelled(open_source(str(shards), settings), settings, AugmentSettings(), FORM, 4, 0)
+        samples = UnlabelledSamples(open_source(str(shards), settings), settings, AugmentSettings(), FORM, 4, 0)
+        loader = Loader(samples)
         samples.set_epoch(1)
         whole = list(batches_of(loader))
         for skip in (1, 4, samples.num_batches):
@@ -134,7 +136,8 @@ def test_readers_go_on_over_the_ends_of_epochs(shards, workers: int) -> None:
     """The batches are those of epochs one by one, in order, and the processes stay; also after a break within one."""
     settings = SETTINGS.model_copy(update={"workers": workers})
     source = open_source(str(shards), settings)
-    samples, loader = unlabelled(source, settings, AugmentSettings(), FORM, 8, 0)
+    samples = UnlabelledSamples(source, settings, AugmentSettings(), FORM, 8, 0)
+    loader = Loader(samples)
     expected = [keys_of(UnlabelledSamples(source, settings, AugmentSettings(), FORM, 8, 0), e, workers) for e in (0, 1)]
     assert samples.num_batches == 4
     for first in (0, 3):
@@ -215,7 +218,7 @@ def test_skipped_batches_are_not_read(shards, tmp_path) -> None:
 def test_depth_is_mapped_as_the_preset_says(shards) -> None:
     names = [p.name for p in (shards / "views").iterdir() if p.name.startswith("depth10")]
     settings = SETTINGS.model_copy(update={"views": names[0], "channel": "depth"})
-    _, loader = unlabelled(open_source(str(shards), settings), settings, AugmentSettings(), FORM, 4, 0)
+    loader = Loader(UnlabelledSamples(open_source(str(shards), settings), settings, AugmentSettings(), FORM, 4, 0))
     batch = next(iter(loader)).to(torch.device("cpu"))
     white = (1 - 0.48145466) / 0.26862954
     assert batch.weak_image[:, 0].max().item() == pytest.approx(white, abs=1e-5)
@@ -297,7 +300,7 @@ def test_damaged_bytes_raise_one_line_naming_file_and_key(shards, tmp_path, work
         whole = tar.read_bytes()
         first, second = record["offsets"][1:3]
         tar.write_bytes(whole[:first] + whole[first:second].replace(member, flipped) + whole[second:])
-        _, loader = unlabelled(open_source(str(out), settings), settings, AugmentSettings(), FORM, 1, 0)
+        loader = Loader(UnlabelledSamples(open_source(str(out), settings), settings, AugmentSettings(), FORM, 1, 0))
         with pytest.raises(DamagedShard) as caught:
             list(batches_of(loader))
         assert "\n" not in str(caught.value)
@@ -339,7 +342,7 @@ def test_declared_failures_are_left_out_and_counted(shards, tmp_path, caplog) ->
 
 
 def test_batches_move_whole(shards) -> None:
-    _, loader = unlabelled(open_source(str(shards), SETTINGS), SETTINGS, AugmentSettings(), FORM, 4, 0)
+    loader = Loader(UnlabelledSamples(open_source(str(shards), SETTINGS), SETTINGS, AugmentSettings(), FORM, 4, 0))
     batch = next(iter(loader))
     assert batch.weak_image.dtype == batch.strong_image.dtype == torch.uint8
     moved = batch.to(torch.device("cpu"))
@@ -356,7 +359,8 @@ def test_batches_move_whole(shards) -> None:
 
 def test_supervised_batches_hold_one_view_and_the_label(shards) -> None:
     source = open_source(str(shards), SETTINGS)
-    samples, loader = supervised(source, SETTINGS, AugmentSettings(), FORM, 4, 0)
+    samples = SupervisedSamples(source, SETTINGS, AugmentSettings(), FORM, 4, 0)
+    loader = Loader(samples)
     strong = 0
     for epoch in range(3):
         samples.set_epoch(epoch)
@@ -378,7 +382,8 @@ def test_supervised_batches_hold_one_view_and_the_label(shards) -> None:
 
 
 def unlabelled_epoch(source, epoch: int) -> list[RawBatch]:
-    samples, loader = unlabelled(source, SETTINGS, AugmentSettings(), FORM, 4, 0)
+    samples = UnlabelledSamples(source, SETTINGS, AugmentSettings(), FORM, 4, 0)
+    loader = Loader(samples)
     samples.set_epoch(epoch)
     return list(batches_of(loader))
 
@@ -402,9 +407,9 @@ def test_an_object_without_a_label_is_named(shards, tmp_path, workers: int) -> N
     assert b'"label":null' in planted
     tar.write_bytes(whole[:first] + planted + whole[second:])
     source = open_source(str(out), settings)
-    _, loader = supervised(source, settings, AugmentSettings(), FORM, 1, 0)
+    loader = Loader(SupervisedSamples(source, settings, AugmentSettings(), FORM, 1, 0))
     with pytest.raises(DamagedShard) as caught:
         list(batches_of(loader))
     assert str(caught.value) == f"{tar}: {record['keys'][1]}: no label, which supervised training needs"
-    _, loader = unlabelled(source, settings, AugmentSettings(), FORM, 1, 0)
+    loader = Loader(UnlabelledSamples(source, settings, AugmentSettings(), FORM, 1, 0))
     assert record["keys"][1] in [key for batch in batches_of(loader) for key in batch.keys]

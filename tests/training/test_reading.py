@@ -14,7 +14,7 @@ from builders import REPOSITORY, Commands
 from manifests.errors import Refused
 from manifests.samples import JSON, POINTS
 from training.augment import AugmentSettings
-from training.data import EpochSamples, Form, SupervisedSamples, UnlabelledSamples, batches_of, unlabelled
+from training.data import EpochSamples, Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
 from training.join import DamagedShard, DataSettings, open_source, read_joined
 
 COUNTS = Path("/proc/self/io")
@@ -121,7 +121,9 @@ def test_batches_lie_in_memory_that_a_gpu_reads(full) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     settings = SETTINGS.model_copy(update={"workers": 1})
-    _, loader = unlabelled(open_source(str(full), settings), settings, AugmentSettings(), FORM, 2, 0, pin=True)
+    loader = Loader(
+        UnlabelledSamples(open_source(str(full), settings), settings, AugmentSettings(), FORM, 2, 0), pin=True
+    )
     batch = next(iter(batches_of(loader)))
     assert batch.weak_image.is_pinned()
     assert batch.points.is_pinned()
