@@ -73,6 +73,21 @@ def test_all_six_terms_and_their_weights(passes: int, points: str) -> None:
     assert untouched == ([] if points == "own" else ["points.own_projection"])
 
 
+def test_the_divisor_of_the_classification_loss_by_key() -> None:
+    """`selected` is `batch` times B over the number of confident objects."""
+    model, batch = model_of(), batch_of()
+    teacher = Teacher(model, EMASettings()).model
+    with torch.no_grad():
+        confidence = teacher.image_logits(teacher.image_features(batch.weak_image)).softmax(dim=1).amax(dim=1)
+    labels = LabelSettings(mode="image", threshold=confidence.sort().values[-2:].mean().item())  # one is above
+    values = {}
+    for divisor in ("batch", "selected"):
+        settings = CrossMostSettings(labels=labels, cls={"divisor": divisor})
+        values[divisor] = step(model, teacher, batch, settings).terms["cls"].item()
+    assert values["batch"] > 0
+    assert values["selected"] == pytest.approx(6 * values["batch"], rel=1e-4)
+
+
 def test_nothing_confident_gives_no_classification_loss() -> None:
     model = model_of()
     settings = CrossMostSettings(labels=LabelSettings(threshold=1.0))
