@@ -17,6 +17,7 @@ from training import losses
 from training.checkpoint import build_model
 from training.initial import initial_towers
 from training.model import CrossModalModel
+from training.towers import points
 from training.towers.clip import pixel_mask
 from training.towers.points import farthest_points, group_points
 
@@ -177,6 +178,20 @@ def test_group_centres_are_the_same_every_time() -> None:
     torch.manual_seed(7)
     assert torch.equal(first, farthest_points(clouds, 40))
     assert (first[:, 0] == 0).all()
+
+
+def test_all_clouds_at_once_and_one_by_one_give_the_same_groups(monkeypatch) -> None:
+    """What a CPU does cloud by cloud, another device does for all at once, by a step that may be compiled."""
+    clouds = torch.rand(5, 300, 3, generator=torch.Generator().manual_seed(0))
+    clouds[:, 200:] = clouds[:, :1]  # as dropout leaves them: copies of point 0
+
+    def step(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        return points.farther(*arguments)
+
+    assert torch.equal(farthest_points(clouds, 240, step), farthest_points(clouds, 240))
+    whole = group_points(clouds, 40, 8)
+    monkeypatch.setattr(points, "LARGEST_DISTANCES", 2 * 40 * 300)
+    torch.testing.assert_close(group_points(clouds, 40, 8), whole, atol=0, rtol=0)
 
 
 def test_512_groups_of_32_are_a_key() -> None:
