@@ -13,6 +13,7 @@ from training.batches import RawBatch, RawLabelledBatch
 from training.checkpoint import build_model
 from training.model import CrossModalModel
 from training.objectives import METHODS, SUPERVISED
+from training.objectives.pretrain import captions_of
 from training.precision import settle
 from training.recipe import FitRecipe, read_recipe
 from training.teacher import Teacher
@@ -168,6 +169,27 @@ def test_a_step_never_waits_for_the_device(method: str, mode: str) -> None:
         run(batch.to(CPU), 1)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NeverWaits():
         run.log.row()
+
+
+@pytest.mark.parametrize("size", [3, 8])  # objects: fewer than classes, or more
+def test_a_step_of_pretraining_never_waits_for_the_device(monkeypatch, size: int) -> None:
+    """Beside it the prompt is drawn on the CPU, for any device."""
+    run, batch = updates("pretrain", "precision=bf16"), raw("pretrain", size)
+    run(batch.to(CPU), 0)
+    monkeypatch.setattr(torch, "randint", lambda high, size: 0)
+    with NeverWaits():
+        run(batch.to(CPU), 1)
+
+
+def test_captions_are_those_of_the_objects() -> None:
+    """All classes' where objects are as many, else each object's; equal classes have equal captions."""
+    tokens, label = torch.arange(8).reshape(4, 2), torch.tensor([2, 0, 2, 3, 0, 2])
+    shown, caption = captions_of(tokens, label)
+    assert torch.equal(shown, tokens)
+    assert torch.equal(caption, label)
+    shown, caption = captions_of(tokens, label[:3])
+    assert torch.equal(shown, tokens[[2, 0, 2]])
+    assert caption.tolist() == [0, 1, 0]
 
 
 def test_an_update_in_bf16_that_is_not_finite_is_skipped() -> None:

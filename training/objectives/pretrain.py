@@ -61,10 +61,10 @@ def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: 
     with torch.set_grad_enabled(settings.image != "frozen"):
         image = distributed.gather(student.image_features(batch.images[:, 0]))
     points = distributed.gather(student.point_features(batch.points))
-    classes, caption = distributed.gather_rows(batch.label).unique(return_inverse=True)
     prompt = distributed.same(int(torch.randint(student.captions.shape[1], ())))
+    shown, caption = captions_of(student.captions[:, prompt], distributed.gather_rows(batch.label))
     with torch.set_grad_enabled(settings.text != "frozen"):
-        text = normalize(student.text.encode(student.captions[classes, prompt]), dim=1)
+        text = normalize(student.text.encode(shown), dim=1)
     scale = student.logit_scale.exp()
     terms = terms_of(image, text[caption], points, caption, scale, settings)
     with torch.no_grad():
@@ -74,6 +74,18 @@ def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: 
         }
     weights = {name: value for name, value in settings.model_dump().items() if name in terms}
     return weigh(terms, weights, right | {"logit_scale": scale.detach()})
+
+
+def captions_of(tokens_CL: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Captions to encode, tokens (P, L), and of each object (B,) which of them is its own.
+
+    Those of all classes, or where objects are fewer each object's; objects of one class share the first one's. (Those
+    of the classes in the batch would be fewest, but their number is known to the device alone: asking waits for it.)
+    """
+    if len(tokens_CL) <= len(label_B):
+        return tokens_CL, label_B
+    same = label_B[:, None] == label_B[None]
+    return tokens_CL[label_B], same.int().argmax(dim=1)
 
 
 def terms_of(
