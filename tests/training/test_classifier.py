@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +126,11 @@ def test_one_file_holds_everything(run, objects, tmp_path, training, shards) -> 
     assert torch.equal(again.encode_image(objects[1][:2]), model.encode_image(objects[1][:2]))
     assert torch.equal(again.encode_text("a mug"), model.encode_text("a mug"))
     begun = f"init.all={tmp_path / 'model.safetensors'}"
-    training("fit", "small_cross_most", "--shards", shards, "--run", tmp_path / "run", *FEW, begun)
+    out = training("fit", "small_cross_most", "--shards", shards, "--run", tmp_path / "run", *FEW, begun)
+    assert f"{begun}: a checkpoint of this program, " in out.stderr
+    (told,) = json.loads((tmp_path / "run" / "run.json").read_text())["weights"]
+    assert (told["key"], told["kind"], told["missing"], told["left_over"]) == ("init.all", "ours", [], ["classifier"])
+    assert told["loaded"] > 100
     next_run = program.load(tmp_path / "run" / "checkpoints" / "step-00000000")
     assert torch.equal(next_run.encode_points(objects[0][:2]), model.encode_points(objects[0][:2]))
 

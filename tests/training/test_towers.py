@@ -1,4 +1,4 @@
-"""The towers: golden features, masks, gradients, weights that are refused."""
+"""The towers: masks, gradients, names that are refused. What they give with upstream weights: test_golden_towers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.nn.functional import normalize
+from weight_files import GOLDEN_POINTS
 
 from manifests.errors import Refused
 from training.prompts import DEFAULT_PROMPTS
@@ -17,134 +16,14 @@ from training.towers.clip import (
     SMALL_CONFIG,
     ImageSettings,
     ImageTower,
-    TextTower,
     average_prompts,
     build_towers,
     create_clip,
     pixel_mask,
 )
-from training.towers.points import PointSettings, PointTower, block_mask, farthest_points, group_points
+from training.towers.points import PointSettings, PointTower, block_mask, group_points
 
 SMALL = ImageSettings(model="cross_most_small", stem="conv")
-GOLDEN_POINTS = PointSettings(
-    groups=16, group_size=8, tokenizer_width=64, width=96, depth=2, heads=3, drop_path=0.0, freeze_tokenizer=False
-)
-
-
-def load_points(state: dict, prefix: str = "") -> PointTower:
-    """A tower with stored upstream weights under their names here."""
-    tower = PointTower(GOLDEN_POINTS, 64).double()
-    renamed = {}
-    for name, value in state.items():
-        if name == "pc_projection":
-            renamed["projection"] = value
-        elif name == prefix + "proj":
-            renamed["own_projection"] = value
-        elif name.startswith(prefix):
-            renamed[name.removeprefix(prefix).replace("blocks.blocks.", "blocks.")] = value
-    own = tower.state_dict()
-    known = {name: value for name, value in renamed.items() if name in own}
-    missing = set(own) - set(known)
-    assert missing <= {"mask_token", "lm_head.weight", "lm_head.bias", "own_projection"}
-    tower.load_state_dict(known, strict=False)
-    return tower.eval()
-
-
-def test_farthest_points_and_groups_equal_golden(golden) -> None:
-    data = np.load(golden / "method" / "point_ops" / "point_ops.npz")
-    clouds = torch.from_numpy(data[next(n for n in data.files if n in ("points", "xyz", "in_points"))])
-    name = next(n for n in data.files if n.startswith("fps_start0") and "idx" in n)
-    np.testing.assert_array_equal(farthest_points(clouds, 64).numpy(), data[name])
-
-
-def test_neighbourhoods_equal_golden(golden) -> None:
-    data = np.load(golden / "method" / "point_ops" / "point_ops.npz")
-    centres, neighbours = group_points(torch.from_numpy(data["points"]), 64, 32)
-    np.testing.assert_allclose(centres.numpy(), data["fps_start0_centers"], atol=1e-6)
-    stored = np.sort(np.linalg.norm(data["neighborhood_sorted"], axis=3), axis=2)
-    np.testing.assert_allclose(np.sort(neighbours.norm(dim=3).numpy(), axis=2), stored, atol=1e-6)
-
-
-def test_point_bert_features_equal_golden(golden) -> None:
-    folder = golden / "method" / "pointbert_small"
-    tower = load_points(load_file(folder / "state_dict.safetensors"))
-    data = np.load(folder / "io.npz")
-    with torch.no_grad():
-        out = tower(torch.from_numpy(data["points"]).double())
-    np.testing.assert_allclose(out.feature.numpy(), data["pc_embed_f64"], rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose(out.original.numpy(), data["reduced_tokens_f64"], rtol=1e-9, atol=1e-10)
-
-
-def test_masked_points_equal_golden(golden) -> None:
-    from training import losses
-
-    folder = golden / "method" / "crossmost_small"
-    tower = load_points(load_file(folder / "state_dict.safetensors"), "point_encoder.")
-    data = np.load(folder / "io.npz")
-    points = torch.from_numpy(data["points"]).double()
-    centre = (data["pc_mask_center_index"] + 0.5) / 16
-    share = (data["pc_mask_ratio"] - 0.3) / 0.1
-    draw = torch.from_numpy(np.stack([centre, share], axis=1))
-    with torch.no_grad():
-        out = tower(points, draw)
-        np.testing.assert_array_equal(out.mask.numpy().astype(bool), data["pc_mask"])
-        np.testing.assert_allclose(out.tokens.numpy(), data["eval_pc_x_norm_f64"][:, 1:], rtol=1e-9, atol=1e-9)
-        rebuilt = tower.reconstruct(out.tokens)
-        np.testing.assert_allclose(rebuilt.numpy(), data["eval_pc_pred_tokens_f64"], rtol=1e-9, atol=1e-9)
-        loss = losses.masked_points(rebuilt, out.original, out.mask)
-        assert loss.item() == pytest.approx(float(data["eval_L_mpm_paper_f64"]), rel=1e-9)
-        local = normalize(out.tokens @ tower.own_projection, dim=2)
-        whole = normalize(out.cls @ tower.own_projection, dim=1)
-        released = losses.local_global(local, whole, out.mask)
-        assert released.item() == pytest.approx(float(data["eval_L_glalign_pc_f64"]), rel=1e-9)
-
-
-def golden_image_tower(state: dict) -> ImageTower:
-    clip = open_clip.CLIP(
-        64,
-        {"image_size": 64, "layers": 2, "width": 96, "head_width": 32, "patch_size": 16},
-        {"context_length": 8, "vocab_size": 10, "width": 32, "heads": 2, "layers": 1},
-        quick_gelu=True,
-    )
-    tower = ImageTower(clip.visual).double()
-    renamed = {"visual.proj": state["image_projection"]}
-    for name, value in state.items():
-        if name.startswith("visual.decoder"):
-            renamed[name.replace("visual.decoder.0", "decoder")] = (
-                value.reshape(value.shape[:2]) if value.ndim == 4 else value
-            )
-        elif name.startswith("visual.ln_patch"):
-            renamed[name.removeprefix("visual.")] = value
-        elif name == "visual.mask_token_embedding":
-            renamed["mask_token"] = value
-        elif name.startswith("visual."):
-            renamed[name] = value
-    tower.load_state_dict(renamed, strict=True)
-    return tower.eval()
-
-
-def test_image_tower_and_its_losses_equal_golden(golden) -> None:
-    from training import losses
-
-    folder = golden / "method" / "crossmost_small"
-    state, data = load_file(folder / "state_dict.safetensors"), np.load(folder / "io.npz")
-    tower = golden_image_tower(state)
-    image, mask = torch.from_numpy(data["image"]).double(), torch.from_numpy(data["image_mask"])
-    with torch.no_grad():
-        out = tower(image, mask)
-        scale, classifier = state["logit_scale"].double().exp(), state["classifier"].double()
-        logits = scale * normalize(out.feature, dim=1) @ classifier
-        np.testing.assert_allclose(logits.numpy(), data["eval_image_logits_f64"], rtol=1e-8, atol=1e-8)
-        rebuilt = tower.reconstruct(out.patches)
-        np.testing.assert_allclose(rebuilt.numpy(), data["eval_img_rec_f64"], rtol=1e-8, atol=1e-8)
-        loss = losses.masked_image(rebuilt, image, pixel_mask(mask.double(), 16))
-        assert loss.item() == pytest.approx(float(data["eval_L_mim_paper_f64"]), rel=1e-9)
-        local = normalize(tower.project_tokens(out.patches), dim=2)
-        value = losses.local_global(local, normalize(out.feature, dim=1), mask.flatten(1).double())
-        assert value.item() == pytest.approx(float(data["eval_L_glalign_image_f64"]), rel=1e-9)
-        weak = tower(torch.from_numpy(data["weak_image"]).double())
-        teacher = scale * normalize(weak.feature, dim=1) @ classifier
-        np.testing.assert_allclose(teacher.numpy(), data["teacher_image_logits_f64"], rtol=1e-8, atol=1e-8)
 
 
 def test_prompt_average_equals_golden(golden) -> None:
@@ -152,30 +31,6 @@ def test_prompt_average_equals_golden(golden) -> None:
     raw = torch.from_numpy(data["raw_text_embeddings_f32"])
     ours = torch.stack([average_prompts(prompts) for prompts in raw], dim=1)
     np.testing.assert_allclose(ours.numpy(), data["classifier_f32"], atol=1e-5)
-
-
-def test_the_text_tower_and_its_classifier_equal_golden(golden, tmp_path) -> None:
-    folder = golden / "method" / "text_classifier"
-    about = json.loads((folder / "meta.json").read_text())["config"]
-    sizes = {name: about[name] for name in ("width", "heads", "layers", "context_length")}
-    config = json.loads(SMALL_CONFIG.read_text()) | {
-        "embed_dim": about["embed_dim"],
-        "quick_gelu": True,
-        "text_cfg": sizes | {"vocab_size": about["vocab"]},
-    }
-    (tmp_path / "golden-text.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / "golden-text.json")
-    clip = create_clip(ImageSettings(model="golden-text")).eval()
-    missing, unexpected = clip.load_state_dict(load_file(folder / "text_tower.safetensors"), strict=False)
-    assert not unexpected
-    assert all(name.startswith(("visual.", "logit_scale")) for name in missing)
-    data = np.load(folder / "io.npz")
-    tokens, text = torch.from_numpy(data["token_ids"]), TextTower(clip, tokenizer=None)
-    with torch.no_grad():
-        raw = torch.stack([text.encode(prompts) for prompts in tokens])
-    np.testing.assert_allclose(raw.numpy(), data["raw_text_embeddings_f32"], atol=1e-5)
-    classifier = torch.stack([text.average(prompts) for prompts in tokens], dim=1)
-    np.testing.assert_allclose(classifier.numpy(), data["classifier_f32"], atol=1e-5)
 
 
 def test_blocks_of_groups_are_masked() -> None:
