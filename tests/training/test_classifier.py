@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +135,21 @@ def test_one_file_holds_everything(run, objects, tmp_path, training, shards) -> 
     assert told["loaded"] > 100
     next_run = program.load(tmp_path / "run" / "checkpoints" / "step-00000000")
     assert torch.equal(next_run.encode_points(objects[0][:2]), model.encode_points(objects[0][:2]))
+
+
+def test_a_run_of_before_there_were_other_weights_is_loaded(run, objects, tmp_path) -> None:
+    """Its recipe has the one key init.all, and run.json says nothing of weights or of how pictures are normalised."""
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    last = sorted((old / "checkpoints").iterdir())[-1]
+    text = (last / "recipe.toml").read_text()
+    (last / "recipe.toml").write_text(re.sub(r"\[init\]\n(.+\n)+", '[init]\nall = ""\n', text))
+    about = json.loads((old / "run.json").read_text())
+    about = {name: value for name, value in about.items() if name not in ("weights", "pixel_mean", "pixel_deviation")}
+    (old / "run.json").write_text(json.dumps(about))
+    model, now = program.load(old), program.load(run)
+    assert torch.equal(model.encode_image(objects[1][:2]), now.encode_image(objects[1][:2]))
+    assert torch.equal(model.encode_points(objects[0][:2]), now.encode_points(objects[0][:2]))
 
 
 def test_what_is_no_checkpoint_is_one_line(run, tmp_path) -> None:
