@@ -15,6 +15,7 @@ from builders import SMALL
 from PIL import Image
 
 from manifests.samples import encode_picture
+from pipeline.check import check
 from pipeline.picture_heads import read_head
 
 
@@ -148,6 +149,21 @@ def test_a_picture_that_is_none_is_found_behind_a_right_hash(pipeline, built, tm
     assert len(found["problems"]) == 1
     assert words in found["problems"][0]
     assert str(tar) in found["problems"][0]
+
+
+ODD_JSON = (b"[1]", b"{}", b'{"format":1,"key":1,"num_points":[]}', b"null", b'{"views":[1]}', b"\xff{")
+
+
+@pytest.mark.parametrize("values", ODD_JSON)
+@pytest.mark.parametrize("folder", ["shapes", "views/depth10"])
+def test_a_json_of_another_form_is_a_problem_and_no_crash(built, tmp_path, folder: str, values: bytes) -> None:
+    shutil.copytree(built, tmp_path / "out")
+    tar = tmp_path / "out" / folder / "train-00000.tar"
+    with tarfile.open(tar) as file:
+        name, size = next((m.name, m.size) for m in file.getmembers() if m.name.endswith(".json"))
+    forge(tar, ".json", values.ljust(size))
+    problems = check(str(tmp_path / "out")).problems
+    assert any(f"{tar}: {name.removesuffix('.json')}: " in problem for problem in problems), problems
 
 
 def test_a_picture_of_another_size_than_its_camera_is_found(pipeline, built, tmp_path) -> None:
