@@ -30,6 +30,7 @@ ROLES = {
         "h5py": "h5 datasets",
         "ray": "--workers N",
     },
+    "export": {"pyarrow": "export --format hf"},
     "train": {
         "torch": "training",
         "torchvision": "open_clip needs it",

@@ -34,6 +34,7 @@ from manifests.shards import (
 README = "README.md"
 INDEX = "index"
 WIDS = "wids"
+SPLITS = "splits"
 _BLOCK = 8 << 20
 
 
@@ -179,6 +180,7 @@ def _files(build: Build) -> Iterator[str]:
             for tar in build.tars(folder, split):
                 yield from (tar, record_path(tar))
     yield from (store.join(VIEWS, name, MANIFEST) for name in build.view_sets)
+    yield from (store.join(SPLITS, name) for name in store.list_names(store.join(build.out, SPLITS)))
     yield from (name for name in (ASSETS, RECIPE) if store.exists(store.join(build.out, name)))
     yield MANIFEST
 

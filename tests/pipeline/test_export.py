@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from builders import SMALL, stored, tar_hashes
+from co3d_release import write_category
 from PIL import Image
 
 from manifests.samples import decode_array, decode_picture, read_samples
@@ -53,6 +54,7 @@ from datasets import load_dataset
 folder, cache = sys.argv[1:]
 load = lambda name, split: load_dataset(folder, name, split=split, cache_dir=cache)
 shapes, views = load("shapes", "train"), load("rgb12", "train")
+assert len(load("depth10", "test")[0]["json"]["views"]) == 10
 assert load_dataset(folder, split="test", cache_dir=cache).column_names == shapes.column_names
 index = load_dataset("parquet", data_files=folder + "/index/train.parquet", split="train", cache_dir=cache)
 meshes = load_dataset(folder, "meshes", split="test", streaming=True)
@@ -281,6 +283,41 @@ def test_colmap_itself_reads_the_model(pipeline, out) -> None:
         np.testing.assert_allclose(image.cam_from_world().matrix(), pose[:3], atol=1e-12)
         projected = np.array(view["K"]) @ (pose[:3, :3] @ point + pose[:3, 3])
         np.testing.assert_allclose(image.project_point(point), projected[:2] / projected[2], atol=1e-9)
+
+
+def test_real_frames_with_cameras_of_their_own(pipeline, tmp_path) -> None:
+    """Sequences of several lengths: the table tells each object's views, the model a camera for every K."""
+    import pyarrow.parquet as parquet
+
+    write_category(tmp_path / "in", "apple", 2, ["10_0_0", "11_1_1"])
+    write_category(tmp_path / "in", "cup", 2, ["12_2_2"], size=(160, 120), num_frames=7)
+    out = tmp_path / "out"
+    keys = (
+        "num_points=256",
+        "fps_prefix=64",
+        "allow_partial=true",
+        "views={frames20={image_size=0}}",
+    )
+    pipeline("build", "co3d_v2", "--source", tmp_path / "in", "--out", out, "--workers", 0, *keys)
+    (view_set,) = [p.name for p in (out / "views").glob("frames20*")]
+    drawn = stored(out, view_set)
+    export(pipeline, out, "hf", "--to", tmp_path / "hub")
+    assert sorted(p.name for p in (tmp_path / "hub/splits").iterdir()) == sorted(
+        p.name for p in (out / "splits").iterdir()
+    )
+    tables = [parquet.read_table(path).to_pylist() for path in (tmp_path / "hub/index").iterdir()]
+    counts = {row["key"]: row[f"views_{view_set}_num_views"] for rows in tables for row in rows}
+    assert counts == {key: len(sample.json["views"]) for key, sample in drawn.items()}
+    key = next(key for key in drawn if key.startswith("cup"))
+    assert counts[key] == 7
+    export(pipeline, out, "colmap", "--key", key, "--to", tmp_path / "model")
+    cameras, images, points = parsed_model(tmp_path / "model")
+    assert len(images) == 7
+    for name, (_, pose, camera) in images.items():
+        with Image.open(tmp_path / "model/images" / name) as image:
+            assert image.size == cameras[camera][:2] == (160, 120)
+            shown = np.asarray(image.convert("RGB"))[..., 0] < 145  # the dark object of the miniature release
+        assert share_inside(points[:, :3], pose, cameras[camera], shown) > 0.97
 
 
 def test_quaternions_at_every_angle() -> None:
