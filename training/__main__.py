@@ -1,4 +1,4 @@
-"""Command line of training: fit, evaluate, report, table, recipes.
+"""Command line of training: fit, evaluate, embed, predict, report, table, recipes.
 
 Exit codes: 0 done; 1 rows of a table failed; 2 refused before work began; 3 stopped midway by the machine or by a loss
 that is not finite; 130 Ctrl-C, 143 SIGTERM. Under torchrun all processes end with the same one, and the first speaks
@@ -103,6 +103,30 @@ def _parser() -> argparse.ArgumentParser:
     _add_workers(evaluate)
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(run_command=_evaluate)
+    embed = commands.add_parser("embed", help="features of a split as one .npz file, and a picture of them")
+    embed.add_argument("checkpoint", help="as of evaluate")
+    embed.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
+    embed.add_argument("--shards", required=True)
+    embed.add_argument("--out", required=True, metavar="FILE.npz")
+    embed.add_argument("--split", default="test")
+    embed.add_argument("--who", default="student", choices=("student", "teacher"))
+    embed.add_argument("--per-view", action="store_true", help="also the features of every view")
+    embed.add_argument("--picture", choices=("tsne", "umap"), help="also FILE.tsne.png or FILE.umap.png")
+    embed.add_argument("--device", **DEVICES)
+    _add_workers(embed)
+    embed.set_defaults(run_command=_embed)
+    predict = commands.add_parser("predict", help="labels of files, or of shards")
+    predict.add_argument("checkpoint", help="as of evaluate")
+    predict.add_argument("files", nargs="*", metavar="FILE", help="meshes or clouds; drawn by `python -m pipeline`")
+    predict.add_argument("--shards", help="predict the objects of a build instead of files")
+    predict.add_argument("--split", default="test", help="of --shards")
+    predict.add_argument("--classes", metavar="A,B,...", help="other names than the checkpoint's, by its text tower")
+    predict.add_argument("--axes", default="", help="of FILEs, such as y,z,x where +Z is up; default: as trained")
+    predict.add_argument("--who", default="student", choices=("student", "teacher"))
+    predict.add_argument("--device", **DEVICES)
+    predict.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that draw FILEs; 0: one")
+    predict.add_argument("--json", action="store_true")
+    predict.set_defaults(run_command=_predict)
     report = commands.add_parser("report", help="compare runs: a table, curves and contact sheets")
     report.add_argument(
         "runs", nargs="+", metavar="RUN", help="runs of the methods; zero-shot is the first one's step 0"
@@ -223,10 +247,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from training.checkpoint import open_checkpoint
     from training.evaluate import Options, examine
 
-    changes = parse_changes(options.changes)
-    if set(changes) - {"data"}:
-        raise Refused(f"evaluate takes keys of data alone, not {min(set(changes) - {'data'})}")
-    data = changes.get("data", {}) | _candidates(options)
+    data = _data_changes(options) | _candidates(options)
     how = Options(options.classes_from_text, labels=not options.without_labels, workers=options.workers, changes=data)
     with distributed.together():
         checkpoint, device = open_checkpoint(options.checkpoint), _device(options.device)
@@ -245,6 +266,14 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _data_changes(options: argparse.Namespace) -> dict[str, object]:
+    """Keys of data that are given as key=value."""
+    changes = parse_changes(options.changes)
+    if set(changes) - {"data"}:
+        raise Refused(f"{options.command} takes keys of data alone, not {min(set(changes) - {'data'})}")
+    return changes.get("data", {})
+
+
 def _candidates(options: argparse.Namespace) -> dict[str, object]:
     """Keys of data that --classes and --candidates stand for."""
     keys: dict[str, object] = {}
@@ -254,6 +283,49 @@ def _candidates(options: argparse.Namespace) -> dict[str, object]:
     if options.candidates:
         keys["candidates"] = options.candidates
     return keys
+
+
+def _embed(options: argparse.Namespace, console: Console) -> int:
+    from training import distributed
+    from training.checkpoint import open_checkpoint
+    from training.embed import embed, require, write
+
+    with distributed.together():
+        require(options.out, options.picture)
+        data, device = _data_changes(options), _device(options.device)
+        checkpoint = open_checkpoint(options.checkpoint)
+    with _objects_bar(console) as on_progress:
+        how = (options.split, options.who, device, options.per_view, options.workers, data)
+        found = embed(checkpoint, options.shards, *how, on_progress)
+    if distributed.leads():
+        with console.status("writing"):
+            paths = write(found, options.out, options.picture, checkpoint.recipe.seed)
+        counted = f"{len(found.keys):,} objects, {found.points.shape[1]} features each"
+        console.print(f"{', '.join(paths)}: {counted}", highlight=False, markup=False)
+    return 0
+
+
+def _predict(options: argparse.Namespace, console: Console) -> int:
+    from training import shown
+    from training.checkpoint import open_checkpoint
+    from training.predict import predict_files, predict_shards
+
+    if bool(options.files) == bool(options.shards):
+        raise Refused("predict needs FILEs or --shards OUT, one of the two")
+    checkpoint, device = open_checkpoint(options.checkpoint), _device(options.device)
+    logging.getLogger("training.join").setLevel(logging.ERROR)  # what has no views is told row by row
+    classes = [name.strip() for name in options.classes.split(",")] if options.classes else []
+    how = (classes, options.who, device)
+    with console.status("opening") as status:
+        if options.files:
+            rows = predict_files(checkpoint, options.files, *how, options.axes, options.workers, status.update)
+        else:
+            rows = predict_shards(checkpoint, options.shards, options.split, *how, status.update)
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        Console().print(shown.predictions(rows))
+    return int(any(row["error"] for row in rows))
 
 
 @contextmanager

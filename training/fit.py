@@ -127,8 +127,10 @@ def _identity(source: Source) -> dict[str, Any]:
 
 
 def run_information(source: Source) -> dict[str, Any]:
-    """What run.json holds before a run begins."""
-    return {**_identity(source), "versions": library_versions(*LIBRARIES), "seconds": 0.0, "max_rss_mb": 0.0}
+    """What run.json holds before a run begins. shapes, preset: how its objects were made, for files to be made so."""
+    made = {"shapes": source.manifest.recipe, "preset": source.view_set.preset.model_dump(mode="json")}
+    about = {"versions": library_versions(*LIBRARIES), "seconds": 0.0, "max_rss_mb": 0.0}
+    return {**_identity(source), **made, **about}
 
 
 def _set_up(

@@ -47,12 +47,14 @@ def analysis(result: dict[str, Any]) -> Table:
 
 def predictions(rows: Sequence[dict[str, Any]]) -> Table:
     """A line a file: its label, how sure, by which modality, the next best; or what is wrong with it."""
-    table = _table("", "file", ("label", "sure, %", "by", "next best"))
+    table = Table()
+    for name in ("file", "label", "sure, %", "by", "next best, or what is wrong"):
+        table.add_column(name, overflow="fold", justify="right" if name == "sure, %" else "left")
     for row in rows:
         if row["error"]:
-            table.add_row(escape(row["file"]), "-", "-", "-", escape(row["error"]))
+            table.add_row(escape(row["file"]), NONE, NONE, NONE, f"[red]{escape(row['error'])}[/red]")
             continue
-        others = ", ".join(f"{each['label']} {100 * each['confidence']:.0f}" for each in row["top5"][1:3])
+        others = ", ".join(f"{each['label']} {100 * each['confidence']:.1f}" for each in row["top5"][1:3])
         sure = f"{100 * row['confidence']:.1f}"
         table.add_row(escape(row["file"]), escape(row["label"]), sure, row["surer"], escape(others))
     return table
@@ -63,7 +65,7 @@ def _number(value: float | None) -> str:
 
 
 def _table(title: str, first: str, columns: Any) -> Table:
-    table = Table(title=title or None)
+    table = Table(title=title)
     table.add_column(first, overflow="fold")
     for name in columns:
         table.add_column(name, justify="right")
