@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import re
 import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import fsspec
 
 from manifests.errors import Refused, Stopped
+from manifests.processes import started
 
-_TEMPORARY = re.compile(r"^\..+\.[A-Za-z0-9_.-]+-\d+-[0-9a-f]{8}\.tmp$")
+PATIENCE = "CROSS_MOST_STORE_SECONDS"  # environment: for how long a store that refuses is asked again
+_PATIENCE_SECONDS = 120.0
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 15.0
+_TEMPORARY = re.compile(r"^\.(?P<name_and_host>.+\.[A-Za-z0-9_.-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
+_ELSEWHERE_SECONDS = 600  # a temporary file of another machine that is not written for so long is left behind
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+_ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, Refused, Stopped)
+_LASTING = (PermissionError, ValueError, TypeError, LookupError, AttributeError, ImportError, MemoryError)
+_LASTING_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")  # botocore's
+_T = TypeVar("_T")
 
 
 def is_url(path: str) -> bool:
@@ -62,18 +73,40 @@ def stopping(path: str) -> Iterator[None]:
         raise _stopped(path, error) from error
 
 
-def _stopped(path: str, error: Exception) -> Stopped:
+def _stopped(path: str, error: Exception, what: str = "write") -> Stopped:
     number = getattr(error, "errno", None)
-    reason = os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
-    return Stopped(f"cannot write {path}: {reason}; what is finished is kept, run the same again")
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = os.strerror(number) if number and not is_url(path) else said
+    return Stopped(f"cannot {what} {path}: {reason}; what is finished is kept, run the same again")
+
+
+def patiently(path: str, what: str, attempt: Callable[[], _T]) -> _T:
+    """What `attempt` gives. A store that fails is asked again for two minutes, after longer and longer waits.
+
+    what: `read` or `write`, for the message. Answers (there is no such file, there is one already) are raised as they
+    come, missing rights at once. Raises Stopped naming the path when the store goes on failing.
+    """
+    deadline = time.monotonic() + float(os.environ.get(PATIENCE, _PATIENCE_SECONDS))
+    wait = _FIRST_WAIT_SECONDS
+    while True:
+        try:
+            return attempt()
+        except _ANSWERS:
+            raise
+        except Exception as error:  # every store library has its own errors
+            lasting = isinstance(error, _LASTING) or type(error).__name__ in _LASTING_NAMES
+            if lasting or time.monotonic() + wait > deadline:
+                raise _stopped(path, error, what) from error
+        time.sleep(wait * random.uniform(0.5, 1.0))  # a hundred workers do not come back at one moment
+        wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 
 def upload(local: str, path: str) -> None:
-    """Copies a finished local file to a URL. Raises Stopped when the store does not take it."""
+    """Copies a finished local file to a URL. Raises Stopped when the store goes on refusing it."""
     fs, inner = filesystem(path)
     try:
-        fs.put_file(local, inner)
-    except Exception as error:  # every store library has its own errors; all of them mean that the file is not there
+        patiently(path, "write", lambda: fs.put_file(local, inner))
+    except OSError as error:
         raise _stopped(path, error) from error
 
 
@@ -86,7 +119,7 @@ def read_bytes(path: str) -> bytes | None:
             return None
     fs, inner = filesystem(path)
     try:
-        return fs.cat_file(inner)
+        return patiently(path, "read", lambda: fs.cat_file(inner))
     except FileNotFoundError:
         return None
 
@@ -97,12 +130,71 @@ def write_bytes(path: str, data: bytes) -> None:
         file.write(data)
 
 
+def create_bytes(path: str, data: bytes) -> bool:
+    """Writes a whole file where there is none yet; whether it did. Of several that try at once, one does.
+
+    A store or disk that knows no such thing is asked first and written to then.
+    """
+    if is_url(path):
+        fs, inner = filesystem(path)
+        try:
+            fs.pipe_file(inner, data, mode="create")
+            return True
+        except FileExistsError:
+            return False
+        except Exception:  # not known there, or failing just now: `write_bytes` tells
+            return _create_asking(path, data)
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.parent / temporary_name(final.name)
+    with stopping(path):
+        try:
+            temporary.write_bytes(data)
+            os.link(temporary, final)
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+            return _create_asking(path, data)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _create_asking(path: str, data: bytes) -> bool:
+    if read_bytes(path) is not None:
+        return False
+    write_bytes(path, data)
+    return True
+
+
+def take_away(path: str, data: bytes) -> None:
+    """Deletes a file, if it is there and holds just this; another one that came meanwhile stays."""
+    if is_url(path):
+        if read_bytes(path) == data:
+            remove(path)
+        return
+    aside = Path(path).parent / temporary_name(Path(path).name)
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    try:
+        if aside.read_bytes() != data:
+            os.link(aside, path)
+    except FileExistsError:
+        pass  # whoever came third has it
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def exists(path: str) -> bool:
     """Whether there is a file or folder at the path."""
     if not is_url(path):
         return Path(path).exists()
     fs, inner = filesystem(path)
-    return bool(fs.exists(inner))
+    return bool(patiently(path, "read", lambda: fs.exists(inner)))
 
 
 def list_names(folder: str) -> list[str]:
@@ -112,7 +204,8 @@ def list_names(folder: str) -> list[str]:
     fs, inner = filesystem(folder)
     fs.invalidate_cache()
     try:
-        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(inner, detail=False)})
+        found = patiently(folder, "read", lambda: fs.ls(inner, detail=False))
+        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
     except FileNotFoundError:
         return []
 
@@ -123,8 +216,11 @@ def remove(path: str) -> None:
         Path(path).unlink(missing_ok=True)
         return
     fs, inner = filesystem(path)
-    if fs.exists(inner):
-        fs.rm_file(inner)
+    try:
+        if exists(path):
+            patiently(path, "delete", lambda: fs.rm_file(inner))
+    except FileNotFoundError:
+        return  # gone meanwhile
 
 
 def open_reading(path: str, ahead: bool = True) -> IO[bytes]:
@@ -162,12 +258,13 @@ def writing(path: str) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, final)
-            _fsync_folder(final.parent)
+            fsync_folder(final.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Makes renames inside a local folder outlast a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -177,18 +274,31 @@ def _fsync_folder(folder: Path) -> None:
 
 def temporary_name(name: str) -> str:
     """`.<name>.<host>-<pid>-<random>.tmp`: no two processes, also on different machines, share one."""
-    host = re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())
-    return f".{name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    return f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())
 
 
 def delete_temporaries(folder: str) -> int:
-    """Deletes what killed writers left in a local folder; returns how many. Call it while holding the build lock."""
+    """Deletes what killed writers left in a local folder; returns how many. Files still being written are kept."""
     if is_url(folder) or not Path(folder).is_dir():
         return 0
-    found = [p for p in Path(folder).iterdir() if _TEMPORARY.match(p.name)]
+    found = [p for p in Path(folder).iterdir() if (match := _TEMPORARY.match(p.name)) and _is_left(p, match)]
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)
+
+
+def _is_left(path: Path, name: re.Match[str]) -> bool:
+    """Whether nobody writes a temporary file any more: on this machine its process has ended, or is this one."""
+    if name["name_and_host"].endswith(f".{_host()}"):
+        return int(name["pid"]) == os.getpid() or started(int(name["pid"])) is None
+    try:
+        return time.time() - path.stat().st_mtime > _ELSEWHERE_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def free_bytes(folder: str) -> int | None:

@@ -8,15 +8,16 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from manifests import store
 from manifests.errors import Refused
+from manifests.processes import started
 from manifests.shards import LOCK
 
 RENEW_SECONDS = 30
 STALE_SECONDS = 600
+_TRIES = 5  # at taking over a stale lock, while others try the same
 
 
 class BuildLock:
@@ -24,63 +25,76 @@ class BuildLock:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._written = 0.0
+        self._written = time.time()
 
     def renew(self) -> None:
         """Writes the present time into the lock, at most every RENEW_SECONDS."""
         if time.time() - self._written > RENEW_SECONDS:
             self._written = time.time()
-            values = {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
-            store.write_bytes(self._path, json.dumps({**values, "renewed": self._written}).encode())
+            store.write_bytes(self._path, _line(self._written))
+
+
+def _line(now: float) -> bytes:
+    return json.dumps({**_own_name(), "renewed": now}).encode()
+
+
+def _own_name() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
 
 
 @contextmanager
 def build_lock(out: str) -> Iterator[BuildLock]:
     """Holds OUT/build.lock. Raises Refused naming the live build that has it; takes over a stale one."""
     path = store.join(out, LOCK)
-    holder = _holder(path)
-    if holder is not None and _is_live(holder):
-        raise Refused(
-            f"{out} is being built by process {holder['pid']} on {holder['host']} (delete {path} if it is not)"
-        )
-    lock = BuildLock(path)
     try:
-        lock.renew()
+        _take(out, path)
     except OSError as error:
         raise Refused(f"{out} cannot be written: {error.strerror or error}") from error
     try:
-        yield lock
+        yield BuildLock(path)
     finally:
-        store.remove(path)
+        if _is_own(_holder(path)):
+            store.remove(path)
 
 
-def _holder(path: str) -> dict[str, Any] | None:
-    data = store.read_bytes(path)
+def _take(out: str, path: str) -> None:
+    """Of several that try at once, one gets the lock. Raises Refused where a live build has it."""
+    for _ in range(_TRIES):
+        if store.create_bytes(path, _line(time.time())):
+            return
+        held = store.read_bytes(path)
+        if held is None:
+            continue  # let go meanwhile
+        holder = _parsed(held)
+        if _is_live(holder):
+            raise Refused(
+                f"{out} is being built by process {holder['pid']} on {holder['host']} (delete {path} if it is not)"
+            )
+        store.take_away(path, held)
+    raise Refused(f"{path}: other builds take it over at the same moment; run the same again")
+
+
+def _holder(path: str) -> dict[str, Any]:
+    return _parsed(store.read_bytes(path) or b"")
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
     try:
-        return None if data is None else json.loads(data)
+        values = json.loads(data)
     except ValueError:
-        return None
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _is_own(holder: dict[str, Any]) -> bool:
+    return {name: holder.get(name) for name in _own_name()} == _own_name()
 
 
 def _is_live(holder: dict[str, Any]) -> bool:
     """On this machine: the same process still runs. Elsewhere: the lock was renewed not long ago."""
-    if holder.get("host") == socket.gethostname():
-        return started(int(holder.get("pid", -1))) == holder.get("started") is not None
-    return time.time() - float(holder.get("renewed", 0)) < STALE_SECONDS
-
-
-def started(pid: int) -> str | None:
-    """When a process of this machine began (its 22nd /proc field), None where there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return _alive(pid)
-
-
-def _alive(pid: int) -> str | None:
-    """Where there is no /proc: whether a signal could be sent."""
-    try:
-        os.kill(pid, 0)
-    except (OSError, ValueError, OverflowError):
-        return None
-    return "alive" if pid > 0 and not Path("/proc/self").exists() else None
+        if holder.get("host") == socket.gethostname():
+            return started(int(holder.get("pid", -1))) == holder.get("started") is not None
+        return time.time() - float(holder.get("renewed", 0)) < STALE_SECONDS
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,29 @@
+"""Whether a process of this machine still runs, told by when it began: numbers are given again to others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_ENDED = ("Z", "X", "x")  # proc(5), states of a process
+
+
+def started(pid: int) -> str | None:
+    """When a process of this machine began (its 22nd /proc field), None where there is no such process.
+
+    One that has ended and that its parent has not taken note of is none.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in _ENDED else fields[18]
+    except (OSError, ValueError, IndexError):
+        return _alive(pid)
+
+
+def _alive(pid: int) -> str | None:
+    """Where there is no /proc: whether a signal could be sent."""
+    try:
+        os.kill(pid, 0)
+    except (OSError, ValueError, OverflowError):
+        return None
+    return "alive" if pid > 0 and not Path("/proc/self").exists() else None
