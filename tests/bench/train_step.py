@@ -85,8 +85,8 @@ def bare(updates: Updates, batch: Batch) -> None:
             teacher.points(batch.weak_points)
         image = student.image(batch.strong_image, batch.image_mask)
         points = student.points(batch.strong_points, batch.points_draw)
-    (image.feature.sum() + points.feature.sum()).backward()
     updates.optimizer.zero_grad(set_to_none=True)
+    (image.feature.sum() + points.feature.sum()).backward()
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
