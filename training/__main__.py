@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "--candidates", choices=("subset", "all"), help="with --classes: answers are among these, or among all classes"
     )
     evaluate.add_argument("--without-labels", action="store_true", help="read no label: the label-free analysis alone")
+    evaluate.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the towers")
     evaluate.add_argument("--out", metavar="DIR", help="confusion matrices, histograms and per-class figures")
     _add_workers(evaluate)
     evaluate.add_argument("--json", action="store_true")
@@ -248,7 +249,13 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from training.evaluate import Options, examine
 
     data = _data_changes(options) | _candidates(options)
-    how = Options(options.classes_from_text, labels=not options.without_labels, workers=options.workers, changes=data)
+    how = Options(
+        options.classes_from_text,
+        labels=not options.without_labels,
+        workers=options.workers,
+        precision=options.precision,
+        changes=data,
+    )
     with distributed.together():
         checkpoint, device = open_checkpoint(options.checkpoint), _device(options.device)
     with _objects_bar(console) as on_progress:

@@ -194,9 +194,8 @@ def in_plane(features: np.ndarray, method: Method, seed: int) -> np.ndarray:
     if method == "umap":
         import umap
 
-        return umap.UMAP(metric="cosine", random_state=seed, n_neighbors=min(15, len(features) - 1)).fit_transform(
-            features
-        )
+        near = min(15, len(features) - 1)
+        return umap.UMAP(metric="cosine", n_neighbors=near, random_state=seed, n_jobs=1).fit_transform(features)
     from sklearn.manifold import TSNE
 
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)

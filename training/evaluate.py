@@ -28,6 +28,7 @@ from training.join import DataSettings, Source, open_source
 from training.labelled import UNKNOWN, labelled
 from training.model import CrossModalModel
 from training.models import Opened, fit_classes, open_models
+from training.precision import Precision
 from training.splits import BATCH, SplitReader, WholeBatch, batch_numbers, loader_of
 
 __all__ = ["COLUMNS", "Answers", "Examined", "Unlabelled", "evaluate", "examine", "teacher_labels"]
@@ -48,13 +49,15 @@ class Options:
     """How a split is read. every_view: else only the one view of `image` is looked at. labels: else none is read.
 
     classes_from_text: the classifier is made anew, from the shards' class names. workers: reader processes, None for
-    the recipe's. changes: keys of `data` laid over each recipe's, such as classes, candidates, objects, num_views.
+    the recipe's. precision: of the towers, whatever a run was trained in. changes: keys of `data` laid over each
+    recipe's, such as classes, candidates, objects, num_views.
     """
 
     classes_from_text: bool = False
     every_view: bool = True
     labels: bool = True
     workers: int | None = None
+    precision: Precision = "fp32"
     changes: dict[str, Value] = field(default_factory=dict)
 
 
@@ -89,7 +92,10 @@ def examine(
     device = device or torch.device("cpu")
     with distributed.together():
         columns = PREDICTED if options.every_view else MODALITIES
-        opened = [_Examinee(open_models(checkpoint).to(device), columns) for checkpoint in checkpoints]
+        opened = [
+            _Examinee(open_models(checkpoint, precision=options.precision).to(device), columns)
+            for checkpoint in checkpoints
+        ]
         streams = _streams(opened, shards, split, options)
     found: dict[int, Examined] = {}
     for stream in streams:

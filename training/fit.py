@@ -24,7 +24,7 @@ from training.data import Form, Loader, SupervisedSamples, UnlabelledSamples, ba
 from training.initial import Loaded
 from training.join import Source, open_source
 from training.leftovers import delete_leftovers
-from training.log import LOG, Logged, WriteEvent, append_row, events
+from training.log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
 from training.objectives import SUPERVISED
 from training.pace import Pace
 from training.recipe import FitRecipe
@@ -253,6 +253,8 @@ def _agreed(state: Run, pace: Pace, pending: Pending) -> Iterator[Any]:
 def _tell(state: Run, values: dict[str, float], write_event: WriteEvent, on_log: Callable[[Logged], None]) -> None:
     """One row: to log.csv, to TensorBoard, to who listens."""
     append_row(state.folder / LOG, state.step, values)
+    histograms, classes = state.updates.log.histograms, state.samples.source.manifest.classes
+    append_histograms(state.folder / HISTOGRAMS, state.step, histograms, classes)
     for name, value in values.items():
         write_event(name, value, state.step)
     on_log(Logged(state.step, state.updates.total_steps, values))

@@ -1,10 +1,10 @@
-"""RUN/log.csv and RUN/tensorboard: values are summed up on the device and read once a row."""
+"""RUN/log.csv, RUN/histograms.csv and RUN/tensorboard: values are summed up on the device and read once a row."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from training.losses import biasedness
 from training.objectives.step import Step
 
 LOG = "log.csv"
+HISTOGRAMS = "histograms.csv"
 WriteEvent = Callable[[str, float, int], None]  # name, value, step
 
 
@@ -41,8 +42,9 @@ class Logged:
 class Log:
     """What is summed up on the device since the last row of the log, and the first loss that was not finite.
 
-    names: of the entries of `sums`, a vector. counts: histograms by name. fault: step (or -1), then 1 for each term
-    that was not finite in it; read together with the sums, so that a step never waits for the device.
+    names: of the entries of `sums`, a vector. counts: histograms by name; histograms: those of the last row. fault:
+    step (or -1), then 1 for each term that was not finite in it; read together with the sums, so that a step never
+    waits for the device.
     """
 
     names: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ class Log:
     counts: dict[str, torch.Tensor] = field(default_factory=dict)
     steps: int = 0
     fault: torch.Tensor | None = None
+    histograms: dict[str, list[int]] = field(default_factory=dict)
 
     @torch.no_grad()
     def add(self, result: Step, step: int) -> torch.Tensor:
@@ -80,12 +83,13 @@ class Log:
             raise Stopped(f"step {int(step)}: the loss {', '.join(names)} is not finite; lower optimizer.lr")
 
     def row(self) -> dict[str, float]:
-        """Means since the last row; and the biasedness of the hard predictions since then. Of the global batches: all
-        processes call it.
+        """Means since the last row; and the biasedness of the histograms since then, which are kept in `histograms`. Of
+        the global batches: all processes call it.
         """
         values = dict(zip(self.names, distributed.mean(self.sums / self.steps).tolist(), strict=True))
-        counts = {name: distributed.summed(count).float() for name, count in self.counts.items()}
-        values |= {f"biasedness_{name}": biasedness(count).item() for name, count in counts.items()}
+        counts = {name: distributed.summed(count) for name, count in self.counts.items()}
+        self.histograms = {name: count.tolist() for name, count in counts.items()}
+        values |= {f"biasedness_{name}": biasedness(count.float()).item() for name, count in counts.items()}
         self.sums, self.counts, self.steps = None, {}, 0
         return values
 
@@ -127,6 +131,19 @@ def append_row(path: Path, step: int, values: dict[str, float]) -> None:
             writer.writerow(row)
 
 
+def append_histograms(path: Path, step: int, histograms: dict[str, list[int]], classes: Sequence[str]) -> None:
+    """Adds a row for each histogram to histograms.csv: how often each class was predicted, or taught, since the last
+    row of log.csv. With the class names first where the file is new. Methods without pseudo-labels have none.
+    """
+    if not histograms:
+        return
+    with store.stopping(str(path)), open(path, "a", newline="") as file:
+        writer = csv.writer(file)
+        if not file.tell():
+            writer.writerow(["step", "histogram", *(" ".join(name.split()) for name in classes)])
+        writer.writerows([step, name, *counts] for name, counts in histograms.items())
+
+
 def _widened(path: Path, names: list[str]) -> list[str]:
     """The columns of a file, after adding those of `names` that it lacks, as a run of an earlier version does."""
     with open(path, newline="") as file:
@@ -140,7 +157,7 @@ def _widened(path: Path, names: list[str]) -> list[str]:
 
 
 def cut_rows(path: Path, step: int) -> None:
-    """Drops the rows of log.csv behind the checkpoint that a run goes on from."""
+    """Drops the rows of log.csv, or histograms.csv, behind the checkpoint that a run goes on from."""
     if path.is_file():
         lines = path.read_text().splitlines(keepends=True)
         kept = lines[:1] + [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) <= step]

@@ -13,6 +13,7 @@ from manifests.errors import Refused
 from training.checkpoint import MODEL, TEACHER, Checkpoint, build_model, load_text, load_weights, without_pretrained
 from training.join import Source
 from training.model import CrossModalModel
+from training.precision import Precision, settle
 from training.towers.clip import TextTower
 
 WHO = ("student", "teacher")
@@ -44,8 +45,8 @@ class Opened:
             model.set_classifier(classifier.to(model.classifier.device))
 
 
-def open_models(checkpoint: Checkpoint, who: str | None = None) -> Opened:
-    """Student and, where there is one, teacher; or one of them alone.
+def open_models(checkpoint: Checkpoint, who: str | None = None, precision: Precision = "fp32") -> Opened:
+    """Student and, where there is one, teacher; or one of them alone. precision: of their towers, for the process.
 
     Raises Refused when a file is damaged, or the teacher is asked for where there is none.
     """
@@ -65,6 +66,8 @@ def open_models(checkpoint: Checkpoint, who: str | None = None) -> Opened:
         models[name] = copy.deepcopy(student) if models else student
         load_weights(models[name], file)
         models[name].eval()
+        models[name].precision = precision
+    settle(precision)
     return Opened(checkpoint, models, text)
 
 

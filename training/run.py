@@ -19,7 +19,7 @@ from manifests.seeds import generator
 from training import distributed
 from training.checkpoint import MODEL, STATE, TEACHER, load_weights, prune, save_step
 from training.data import EpochSamples, Loader
-from training.log import LOG, cut_rows
+from training.log import HISTOGRAMS, LOG, cut_rows
 from training.order import Given, went_on
 from training.recipe import FitRecipe
 from training.updates import Updates
@@ -107,6 +107,7 @@ class Run:
         self._restore_random(saved)
         if distributed.leads():
             cut_rows(self.folder / LOG, self.step)
+            cut_rows(self.folder / HISTOGRAMS, self.step)
 
     def _restore_random(self, saved: dict[str, Any]) -> None:
         number = distributed.rank()

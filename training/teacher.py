@@ -49,13 +49,22 @@ class LabelSettings(BaseModel):
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Labels int64 (B,) and confident sets float (B,) of the two branches; from_image: bool (B,), whose label it is."""
+    """Labels int64 (B,) and confident sets float (B,) of the two branches; from_image: bool (B,), whose label it is.
+
+    own: each branch has a label of its own modality; else both have the same.
+    """
 
     image_label: Tensor
     points_label: Tensor
     image_confident: Tensor
     points_confident: Tensor
     from_image: Tensor
+    own: bool = False
+
+    def by_modality(self) -> tuple[Tensor, Tensor]:
+        """bool (B,) each: whether a label of the image, and one of the points, is taught."""
+        image, points = self.image_confident > 0, self.points_confident > 0
+        return (image, points) if self.own else (image & self.from_image, points & ~self.from_image)
 
 
 def momentum(step: int, settings: EMASettings) -> float:
@@ -106,6 +115,7 @@ def pseudo_labels(
             (image_confidence > settings.of_branch(settings.image_threshold)).to(image_logits_BC.dtype),
             (weighted > settings.of_branch(settings.points_threshold)).to(image_logits_BC.dtype),
             torch.ones_like(image_label, dtype=torch.bool),
+            own=True,
         )
     if settings.mode in ("joint", "agreement"):
         from_image = image_confidence >= weighted

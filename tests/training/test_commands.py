@@ -49,7 +49,7 @@ def weights(folder, step: int) -> str:
 
 
 def test_what_a_run_holds(run) -> None:
-    files = {"recipe.toml", "run.json", "log.csv"}
+    files = {"recipe.toml", "run.json", "log.csv", "histograms.csv"}
     assert {p.name for p in run.iterdir()} == files | {"text", "checkpoints", "tensorboard"}
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [
         "step-00000000",

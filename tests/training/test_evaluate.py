@@ -26,9 +26,9 @@ from training.__main__ import main
 from training.answers import Answers, Examined
 from training.checkpoint import open_checkpoint
 from training.confusion import confusion_picture, histogram_picture
-from training.evaluate import examine
+from training.evaluate import Options, examine
 from training.splits import batch_numbers
-from training.teacher import LabelSettings
+from training.teacher import LabelSettings, pseudo_labels
 
 FEW = (
     "data.num_points=64",
@@ -37,6 +37,7 @@ FEW = (
     "optimizer.lr=0.02",
     "log_every=2",
     "points.depth=1",
+    "labels.threshold=0.06",  # of 19 classes: an untrained model gives some pseudo-labels
     "tensorboard=false",
 )
 
@@ -152,6 +153,31 @@ def test_processes_share_every_batch_once_in_order(total: int, size: int, world:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_histograms_of_a_run(run) -> None:
+    """Two steps of eight objects: what was predicted and taught since the last row of the log, by class."""
+    head, *rows = csv.reader((run / "histograms.csv").read_text().splitlines())
+    assert len(head) == 2 + 19
+    counts = {name: np.array(values, int) for step, name, *values in rows}
+    assert [step for step, *_ in rows] == ["2"] * 4
+    assert set(counts) == {"image", "points", "labels_image", "labels_points"}
+    assert counts["image"].sum() == counts["points"].sum() == 16
+    (logged,) = csv.DictReader((run / "log.csv").read_text().splitlines())
+    taught = counts["labels_image"].sum() + counts["labels_points"].sum()
+    assert taught == round(16 * float(logged["confident_image"])) > 0
+    share = counts["points"][counts["points"] > 0] / 16
+    assert float(logged["biasedness_points"]) == pytest.approx(float((share * np.log(19 * share)).sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "image", "points"),
+    [("joint", [1, 0, 0, 0], [0, 1, 1, 0]), ("own", [1, 0, 1, 0], [1, 1, 1, 0]), ("image", [1, 0, 1, 0], [0, 0, 0, 0])],
+)
+def test_which_modality_gave_a_label(mode: str, image: list[int], points: list[int]) -> None:
+    both = (answers_by_hand().logits[name] for name in ("image", "points"))
+    labels = pseudo_labels(*both, LabelSettings(mode=mode, threshold=0.7))
+    assert [each.int().tolist() for each in labels.by_modality()] == [image, points]
+
+
 def test_what_is_printed_and_written_agrees(found) -> None:
     result, out = found
     assert {p.name for p in out.iterdir()} == {
@@ -250,6 +276,19 @@ def test_reader_processes_change_nothing(run, half) -> None:
     alone, _ = typed("evaluate", run, *options)
     assert json.loads(alone)["n"] == 19
     assert typed("evaluate", run, *options, "--workers", 2)[0] == alone
+
+
+def test_bfloat16_is_asked_for_and_near(run, shards) -> None:
+    exact, near = (
+        examine([open_checkpoint(str(run))], str(shards), options=Options(precision=precision))[0].student.logits
+        for precision in ("fp32", "bf16")
+    )
+    for column, logits in exact.items():
+        assert not torch.equal(near[column], logits)
+        assert near[column].dtype == torch.float32
+        torch.testing.assert_close(near[column], logits, atol=0.5, rtol=0.05)
+    assert typed("evaluate", run, "--shards", shards, "--precision", "bf16")[0]
+    examine([open_checkpoint(str(run))], str(shards))  # float32 again for the tests that follow
 
 
 SHARED = """

@@ -149,7 +149,7 @@ def teach(
         "fair": losses.fairness(image_out) + losses.fairness(points_out),
     }
     figures = _figures(labels, image_logits, points_logits, student)
-    return Branches(terms, figures, _counts(image_logits, points_logits), image_feature, points_feature)
+    return Branches(terms, figures, _counts(labels, image_logits, points_logits), image_feature, points_feature)
 
 
 def _masked_terms(student, batch, settings, image, points, image_feature, points_feature) -> dict[str, Tensor]:
@@ -194,10 +194,15 @@ def _figures(
 
 
 @torch.no_grad()
-def _counts(image_logits: Tensor, points_logits: Tensor) -> dict[str, Tensor]:
-    """Histograms (C,) of the teacher's hard predictions on weak views. (torch.bincount would wait for a GPU.)"""
+def _counts(labels: PseudoLabels, image_logits: Tensor, points_logits: Tensor) -> dict[str, Tensor]:
+    """Histograms (C,) of the teacher's hard predictions on weak views, and of the pseudo-labels that are taught, by the
+    modality that gave them. (torch.bincount would wait for a GPU.)
+    """
     classes = torch.arange(image_logits.shape[1], device=image_logits.device)
+    from_image, from_points = labels.by_modality()
     return {
         "image": (image_logits.argmax(dim=1, keepdim=True) == classes).sum(dim=0),
         "points": (points_logits.argmax(dim=1, keepdim=True) == classes).sum(dim=0),
+        "labels_image": ((labels.image_label[:, None] == classes) & from_image[:, None]).sum(dim=0),
+        "labels_points": ((labels.points_label[:, None] == classes) & from_points[:, None]).sum(dim=0),
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 class Step:
     """total: the weighted sum, a scalar. terms, weighted: each loss by name, without and with its weight.
 
-    figures: scalars to log. counts: histograms (C,) of hard predictions; the loop adds them up between two rows of the
+    figures: scalars to log. counts: histograms (C,) of classes; the loop adds them up between two rows of the
     log and writes their biasedness. Neither carries a gradient.
     """
 
