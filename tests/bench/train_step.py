@@ -232,8 +232,7 @@ def main() -> None:
         if options.profile:
             print(f"batch {size}\n{profile(options, size)}")
             continue
-        own = [argument for argument in sys.argv[1:] if argument != "--batch" and argument != options.batch]
-        command = [sys.executable, __file__, *own, "--batch", str(size), "--peak"]
+        command = [sys.executable, __file__, *sys.argv[1:], "--batch", str(size), "--peak"]
         gb = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         found = measure(options, size)
         say(found, size, gb)

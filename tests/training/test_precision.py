@@ -218,3 +218,20 @@ def test_compiled_towers_give_the_same_losses_and_weights(precision: str) -> Non
         compiled(batch, step)
         expected, found = plain.log.row(), compiled.log.row()
         assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 0.03, abs=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_on_a_gpu_never_waits_and_sees_the_same_clouds() -> None:
+    """torch's own watch over synchronisation; clouds as on a CPU, where rounding cannot change what is cropped."""
+    device, recipe = torch.device("cuda"), recipe_of("cross_most", "precision=bf16")
+    run = updates_of(build_model(recipe, NAMES)[0].to(device).train(), recipe, 10)
+    batch = raw("cross_most").pin_memory()
+    run(batch.to(device), 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(batch.to(device), 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    here, there = batch.to(CPU), batch.to(device)
+    torch.testing.assert_close(there.weak_points.cpu(), here.weak_points, atol=1e-5, rtol=1e-5)
