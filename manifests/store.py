@@ -282,12 +282,15 @@ def _host() -> str:
 
 
 def delete_temporaries(folder: str) -> int:
-    """Deletes what killed writers left in a local folder; returns how many. Files still being written are kept."""
+    """Deletes what killed writers left in a local folder, files and folders; returns how many. Live ones' are kept."""
     if is_url(folder) or not Path(folder).is_dir():
         return 0
     found = [p for p in Path(folder).iterdir() if (match := _TEMPORARY.match(p.name)) and _is_left(p, match)]
     for path in found:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return len(found)
 
 

@@ -135,15 +135,18 @@ def save_step(
             _write(temporary / STATE, buffer.getvalue())
             _write(temporary / RECIPE, to_toml(recipe.model_dump(mode="json")).encode())
             os.replace(temporary, folder)
+            store.fsync_folder(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def prune(run: Path, keep_last: int) -> None:
-    """Deletes all but the first (zero-shot) and the last `keep_last` checkpoints."""
+    """Deletes all but the first (zero-shot) and the last `keep_last` checkpoints. None is ever seen half deleted."""
     for folder in step_folders(run)[1:-keep_last]:
-        shutil.rmtree(folder)
+        aside = folder.parent / store.temporary_name(folder.name)
+        os.replace(folder, aside)
+        shutil.rmtree(aside)
 
 
 def open_checkpoint(path: str) -> Checkpoint:

@@ -23,7 +23,6 @@ from training.checkpoint import CLASSES, RECIPE, TEXT, build_model, step_folders
 from training.data import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
 from training.initial import Loaded
 from training.join import Source, open_source
-from training.leftovers import delete_leftovers
 from training.log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
 from training.objectives import SUPERVISED
 from training.pace import Pace
@@ -60,7 +59,8 @@ def fit(
     last = distributed.same(str(folders[-1]) if folders else "")
     with distributed.together():
         if distributed.leads():
-            delete_leftovers(folder)
+            for place in (folder, folder / "text", folder / "checkpoints"):
+                store.delete_temporaries(str(place))
         if last:
             state.resume(Path(last))
         elif distributed.leads():
