@@ -16,7 +16,7 @@ from torch import nn
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.recipes import first_difference, load_toml, to_toml
+from manifests.recipes import first_difference, load_toml, parse_recipe, to_toml
 from manifests.shards import library_versions
 from training import distributed
 from training.checkpoint import CLASSES, RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
@@ -31,6 +31,7 @@ from training.run import Run
 from training.signals import Interrupted, Pending, remembered
 from training.updates import updates_of
 
+POLICY, POLICY_OF_DATA = ("save_every", "keep_last", "tensorboard"), ("workers",)
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
 
 
@@ -88,15 +89,23 @@ def prepare(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> R
 
 
 def _refuse_other_run(folder: Path, recipe: FitRecipe) -> None:
+    """A run goes on with the recipe it began with; keys that it was begun without have their defaults."""
     known = folder / RECIPE
     if not known.is_file():
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise Refused(f"--run {folder} is not empty and no run (it has no {RECIPE})")
         return
-    old, new = load_toml(known), recipe.model_dump(mode="json")
-    change = first_difference(old, new)
+    begun = parse_recipe(FitRecipe, load_toml(known), str(known))
+    change = first_difference(*(_decisive(each) for each in (begun, recipe)))
     if change:
         raise Refused(f"--run {folder} holds a run of another recipe: {change}; choose another --run")
+
+
+def _decisive(recipe: FitRecipe) -> dict[str, Any]:
+    """A recipe's values without those that say where and how fast: they may change while a run is stopped."""
+    values = recipe.model_dump(mode="json", exclude=set(POLICY))
+    values["data"] = {name: value for name, value in values["data"].items() if name not in POLICY_OF_DATA}
+    return values
 
 
 def _refuse_other_shards(folder: Path, source: Source) -> None:

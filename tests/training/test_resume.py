@@ -19,7 +19,8 @@ import torch
 from builders import REPOSITORY, torchrun
 
 from manifests import store
-from manifests.recipes import parse_changes
+from manifests.errors import Refused
+from manifests.recipes import parse_changes, to_toml
 from training import fit
 from training.checkpoint import prune, save_step, step_folders
 from training.data import batches_of
@@ -348,3 +349,15 @@ def test_rows_tell_the_pace(alone) -> None:
         assert float(row["memory_mb"]) > 100
         assert float(row["samples_per_second"]) == pytest.approx(6000 / float(row["ms_per_step"]), rel=1e-6)
     assert all(int(a["step"]) < int(b["step"]) for a, b in pairwise(found))
+
+
+def test_how_fast_a_run_goes_may_change_and_what_it_is_may_not(tmp_path) -> None:
+    recipe = read_recipe("small_cross_most", parse_changes(FEW))
+    begun = recipe.model_dump(mode="json")
+    del begun["labels"]["points_weight"]  # a key that came later: the run had its default
+    (tmp_path / "recipe.toml").write_text(to_toml(begun))
+    faster = read_recipe("small_cross_most", parse_changes((*FEW, "data.workers=2", "save_every=1", "keep_last=1")))
+    fit._refuse_other_run(tmp_path, faster)
+    for change in ("seed=5", "data.num_points=256", "labels.points_weight=0.9"):
+        with pytest.raises(Refused, match=change.partition("=")[0]):
+            fit._refuse_other_run(tmp_path, read_recipe("small_cross_most", parse_changes((*FEW, change))))
