@@ -89,8 +89,8 @@ def relabelled(shards: Path, out: Path, label_of) -> Path:
         writer.close()
         tar.write_bytes(file.getvalue())
         record = json.loads(tar.with_suffix(".json").read_text())
-        record.pop("sizes", None)
-        tar.with_suffix(".json").write_text(json.dumps({**record, "offsets": offsets}))
+        older = {name: value for name, value in record.items() if name not in ("sizes", "checks")}
+        tar.with_suffix(".json").write_text(json.dumps({**older, "offsets": offsets}))
     return out
 
 
