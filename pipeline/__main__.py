@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
     console = Console(stderr=True, soft_wrap=True)
     try:
+        if hasattr(options, "workers"):
+            _end_left_behind(console)
         return options.run(options, console)
     except Refused as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
@@ -47,6 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped; what is finished is kept, run the same again to go on")
         return 130
+
+
+def _end_left_behind(console: Console) -> None:
+    from pipeline.leftovers import end_left_behind
+
+    ended = end_left_behind()
+    if ended:
+        console.print(f"ended {ended} processes that a killed run left behind", highlight=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--source", help="folder of the raw dataset")
     build.add_argument("--out", required=True, help="folder or URL (s3://...) of the shards")
     build.add_argument("--dry-run", action="store_true", help="count, time three objects, predict; write nothing")
-    build.add_argument(
-        "--retry", default="", metavar="KINDS", help=f"build shards with these failures again: {','.join(RETRY_KINDS)}"
-    )
+    _add_retry(build)
     _add_workers(build)
     build.set_defaults(run=_build)
     views = commands.add_parser("views", help="a new view set for old shards")
@@ -72,13 +80,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     views.add_argument("--shards", required=True, help="a finished build")
     views.add_argument("--source", help="the raw dataset, needed where meshes are not stored")
+    _add_retry(views)
     _add_workers(views)
     views.set_defaults(run=_views)
     check = commands.add_parser("check", help="verify every byte of a build")
     check.add_argument("out", metavar="OUT")
     check.add_argument("--against", metavar="OTHER", help="also compare with another build of the same recipe")
     check.add_argument("--deep", action="store_true", help="also decode every picture (ten times as long)")
-    check.add_argument("--json", action="store_true")
+    check.add_argument("--repair", action="store_true", help="make damaged shards again")
+    check.add_argument("--source", help="with --repair: the raw dataset, where shapes are damaged")
+    _add_workers(check)
     check.set_defaults(run=_check)
     inspect = commands.add_parser("inspect", help="a contact sheet, or a page with filters")
     inspect.add_argument("out", metavar="OUT")
@@ -123,6 +134,11 @@ def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is no number, 0 or more")
     return int(text)
+
+
+def _add_retry(parser: argparse.ArgumentParser) -> None:
+    kinds = ",".join(RETRY_KINDS)
+    parser.add_argument("--retry", default="", metavar="KINDS", help=f"make shards with these failures again: {kinds}")
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +186,7 @@ def _dry_run(plan, jobs, as_json: bool) -> int:
     from pipeline.forecast import forecast, lines
     from pipeline.run import Workers, ready
 
-    with ready(plan, Workers()):
+    with ready(plan, Workers(), jobs):
         found = forecast(plan, jobs)
     print(json.dumps(found.to_json()) if as_json else "\n".join(lines(found, plan.recipe.asset_memory_mb)))
     return 0
@@ -231,11 +247,14 @@ def _report(summary, plan, what: str, options: argparse.Namespace, console: Cons
 
 
 def _views(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.run import Workers, draw_view_set, plan_views
+    from pipeline.redraw import draw_view_set, plan_views
+    from pipeline.run import Workers
 
+    retry = _retry_kinds(options.retry)
     plan, jobs = plan_views(options.preset, parse_changes(options.changes), options.shards, options.source)
     with _progress(console) as progress:
-        summary = draw_view_set(plan, jobs, Workers(options.workers, options.ray), progress.start, progress.event)
+        where = Workers(options.workers, options.ray)
+        summary = draw_view_set(plan, jobs, where, progress.start, progress.event, retry)
     (view_set,) = plan.view_sets
     if not summary.samples and summary.skipped:
         presets = {name: load_preset(name)[1] for name in preset_names()}
@@ -247,9 +266,31 @@ def _views(options: argparse.Namespace, console: Console) -> int:
     return _report(summary, plan, f"{plan.out}/views/{view_set.name}", options, console)
 
 
+def _repair(options: argparse.Namespace, damaged: list[str], console: Console) -> None:
+    from pipeline.repair import repair
+    from pipeline.run import Workers
+
+    console.print(f"{len(damaged)} damaged tars", highlight=False)
+    where = Workers(options.workers, options.ray)
+    with _progress(console) as progress:
+        done = repair(options.out, damaged, options.source, where, progress.start, progress.event)
+    for tar in done.same:
+        console.print(f"{tar}: made again, the same bytes", markup=False, highlight=False)
+    for tar in done.other:
+        console.print(f"{tar}: made again, not with the bytes of its record", markup=False, highlight=False)
+    for line in done.left:
+        console.print(line, style="yellow", markup=False, highlight=False)
+
+
 def _check(options: argparse.Namespace, console: Console) -> int:
     from pipeline.check import check, compare
 
+    if options.source and not options.repair:
+        raise Refused("--source is for --repair")
+    if options.repair:
+        found = check(options.out, deep=options.deep)
+        if found.damaged:
+            _repair(options, list(found.damaged), console)
     with console.status("checking") as status:
         start = time.monotonic()
         found = check(options.out, lambda tar: status.update(f"checking {tar}"), options.deep)

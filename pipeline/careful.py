@@ -7,6 +7,7 @@ more, then records the Failure. Pickles travel between these two processes only 
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing as mp
 import os
 import resource
@@ -29,6 +30,7 @@ ATTEMPTS = 2
 _MEGABYTE = 1 << 20
 _POLL_SECONDS = 0.2
 _START_SECONDS = 120
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class ChildDied(Exception):
@@ -179,8 +181,15 @@ def _limit_memory(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + megabytes * _MEGABYTE,) * 2)
 
 
+def _end_with_parent() -> None:
+    """Lets the kernel end this process when its parent dies: one that hangs would never see the closed socket."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def serve(connection: Connection) -> None:
     """The child's loop: a plan, then calls until the parent closes the socket."""
+    _end_with_parent()  # a parent that is dead already has closed the socket
     plan: Plan = connection.recv()
     _limit_memory(plan.recipe.asset_memory_mb)
     plain = PlainMaker(plan)

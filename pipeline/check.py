@@ -72,7 +72,13 @@ class Findings:
     hashes: dict[str, str] = field(default_factory=dict)
     keys: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    damaged: dict[str, None] = field(default_factory=dict)  # the tars among them (or their records), in order
     bytes: int = 0  # of all tars that were read
+
+    def blame(self, tar: str, problem: str) -> None:
+        """Notes a problem of one tar or its record."""
+        self.problems.append(problem)
+        self.damaged[tar] = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `check --json` prints."""
@@ -161,7 +167,9 @@ def _check_shard(
         meshes = reading.verified(tar, manifest.shapes_hash)
         if meshes is not None and shapes is not None:
             _same_keys(tar, meshes[0].keys, tuple(k for k in keys if k in with_faces), found)
-            found.problems += [f"{tar}: {s.key}: no {MESH}" for s in meshes[1] if MESH not in s.members]
+            for sample in meshes[1]:
+                if MESH not in sample.members:
+                    found.blame(tar, f"{tar}: {sample.key}: no {MESH}")
     for name, view_set in sets.items():
         tar = views_tar(out, name, split, shard)
         record = _check_views(tar, view_set, reading)
@@ -188,7 +196,7 @@ def _check_shapes(
             values = _shape_values(sample, manifest)
             warnings = {w["type"]: w["count"] for w in values["warnings"]}
         except (ValueError, *_ODD) as error:
-            found.problems.append(f"{tar}: {sample.key}: {_worded(error)}")
+            found.blame(tar, f"{tar}: {sample.key}: {_worded(error)}")
             continue
         counts[values["class"] or ""] += 1
         found.warnings.update(warnings)
@@ -213,7 +221,7 @@ def _check_views(tar: str, view_set: ViewSetManifest, reading: _Reading) -> Reco
             values = _view_values(sample, view_set, reading.deep)
             found.warnings.update({w["type"]: w["count"] for w in values.get("warnings", [])})
         except (ValueError, *_ODD) as error:
-            found.problems.append(f"{tar}: {sample.key}: {_worded(error)}")
+            found.blame(tar, f"{tar}: {sample.key}: {_worded(error)}")
     if record.gates:
         reading.gates.setdefault(view_set.name, []).append((record.count, record.gates))
     return record
@@ -226,7 +234,7 @@ def _worded(error: Exception) -> str:
 def _same_keys(tar: str, there: tuple[str, ...], expected: tuple[str, ...], found: Findings) -> None:
     if there != expected:
         odd = sorted(set(there) ^ set(expected))
-        found.problems.append(f"{tar}: keys are not those of the shapes ({odd[0] if odd else 'another order'})")
+        found.blame(tar, f"{tar}: keys are not those of the shapes ({odd[0] if odd else 'another order'})")
 
 
 class _Reading:
@@ -251,7 +259,7 @@ class _Reading:
                 raise ValueError(f"{tar}: made with other settings than the manifest says")
             return record, self._samples(tar, record)
         except ValueError as error:
-            self.found.problems.append(str(error))
+            self.found.blame(tar, str(error))
             return None
 
     def _samples(self, tar: str, record: Record) -> Iterator[Sample]:
@@ -273,12 +281,12 @@ class _Reading:
                 sizes.append({suffix: len(member) for suffix, member in sample.members.items()})
                 yield sample
         except ValueError as error:
-            self.found.problems.append(f"{tar}: {error}")
+            self.found.blame(tar, f"{tar}: {error}")
             return
         if tuple(keys) != record.keys or tuple(offsets) != record.offsets:
-            self.found.problems.append(f"{tar}: its keys or offsets are not those of its record")
+            self.found.blame(tar, f"{tar}: its keys or offsets are not those of its record")
         elif record.sizes and {s: tuple(m.get(s) for m in sizes) for s in set().union(*sizes)} != record.sizes:
-            self.found.problems.append(f"{tar}: its members' sizes are not those of its record")
+            self.found.blame(tar, f"{tar}: its members' sizes are not those of its record")
 
     def _read(self, tar: str) -> tuple[memoryview, str]:
         """(all bytes of a tar, their sha256). Raises ValueError where it is missing."""

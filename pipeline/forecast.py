@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from manifests.records import Asset, Failure
 from manifests.samples import BLOCK
 from manifests.seeds import seed_digest
-from pipeline.build import BuiltObject, missing_tars
+from pipeline.build import BuiltObject, missing_tars, stored_objects
 from pipeline.careful import CarefulMaker
 from pipeline.plan import Job, Plan
 
@@ -101,6 +102,26 @@ def _try(plan: Plan, assets: list[Asset]) -> tuple[tuple[Trial, ...], tuple[Fail
                 break
         memory_mb = maker.largest_mb()
     return tuple(trials), tuple(failures), memory_mb
+
+
+def weigh(job: Job, plan: Plan) -> float:
+    """The most memory in MB of a process that makes a few objects of a job, or draws them where only views are missing.
+
+    0 where none of them could be made. A shard is a random sample of its split, and so are its first objects.
+    """
+    shapes_missing, view_sets = missing_tars(job, plan)
+    made = 0
+    with CarefulMaker(plan) as maker:
+        if shapes_missing or not view_sets:
+            for asset in job.assets[:ATTEMPTS]:
+                made += not isinstance(maker.build(asset), Failure)
+                if made == TRIALS:
+                    break
+        else:
+            for shape, glb in itertools.islice(stored_objects(job, plan, with_meshes=True), TRIALS):
+                maker.redraw(shape, glb, tuple(view_sets))
+                made += 1
+        return maker.largest_mb() if made else 0.0
 
 
 def tar_bytes(built: BuiltObject) -> int:

@@ -13,9 +13,9 @@ from types import FrameType
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.presets import is_files_preset, is_frames_preset, is_mesh_preset, load_preset
-from manifests.recipes import Value, first_difference, parse_recipe, to_toml
-from manifests.records import Asset, Failure, Record, read_record, record_path
+from manifests.presets import is_files_preset, is_mesh_preset
+from manifests.recipes import first_difference, to_toml
+from manifests.records import Failure, Record, record_path
 from manifests.shards import (
     ASSETS,
     MESHES,
@@ -25,35 +25,24 @@ from manifests.shards import (
     BuildManifest,
     SplitCounts,
     ViewSetManifest,
-    library_versions,
     read_manifest,
     read_view_set,
-    require_manifest,
     shapes_tar,
-    view_set_hash,
     view_set_names,
     views_tar,
     write_manifest,
     write_view_set,
 )
-from manifests.tables import load_table
 from pipeline import cluster
 from pipeline.build import JobEvent, PlainMaker, missing_tars, run_job
 from pipeline.finished import FinishedRecords
 from pipeline.lock import BuildLock, build_lock
-from pipeline.pictures import resolved
 from pipeline.plan import (
-    LIBRARIES,
-    BuildRecipe,
     Job,
     Plan,
     ViewSet,
     assets_file,
-    cut_jobs,
     dataset_module,
-    existing_folder,
-    refuse_frames,
-    source_folder,
 )
 from renderers import backends
 
@@ -123,25 +112,29 @@ def _remembered_interrupts() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def ready(plan: Plan, workers: Workers) -> Iterator[None]:
-    """Raises Refused, before anything is written, where a library is missing or the cluster cannot be joined."""
+def ready(plan: Plan, workers: Workers, jobs: list[Job]) -> Iterator[cluster.Demand | None]:
+    """What each job asks of a machine of the cluster, None where there is none.
+
+    Raises Refused, before anything is written, where a library is missing or the cluster is not fit for the jobs.
+    """
+    if workers.address is not None:
+        with cluster.joined(workers.address, plan, jobs) as demand:
+            yield demand
+        return
     for view_set in plan.view_sets:
         backends.require(view_set.preset)
-    if workers.address is not None:
-        with cluster.connected(0, workers.address):
-            yield
-        return
     if workers.count:
         cluster.require(private=True)
-    yield
+    yield None
 
 
-def _run(jobs: list[Job], plan: Plan, workers: Workers) -> Iterator[JobEvent]:
+def run_on(jobs: list[Job], plan: Plan, workers: Workers, demand: cluster.Demand | None) -> Iterator[JobEvent]:
+    """Runs jobs wherever they are to run; yields what happens."""
     if not jobs:
         return iter(())
     if workers.address is None and workers.count == 0:
         return run_here(jobs, plan)
-    return cluster.run_jobs(jobs, plan, workers.count, workers.address)
+    return cluster.run_jobs(jobs, plan, workers.count, workers.address, demand)
 
 
 def refuse_other_build(plan: Plan, jobs: list[Job]) -> None:
@@ -204,37 +197,64 @@ def build(
     """
     refuse_other_build(plan, jobs)
     records = FinishedRecords()
-    missing = jobs if retry else _missing(plan, jobs, records)
-    with ready(plan, workers) if missing else nullcontext(), build_lock(plan.out) as lock:
-        if retry:
-            plan = replace(plan, view_sets=_with_existing(plan))
+    if retry:
+        plan = with_existing(plan)
+    missing = [job for job in jobs if is_missing(job, plan, records) or has_failed(job, plan, records, retry)]
+    with ready(plan, workers, missing) if missing else nullcontext() as demand, build_lock(plan.out) as lock:
         _prepare(plan, jobs)
-        if retry:
-            _forget_failures(plan, jobs, retry)
-            _forget_files(plan, jobs)
         if missing:
-            missing = _missing(plan, jobs, records)  # another build may have made some until the lock was ours
-        _run_missing(jobs, missing, plan, workers, lock, on_start, on_event)
-        return _finish(plan, jobs, FinishedRecords() if missing else records)
+            records = FinishedRecords()  # another build may have made some until the lock was ours
+            if retry:
+                forget([tar for job in missing for tar in tars_of(job, plan) if failed(tar, records, retry)])
+                forget_files(plan, missing)
+                records = FinishedRecords()
+            missing = [job for job in jobs if is_missing(job, plan, records)]
+        run_missing(jobs, missing, run_on(missing, plan, workers, demand), lock, on_start, on_event)
+        return finish(plan, jobs, FinishedRecords() if missing else records)
 
 
-def _missing(plan: Plan, jobs: list[Job], records: FinishedRecords) -> list[Job]:
-    return [job for job in jobs if missing_tars(job, plan, records.is_done) != (False, [])]
+def is_missing(job: Job, plan: Plan, records: FinishedRecords) -> bool:
+    """Whether any tar of a job is not finished."""
+    return missing_tars(job, plan, records.is_done) != (False, [])
 
 
-def _run_missing(
+def tars_of(job: Job, plan: Plan) -> list[str]:
+    """The tars of a job that have failures of their own: its shapes, and its views in each of the plan's sets."""
+    views = [views_tar(plan.out, s.name, job.split, job.shard) for s in plan.view_sets]
+    return [shapes_tar(plan.out, job.split, job.shard), *views]
+
+
+def failed(tar: str, records: FinishedRecords, kinds: frozenset[str]) -> bool:
+    """Whether a finished tar has failures of some kinds."""
+    try:
+        return any(failure.kind in kinds for failure in records[tar].failures)
+    except ValueError:
+        return False  # not finished, and so made anyway
+
+
+def has_failed(job: Job, plan: Plan, records: FinishedRecords, kinds: frozenset[str]) -> bool:
+    """Whether a finished tar of a job has failures of some kinds."""
+    return bool(kinds) and any(failed(tar, records, kinds) for tar in tars_of(job, plan))
+
+
+def forget(tars: Iterable[str]) -> None:
+    """Removes the records of tars: they are made again."""
+    for tar in tars:
+        store.remove(record_path(tar))
+
+
+def run_missing(
     jobs: list[Job],
     missing: list[Job],
-    plan: Plan,
-    workers: Workers,
+    events: Iterable[JobEvent],
     lock: BuildLock,
     on_start: OnStart,
     on_event: OnEvent,
 ) -> None:
-    """Runs the missing ones of all jobs, keeping the lock fresh and telling what happens."""
+    """Lets the missing ones of all jobs run, keeping the lock fresh and telling what happens."""
     todo = sum(len(job.assets) for job in missing)
     on_start(todo, sum(len(job.assets) for job in jobs) - todo)
-    for event in _run(missing, plan, workers):
+    for event in events:
         lock.renew()
         on_event(event)
 
@@ -280,38 +300,25 @@ def write_view_set_manifest(plan: Plan, view_set: ViewSet) -> None:
         write_view_set(plan.out, manifest)
 
 
-def _with_existing(plan: Plan) -> tuple[ViewSet, ...]:
-    """The plan's view sets and all others of OUT that are drawn: a shard built anew is drawn anew in every one."""
+def with_existing(plan: Plan) -> Plan:
+    """The plan with all view sets of OUT that are drawn: a shard built anew is drawn anew in every one."""
     sets = {s.name: s for s in plan.view_sets}
     for name in view_set_names(plan.out):
         known = read_view_set(plan.out, name)
         if known is not None and known.shapes_hash == plan.shapes_hash and not is_files_preset(known.preset):
             sets.setdefault(name, ViewSet(name, known.preset, known.hash))
-    return tuple(sets.values())
+    return replace(plan, view_sets=tuple(sets.values()))
 
 
-def _forget_failures(plan: Plan, jobs: list[Job], kinds: frozenset[str]) -> None:
-    """Removes the records of shards (or of single view sets' shards) with failures of some kinds."""
-    for job in jobs:
-        tars = [shapes_tar(plan.out, job.split, job.shard)]
-        tars += [views_tar(plan.out, s.name, job.split, job.shard) for s in plan.view_sets]
-        for tar in tars:
-            record = read_record(record_path(tar))
-            if record is not None and any(failure.kind in kinds for failure in record.failures):
-                store.remove(record_path(tar))
-
-
-def _forget_files(plan: Plan, jobs: list[Job]) -> None:
+def forget_files(plan: Plan, jobs: list[Job]) -> None:
     """Removes the records of sets of files where shapes are built anew: `views` with their --source fills them in."""
     for name in view_set_names(plan.out):
         known = read_view_set(plan.out, name)
         if known is not None and is_files_preset(known.preset):
-            for job in jobs:
-                if missing_tars(job, plan)[0]:
-                    store.remove(record_path(views_tar(plan.out, name, job.split, job.shard)))
+            forget(views_tar(plan.out, name, job.split, job.shard) for job in jobs if missing_tars(job, plan)[0])
 
 
-def _finish(plan: Plan, jobs: list[Job], finished: FinishedRecords) -> Summary:
+def finish(plan: Plan, jobs: list[Job], finished: FinishedRecords) -> Summary:
     """Writes the finished manifest and sums the records up."""
     records = {(job.split, job.shard): finished[shapes_tar(plan.out, job.split, job.shard)] for job in jobs}
     write_manifest(plan.out, _manifest(plan, jobs, records, complete=True))
@@ -364,72 +371,6 @@ def _manifest(plan: Plan, jobs: list[Job], records: dict[tuple[str, int], Record
         seconds=round(sum(record.seconds for record in records.values()), 3),
         max_rss_mb=max((record.max_rss_mb for record in records.values()), default=0.0),
     )
-
-
-def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: str | None) -> tuple[Plan, list[Job]]:
-    """The plan that draws one view set from the shards of a finished build.
-
-    Raises Refused when OUT is no finished build, the preset is unknown, or the name is taken by another preset.
-    """
-    out = store.absolute(out)
-    manifest = require_manifest(out, f"--shards {out}")
-    if not manifest.complete:
-        raise Refused(f"--shards {out} is not finished: run its build again first")
-    recipe = parse_recipe(BuildRecipe, manifest.recipe, f"{out}/manifest.json")
-    table = load_table(manifest.dataset)
-    assets = [
-        Asset(id=id, source=path, split=split, class_name=class_name, key=key)
-        for split, key, id, class_name, path in map(json.loads, _assets_lines(out))
-    ]
-    name, preset = load_preset(preset_name, changes)
-    root = None
-    if is_files_preset(preset):
-        root = existing_folder(source, name)
-        preset = resolved(preset, assets, root)
-    elif is_frames_preset(preset):
-        refuse_frames(table, name)
-        root = source_folder(table, source)
-    elif is_mesh_preset(preset) and not recipe.store_meshes:
-        root = source_folder(table, source)  # its meshes are read again
-    view_set = ViewSet(name, preset, view_set_hash(preset, manifest.shapes_hash))
-    refuse_other_view_set(out, view_set)
-    plan = Plan(
-        recipe=recipe,
-        table=table,
-        source=None if root is None else str(root),
-        out=out,
-        classes=manifest.classes,
-        prompt_names=manifest.prompt_names,
-        shapes_hash=manifest.shapes_hash,
-        assets_hash=manifest.assets_hash,
-        view_sets=(view_set,),
-        versions=library_versions(*LIBRARIES),
-    )
-    return plan, cut_jobs(assets, recipe.seed, recipe.shard_size)
-
-
-def _assets_lines(out: str) -> list[bytes]:
-    data = store.read_bytes(store.join(out, ASSETS))
-    if data is None:
-        raise Refused(f"{store.join(out, ASSETS)} is missing: run the build again")
-    return data.splitlines()
-
-
-def draw_view_set(plan: Plan, jobs: list[Job], workers: Workers, on_start: OnStart, on_event: OnEvent) -> Summary:
-    """Draws what is missing of the plan's one view set. Raises Refused before, Stopped midway."""
-    (view_set,) = plan.view_sets
-    records = FinishedRecords()
-    with ready(plan, workers) if _missing(plan, jobs, records) else nullcontext(), build_lock(plan.out) as lock:
-        store.delete_temporaries(store.join(plan.out, VIEWS, view_set.name))
-        states = [(job, *missing_tars(job, plan, records.is_done)) for job in jobs]
-        unfinished = [job for job, shapes, _ in states if shapes]
-        if unfinished:
-            tar = shapes_tar(plan.out, unfinished[0].split, unfinished[0].shard)
-            raise Refused(f"{tar} or its meshes or record are missing: run the build again first")
-        write_view_set_manifest(plan, view_set)
-        missing = [job for job, _, views in states if views]
-        _run_missing(jobs, missing, plan, workers, lock, on_start, on_event)
-    return view_set_summary(plan, jobs, view_set, FinishedRecords() if missing else records)
 
 
 def estimate_bytes(plan: Plan, num_assets: int) -> int:

@@ -25,7 +25,7 @@ from manifests.recipes import parse_changes
 from manifests.records import Record, record_path
 from manifests.shards import meshes_tar, shapes_tar, views_tar
 from pipeline.plan import Job, make_plan, read_recipe
-from pipeline.run import FinishedRecords, _finish, _prepare
+from pipeline.run import FinishedRecords, _prepare, finish
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SHARDS = 1000
@@ -59,7 +59,7 @@ def make_up(out: Path, changes: list[str]) -> None:
         for view_set in plan.view_sets:
             names = [f"v{v:02d}.{c}.png" for v in range(view_set.preset.num_views) for c in view_set.preset.channels]
             _record(views_tar(plan.out, view_set.name, job.split, job.shard), view_set.hash, job, ["json", *names])
-    _finish(plan, jobs, FinishedRecords())
+    finish(plan, jobs, FinishedRecords())
 
 
 def _record(tar: str, hash: str, job: Job, suffixes: list[str]) -> None:
