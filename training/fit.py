@@ -139,7 +139,7 @@ def run_information(source: Source) -> dict[str, Any]:
     """What run.json holds before a run begins. shapes, preset: how its objects were made, for files to be made so."""
     made = {"shapes": source.manifest.recipe, "preset": source.view_set.preset.model_dump(mode="json")}
     about = {"versions": library_versions(*LIBRARIES), "seconds": 0.0, "max_rss_mb": 0.0}
-    return {**_identity(source), **made, **about}
+    return {**_identity(source), **made, **about, "processes": distributed.world()}
 
 
 def _set_up(
@@ -250,7 +250,7 @@ def _agreed(state: Run, pace: Pace, pending: Pending) -> Iterator[Any]:
                 batch = next(batches, None)
             except Exception as raised:
                 error = raised
-        number = distributed.agree(error, pending.number)
+        number = distributed.agree(None if pending.number else error, pending.number)  # it may have ended readers, too
         if number:
             state.save()
             raise Interrupted(number)

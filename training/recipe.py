@@ -26,6 +26,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class OptimizerSettings(BaseModel):
     """AdamW. lr: base, times batch_size / 256. steps: in all, or 0 for `epochs`. floor: lowest lr, as a share of lr.
 
+    batch_size: of all processes together, so that a recipe means the same on any number of GPUs (released: of each).
     warmup_epochs: linear from 0. Released: lr 2e-5, floor 1/20, decay 0.05, layer decay 0.65, one warm-up epoch.
     betas: torch's own (released); ULIP's pre-training has (0.9, 0.98).
     """
