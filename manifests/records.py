@@ -71,6 +71,8 @@ class Record:
     sizes: suffix -> bytes of that member in each sample, None where a sample has none; the members of a sample come in
     the order of these suffixes, each behind a header of 512 bytes and filled up to whole blocks. So a reader finds a
     member without those before it. Empty in records of older builds, whose readers go from header to header.
+    checks: in the same form the zlib.crc32 of each member's bytes, so that a reader of single members notices a flipped
+    byte; empty in records of older builds.
     warnings: type -> count, summed over the samples. gates: the smallest, the mean and the largest coverage of the
     views, and the smallest mask_iou where it is measured; empty for shapes and meshes.
     """
@@ -90,6 +92,7 @@ class Record:
     warnings: dict[str, int] = field(default_factory=dict)
     gates: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+    checks: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in the order of the fields."""
@@ -103,7 +106,8 @@ class Record:
             values["keys"], values["offsets"] = tuple(values["keys"]), tuple(values["offsets"])
             values["failures"] = tuple(Failure(**f) for f in values["failures"])
             values["skipped"] = tuple(Skipped(**s) for s in values["skipped"])
-            values["sizes"] = {suffix: tuple(sizes) for suffix, sizes in values.get("sizes", {}).items()}
+            for name in ("sizes", "checks"):
+                values[name] = {suffix: tuple(numbers) for suffix, numbers in values.get(name, {}).items()}
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a record: {error}") from error

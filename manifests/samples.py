@@ -166,15 +166,15 @@ def read_samples(file: IO[bytes], wanted: Wanted = everything) -> Iterator[tuple
 
 
 def read_sample(
-    file: IO[bytes], key: str, offset: int, sizes: Iterable[tuple[str, int]], wanted: Wanted = everything
+    file: IO[bytes], key: str, offset: int, members: Iterable[tuple[str, int, int | None]], wanted: Wanted = everything
 ) -> Sample:
-    """The sample at `offset` of a tar of ours, given the (suffix, size) of its members in order, as records have them.
+    """The sample at `offset` of a tar of ours, given (suffix, size, crc32) of its members in order, as in its record.
 
     Only wanted members are read, each in one go with its header: after two reads in a row a disk is read far ahead.
-    Raises ValueError when the tar is cut or does not hold them there.
+    crc32: None where it is not known. Raises ValueError when the tar is cut or does not hold these bytes there.
     """
     sample = Sample(key, {})
-    for suffix, size in sizes:
+    for suffix, size, check in members:
         if wanted(sample, suffix):
             file.seek(offset)
             data = _read_exactly(file, BLOCK + size)
@@ -182,6 +182,8 @@ def read_sample(
             if header != (f"{key}.{suffix}", size, BLOCK):
                 raise ValueError(f"found {header.name if header else 'the end'} where its record says {key}.{suffix}")
             sample.members[suffix] = data[BLOCK:]
+            if check is not None and zlib.crc32(sample.members[suffix]) != check:
+                raise ValueError(f"{suffix} is not what was written (its crc32 differs from the record's)")
         offset += BLOCK + size + -size % BLOCK
     return sample
 

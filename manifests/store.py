@@ -34,6 +34,9 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 _ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, Refused, Stopped)
 _LASTING = (PermissionError, ValueError, TypeError, LookupError, AttributeError, ImportError, MemoryError)
 _LASTING_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")  # botocore's
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+_COMMAND = re.compile(r"\s*pipe:", re.IGNORECASE)
+_KEYS = re.compile(r"\w+://[^/]*@")
 _T = TypeVar("_T")
 
 
@@ -43,7 +46,19 @@ def is_url(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """A local path made absolute; a URL as it is, without a slash at its end."""
+    """A local path made absolute; a URL as it is, without a slash at its end.
+
+    Raises Refused for what is no place of files: commands (`pipe:`), chains of file systems (`::`), and URLs with keys
+    in them, which would end in logs. Keys are not repeated in the message.
+    """
+    scheme = path.partition(":")[0]
+    if _COMMAND.match(path) or (is_url(path) and "::" in path):
+        raise Refused(f"{scheme}: paths are folders, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; no commands, no chains")
+    if is_url(path) and (_KEYS.match(path) or "?" in path):
+        raise Refused(
+            f"{scheme}://...: no keys in a path, they would end in logs; set them as the store's own tools read them "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)"
+        )
     if is_url(path):
         return path.rstrip("/")
     return str(Path(path.removeprefix("file://")).absolute())
@@ -58,7 +73,11 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a path and the path inside it. Raises Refused naming the missing library."""
     try:
         return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        package = _PACKAGES.get(path.partition("://")[0])
+        install = f"pip install {package}" if package else str(error)
+        raise Refused(f"cannot open {path}: its file system is missing: {install}") from error
+    except ValueError as error:
         raise Refused(f"cannot open {path}: {error}") from error
 
 
@@ -122,6 +141,19 @@ def read_bytes(path: str) -> bytes | None:
         return patiently(path, "read", lambda: fs.cat_file(inner))
     except FileNotFoundError:
         return None
+
+
+def read_many(paths: list[str]) -> list[bytes | None]:
+    """Whole files of one folder, None where there is none; an object store is asked for many at a time."""
+    if not paths or not is_url(paths[0]):
+        return [read_bytes(path) for path in paths]
+    fs, _ = filesystem(paths[0])
+    inner = [fs._strip_protocol(path) for path in paths]
+    found = patiently(paths[0], "read", lambda: fs.cat(inner, on_error="return"))
+    return [
+        found[name] if isinstance(found.get(name), bytes) else read_bytes(path)  # that one alone, with patience
+        for path, name in zip(paths, inner, strict=True)
+    ]
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -224,15 +256,19 @@ def remove(path: str) -> None:
 
 
 def open_reading(path: str, ahead: bool = True) -> IO[bytes]:
-    """A file opened for reading; object stores read ahead in 32 MB blocks. Raises FileNotFoundError.
+    """A file opened for reading; object stores read ahead (manifests.ahead). Raises FileNotFoundError.
 
     ahead=False: a local file gives what is asked for and reads no more (an object store reads ahead all the same: there
     a few large requests cost less than many small ones).
     """
     if not is_url(path):
         return open(path, "rb", buffering=-1 if ahead else 0)
+    from manifests.ahead import AheadFile  # here: it imports this module
+
     fs, inner = filesystem(path)
-    return fs.open(inner, "rb", block_size=32 << 20, cache_type="readahead")
+    fs.invalidate_cache(inner)
+    size = patiently(path, "read", lambda: fs.size(inner))
+    return AheadFile(path, [(0, size)], size)
 
 
 @contextmanager

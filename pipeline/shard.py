@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import zlib
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ class ShardWriter:
         self.keys: list[str] = []
         self.offsets: list[int] = []
         self._sizes: list[dict[str, int]] = []
+        self._checks: list[dict[str, int]] = []
         self.failures: list[Failure] = []
         self.skipped: list[Skipped] = []
         self._warnings: Counter[str] = Counter()
@@ -44,6 +46,7 @@ class ShardWriter:
             self.keys.append(key)
             self.offsets.append(self._tar.tarstream.offset)
             self._sizes.append({suffix: len(data) for suffix, data in outcome.items()})
+            self._checks.append({suffix: zlib.crc32(data) for suffix, data in outcome.items()})
             self._tar.write({"__key__": key, **outcome})
             self._sum_up(outcome)
 
@@ -80,7 +83,8 @@ class ShardWriter:
             max_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             warnings=dict(sorted(self._warnings.items())),
             gates=self._gates(),
-            sizes={s: tuple(sizes.get(s) for sizes in self._sizes) for s in sorted(set().union(*self._sizes))},
+            sizes=_by_suffix(self._sizes),
+            checks=_by_suffix(self._checks),
         )
 
     def _gates(self) -> dict[str, float]:
@@ -90,6 +94,10 @@ class ShardWriter:
             mean = sum(coverage) / len(coverage)
             sums = {"coverage_min": min(coverage), "coverage_mean": round(mean, 6), "coverage_max": max(coverage)}
         return sums | ({"mask_iou_min": min(iou)} if iou else {})
+
+
+def _by_suffix(samples: list[dict[str, int]]) -> dict[str, tuple[int | None, ...]]:
+    return {suffix: tuple(sample.get(suffix) for sample in samples) for suffix in sorted(set().union(*samples))}
 
 
 @dataclass

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from manifests.errors import Refused
+from manifests.errors import Refused, Stopped
 from manifests.mappings import mean_and_deviation
 from manifests.samples import (
     JSON,
@@ -35,10 +36,12 @@ from training.augment import (
 )
 from training.augment import weak_picture as make_weak_picture
 from training.batches import RawBatch, RawLabelledBatch
-from training.join import DamagedShard, DataSettings, Shard, Source, naming, read_joined
+from training.join import DataSettings, Shard, Source
 from training.labelled import label_of
 from training.objects import cloud_of, num_views, picture_of
 from training.order import EpochOrder, Given, Range, epoch_ranges
+from training.places import DamagedShard, naming
+from training.reading import read_pieces
 
 
 @dataclass(frozen=True)
@@ -168,17 +171,19 @@ class EpochSamples(IterableDataset):
     def _read(self, epoch: int, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
         """The objects at these ascending positions of the concatenated ranges, read forwards."""
         views_draw = _ViewDraw(self.seed, epoch, self.settings)
-        position = 0
+        pieces, position = [], 0
         for piece in ranges:
-            shard, size = self.source.shards[piece.shard], piece.stop - piece.start
+            size = piece.stop - piece.start
             inside = positions[bisect_left(positions, position) : bisect_left(positions, position + size)]
-            numbers = [piece.start + p - position for p in inside]
-            joined = read_joined(shard, numbers, self._wanted, views_draw)
-            for at, (shape, views) in zip(inside, joined, strict=True):
+            pieces.append((self.source.shards[piece.shard], [piece.start + p - position for p in inside]))
+            position += size
+        arriving = iter(positions)
+        joined = read_pieces(pieces, self._wanted, views_draw)
+        for shard, numbers in pieces:
+            for shape, views in islice(joined, len(numbers)):
                 with naming(shard.views, views.key):
                     view, rng = views_draw.take(views)
-                yield at, Drawn(shard, shape, views, view, rng)
-            position += size
+                yield next(arriving), Drawn(shard, shape, views, view, rng)
 
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         """Whether a member of a shape is read."""
@@ -326,8 +331,11 @@ class _Onwards(IterableDataset):
 
 
 def batches_of(loader: Loader) -> Iterator[Any]:
-    """Batches of an epoch; what a reader process raised about a shard is one line again."""
+    """Batches of an epoch; what a reader process raised about a shard or a store is one line again."""
     try:
         yield from loader
-    except DamagedShard as error:
-        raise DamagedShard(str(error).strip().splitlines()[-1].rpartition("DamagedShard: ")[2]) from error
+    except Stopped as error:
+        kind = DamagedShard if isinstance(error, DamagedShard) else Stopped
+        if type(error) is not kind:
+            raise
+        raise kind(str(error).strip().splitlines()[-1].rpartition(f"{kind.__name__}: ")[2]) from error

@@ -1,24 +1,22 @@
 """Which objects of a build have views, and where: shapes and a view set are merge-joined by their records.
 
-Opening reads records alone; `read_joined` then reads the tars and holds them to their records.
+Opening reads records alone; training.reading then reads the tars and holds them to their records.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import IO, Annotated, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from manifests import store
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused
 from manifests.presets import AnyViews
 from manifests.records import Record, read_record, record_path
-from manifests.samples import BLOCK, Sample, Wanted, everything, read_sample, read_samples
 from manifests.shards import (
     BuildManifest,
     ViewSetManifest,
@@ -28,14 +26,13 @@ from manifests.shards import (
     view_set_names,
     views_tar,
 )
+from training.cache import Cache, open_cache
+from training.places import Places, places_of
 from training.subsets import subset_of, views_of
 
 log = logging.getLogger(__name__)
+_REQUESTS = 16  # at once
 Positive = Annotated[int, Field(ge=1)]
-
-
-class DamagedShard(Stopped, ValueError):
-    """A tar does not hold what its record says. One line: file, key, reason."""
 
 
 class DataSettings(BaseModel):
@@ -48,7 +45,8 @@ class DataSettings(BaseModel):
     shuffle: size of the buffer, samples. workers: reader processes of each GPU, beside the one that trains; 0: it reads
     by itself, which is best on a CPU. A core reads some 500 full-size samples a second, so a GPU that takes n a second
     wants n / 500 + 1 of them; each keeps two batches and a buffer ahead (full size: 0.4 MB a sample of a batch, 0.1 MB
-    of the buffer). allow_incomplete: read an unfinished build.
+    of the buffer). cache: a local folder that keeps tars of an object store, up to cache_gb (training.cache); every
+    process of the machine may share it. allow_incomplete: read an unfinished build.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,39 +62,13 @@ class DataSettings(BaseModel):
     objects: str = ""
     shuffle: Positive = 1024
     workers: Annotated[int, Field(ge=0)] = 0
+    cache: str = ""
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0
     allow_incomplete: bool = False
 
     def views_of(self, count: int) -> Sequence[int]:
         """Which of an object's views are used, ascending."""
         return views_of(count, self.num_views, self.view_choice)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where n samples lie in a tar. offsets: int64 (n,), of their first headers. sizes: int64 (n, suffixes), bytes of
-    each member in the order of the tar, -1 where a sample has none; no suffixes where the record does not tell.
-    """
-
-    offsets: np.ndarray
-    suffixes: tuple[str, ...]
-    sizes: np.ndarray
-
-    def only(self, numbers: Sequence[int]) -> Places:
-        """Those of some of the samples."""
-        return Places(self.offsets[numbers], self.suffixes, self.sizes[numbers])
-
-    def read(self, file: IO[bytes], number: int, key: str, wanted: Wanted) -> Sample:
-        """One sample with its wanted members. Raises ValueError when the tar does not hold it there."""
-        offset = int(self.offsets[number])
-        if self.suffixes:
-            sizes = zip(self.suffixes, self.sizes[number].tolist(), strict=True)
-            return read_sample(file, key, offset, [(s, size) for s, size in sizes if size >= 0], wanted)
-        file.seek(offset)
-        for _, sample in read_samples(file, wanted):
-            if sample.key != key:
-                raise ValueError(f"found {sample.key} where its record says {key}")
-            return sample
-        raise ValueError("the tar ends before it: fewer samples than its record says")
 
 
 @dataclass(frozen=True)
@@ -108,6 +80,7 @@ class Shard:
     keys: tuple[str, ...]
     shapes_places: Places
     views_places: Places
+    cache: Cache | None = None
 
     def only(self, keys: frozenset[str]) -> Shard:
         """The shard with these objects alone."""
@@ -168,9 +141,7 @@ def open_source(shards: str, settings: DataSettings) -> Source:
         raise Refused(f"{out}/views/{settings.views} was drawn from other shapes: delete it and draw it again")
     subset = subset_of(out, manifest, settings.split, settings.classes, settings.candidates, settings.objects)
     joined, left_out = [], 0
-    for number in range(manifest.num_shards[settings.split]):
-        tars = shapes_tar(out, settings.split, number), views_tar(out, settings.views, settings.split, number)
-        shard, missing = _join(*tars, settings.allow_incomplete)
+    for shard, missing in _joined(out, manifest, view_set, settings):
         if shard is not None and subset.keys is not None:
             shard = shard.only(subset.keys)
         if shard is not None and shard.keys:
@@ -178,7 +149,28 @@ def open_source(shards: str, settings: DataSettings) -> Source:
         left_out += missing
     if left_out:
         log.warning("%s: %d objects are left out: their views failed or were skipped", out, left_out)
+    if settings.cache and store.is_url(out) and joined:
+        largest = max(places.bytes for shard in joined for places in (shard.shapes_places, shard.views_places))
+        cache = open_cache(settings.cache, settings.cache_gb, largest)
+        joined = [replace(shard, cache=cache) for shard in joined]
     return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels)
+
+
+def _joined(
+    out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings
+) -> Iterable[tuple[Shard | None, int]]:
+    """`_join` of each shard of the split; the records of several at once where each is a request to a store."""
+    split, hashes = settings.split, (manifest.shapes_hash, view_set.hash)
+
+    def join(number: int) -> tuple[Shard | None, int]:
+        tars = shapes_tar(out, split, number), views_tar(out, settings.views, split, number)
+        return _join(*tars, hashes, settings.allow_incomplete)
+
+    numbers = range(manifest.num_shards[split])
+    if not store.is_url(out):
+        return map(join, numbers)
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        return list(pool.map(join, numbers))
 
 
 def channels_of(preset: AnyViews) -> tuple[str, ...]:
@@ -186,10 +178,10 @@ def channels_of(preset: AnyViews) -> tuple[str, ...]:
     return tuple(preset.channels)
 
 
-def _join(shapes: str, views: str, allow_incomplete: bool) -> tuple[Shard | None, int]:
+def _join(shapes: str, views: str, hashes: tuple[str, str], allow_incomplete: bool) -> tuple[Shard | None, int]:
     """The joined shard and how many objects are declared to have no views. Raises Refused where records disagree."""
     records: list[Record] = []
-    for tar in (shapes, views):
+    for tar, hash in zip((shapes, views), hashes, strict=True):
         try:
             record = read_record(record_path(tar))
         except ValueError as error:
@@ -198,6 +190,8 @@ def _join(shapes: str, views: str, allow_incomplete: bool) -> tuple[Shard | None
             if allow_incomplete:
                 return None, 0
             raise Refused(f"{tar} or its record is missing: run the build again, or data.allow_incomplete=true")
+        if record.hash != hash:
+            raise Refused(f"{tar} was made with other settings than the manifest says: it is of another build")
         records.append(record)
     declared = {f.key for f in records[1].failures} | {s.key for s in records[1].skipped}
     expected = tuple(key for key in records[0].keys if key not in declared)
@@ -205,58 +199,8 @@ def _join(shapes: str, views: str, allow_incomplete: bool) -> tuple[Shard | None
         odd = sorted(set(expected) ^ set(records[1].keys)) or ["the order"]
         raise Refused(f"{views} does not fit {shapes}: {odd[0]} differs; draw this view set again")
     try:
-        places = [_places(record) for record in records]
+        places = [places_of(record) for record in records]
     except (ValueError, TypeError, OverflowError) as error:
         raise Refused(f"the record of {shapes} or {views} is damaged: {error}") from error
     kept = [number for number, key in enumerate(records[0].keys) if key not in declared]
     return Shard(shapes, views, expected, places[0].only(kept), places[1]), records[0].count - len(expected)
-
-
-def _places(record: Record) -> Places:
-    """Where a record's samples lie. Raises ValueError when that cannot be."""
-    columns = [[-1 if size is None else size for size in column] for column in record.sizes.values()]
-    shape = len(columns), len(record.keys)
-    offsets, sizes = np.array(record.offsets, np.int64), np.array(columns, np.int64).reshape(shape).T
-    if offsets.shape != shape[1:]:
-        raise ValueError("its offsets are not as many as its keys")
-    ends = offsets + np.where(sizes < 0, 0, BLOCK + sizes + -sizes % BLOCK).sum(axis=1)
-    if (offsets < 0).any() or (ends > np.append(offsets[1:], record.bytes)).any():
-        raise ValueError("its samples lie beyond each other")
-    return Places(offsets, tuple(record.sizes), sizes)
-
-
-def read_joined(
-    shard: Shard, numbers: Sequence[int], shapes_wanted: Wanted = everything, views_wanted: Wanted = everything
-) -> Iterator[tuple[Sample, Sample]]:
-    """(shape, views) of the samples with these ascending numbers of a joined shard, with their wanted members.
-
-    Of local tars nothing else is read, but for headers where a record does not tell the sizes of members. Raises
-    DamagedShard naming the tar and the key when a tar ends early, is damaged or holds another key.
-    """
-    if not len(numbers):
-        return
-    with _opened(shard.shapes) as shapes_file, _opened(shard.views) as views_file:
-        for number in numbers:
-            key = shard.keys[number]
-            with naming(shard.shapes, key):
-                shape = shard.shapes_places.read(shapes_file, number, key, shapes_wanted)
-            with naming(shard.views, key):
-                views = shard.views_places.read(views_file, number, key, views_wanted)
-            yield shape, views
-
-
-def _opened(tar: str) -> IO[bytes]:
-    try:
-        return store.open_reading(tar, ahead=False)
-    except OSError as error:
-        raise DamagedShard(f"{tar}: {error.strerror or error}") from error
-
-
-@contextmanager
-def naming(tar: str, key: str) -> Iterator[None]:
-    """Turns what damaged bytes raise into DamagedShard, naming the tar and the key."""
-    try:
-        yield
-    except (ValueError, KeyError, IndexError, EOFError, OSError) as error:
-        reason = f"no member {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise DamagedShard(f"{tar}: {key}: {reason}; `python -m pipeline check` finds what is damaged") from error

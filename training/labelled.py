@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from manifests.samples import Sample
-from training.join import DataSettings, Shard, Source, naming
+from training.join import DataSettings, Shard, Source
+from training.places import naming
 from training.splits import BATCH, SplitReader, ViewOf
 
 UNKNOWN = -1  # the label of an object that has none

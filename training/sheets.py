@@ -18,8 +18,10 @@ from manifests.samples import Sample
 from manifests.seeds import generator, seed_digest
 from training.augment import normalize_cloud
 from training.evaluate import Examined
-from training.join import DataSettings, Shard, Source, naming, read_joined
+from training.join import DataSettings, Shard, Source
 from training.objects import cloud_of, num_views, picture_of
+from training.places import naming
+from training.reading import read_joined
 
 BLACK, RIGHT, WRONG, QUIET, RULE = (
     "#000000",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, islice
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from manifests.samples import JSON, Sample, split_view_member
 from manifests.seeds import generator
 from training.augment import normalize_cloud, weak_picture
 from training.batches import normalized
-from training.join import DataSettings, Shard, Source, naming, read_joined
+from training.join import DataSettings, Shard, Source
 from training.objects import cloud_of, num_views, picture_of
+from training.places import naming
+from training.reading import read_pieces
 
 BATCH = 32  # objects
 ViewOf = Callable[[str, int], int]  # (key, number of views in use) -> the one that is read
@@ -93,19 +95,27 @@ class SplitReader(IterableDataset):
     def __iter__(self) -> Iterator[NotedBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        for number in self.numbers[worker::workers]:
-            first = number * self.batch_size
-            found = list(self._objects(range(first, min(first + self.batch_size, self.source.total))))
+        firsts = [number * self.batch_size for number in self.numbers[worker::workers]]
+        batches = [list(self._pieces(range(n, min(n + self.batch_size, self.source.total)))) for n in firsts]
+        joined = read_pieces([piece for pieces in batches for piece in pieces], views_wanted=self._pictured)
+        for pieces in batches:
+            found = list(self._objects(pieces, joined))
             if found:
                 yield self._collate(found)
 
-    def _objects(self, positions: range) -> Iterator[tuple[str, np.ndarray, np.ndarray, Any]]:
-        """(key, pictures, points, note) of the objects at these positions of the split."""
+    def _pieces(self, positions: range) -> Iterator[tuple[Shard, list[int]]]:
+        """Shards with numbers of their samples: those at these positions of the split."""
         for index, inside in groupby(positions, lambda position: bisect_right(self._ends, position)):
             shard = self.source.shards[index]
             start = self._ends[index] - len(shard.keys)
-            joined = read_joined(shard, [position - start for position in inside], views_wanted=self._pictured)
-            for shape, views in joined:
+            yield shard, [position - start for position in inside]
+
+    def _objects(
+        self, pieces: list[tuple[Shard, list[int]]], joined: Iterator[tuple[Sample, Sample]]
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray, Any]]:
+        """(key, pictures, points, note) of the next objects of `joined`, which are those of `pieces`."""
+        for shard, numbers in pieces:
+            for shape, views in islice(joined, len(numbers)):
                 noted = () if self.note is None else self.note(shard, shape)
                 if noted is not None:
                     yield shape.key, *self._whole(shard, shape, views), noted

@@ -37,8 +37,9 @@ from manifests.mappings import NORMALIZE  # noqa: E402
 from training.augment import AugmentSettings  # noqa: E402
 from training.batches import RawBatch  # noqa: E402
 from training.data import Drawn, Form, Loader, UnlabelledSamples, batches_of  # noqa: E402
-from training.join import DataSettings, Source, open_source, read_joined  # noqa: E402
+from training.join import DataSettings, Source, open_source  # noqa: E402
 from training.objects import num_views, picture_of  # noqa: E402
+from training.reading import read_joined  # noqa: E402
 from training.recipe import read_recipe  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

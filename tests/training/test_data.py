@@ -19,9 +19,10 @@ from manifests.errors import Refused
 from training.augment import AugmentSettings
 from training.batches import Batch, RawBatch
 from training.data import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
-from training.join import DamagedShard, DataSettings, open_source
+from training.join import DataSettings, open_source
 from training.labelled import labelled
 from training.order import went_on
+from training.places import DamagedShard
 
 FORM = Form(image_size=64, patch=8, mask_cell=16, mask_ratio=0.3)
 SETTINGS = DataSettings(views="rgb12", num_points=128, shuffle=16)
@@ -329,7 +330,8 @@ def test_declared_failures_are_left_out_and_counted(shards, tmp_path, caplog) ->
     record = json.loads(path.read_text())
     gone = record["keys"].pop()
     record["offsets"].pop()
-    record["sizes"] = {suffix: sizes[:-1] for suffix, sizes in record["sizes"].items()}
+    for name in ("sizes", "checks"):
+        record[name] = {suffix: numbers[:-1] for suffix, numbers in record[name].items()}
     record["failures"] = [{"key": gone, "id": gone, "stage": "render", "reason": "planted"}]
     path.write_text(json.dumps(record))
     with caplog.at_level(logging.WARNING):
@@ -406,6 +408,7 @@ def test_an_object_without_a_label_is_named(shards, tmp_path, workers: int) -> N
     assert len(planted) == second - first
     assert b'"label":null' in planted
     tar.write_bytes(whole[:first] + planted + whole[second:])
+    tar.with_suffix(".json").write_text(json.dumps({**record, "checks": {}}))  # as of an older build
     source = open_source(str(out), settings)
     loader = Loader(SupervisedSamples(source, settings, AugmentSettings(), FORM, 1, 0))
     with pytest.raises(DamagedShard) as caught:

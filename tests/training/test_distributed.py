@@ -97,7 +97,7 @@ PRIMITIVES = """
 import json, sys, torch
 from training import distributed as d
 from manifests.errors import Refused, Stopped
-from training.join import DamagedShard
+from training.places import DamagedShard
 from training.towers.batch_norm import GlobalBatchNorm1d
 
 d.start()

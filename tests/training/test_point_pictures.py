@@ -14,7 +14,8 @@ from PIL import Image
 from manifests.mappings import tower_picture, value_range
 from manifests.samples import decode_array
 from renderers.backends import draw
-from training.join import DataSettings, open_source, read_joined
+from training.join import DataSettings, open_source
+from training.reading import read_joined
 from training.objects import picture_of
 from training.splits import SplitReader
 

@@ -184,14 +184,14 @@ def test_which_views(arguments: tuple, used: list[int]) -> None:
 def spied(monkeypatch: pytest.MonkeyPatch, module: object) -> Counter:
     """Counts the views of which a member was read."""
     read: Counter = Counter()
-    whole = module.read_joined
+    whole = module.read_pieces
 
-    def read_joined(*arguments, **options):
+    def read_pieces(*arguments, **options):
         for shape, views in whole(*arguments, **options):
             read.update(found[0] for name in views.members if (found := split_view_member(name)))
             yield shape, views
 
-    monkeypatch.setattr(module, "read_joined", read_joined)
+    monkeypatch.setattr(module, "read_pieces", read_pieces)
     return read
 
 
