@@ -13,6 +13,7 @@ from manifests.samples import BLOCK
 from manifests.seeds import seed_digest
 from pipeline.build import BuiltObject, missing_tars, stored_objects
 from pipeline.careful import CarefulMaker
+from pipeline.finished import FinishedRecords
 from pipeline.plan import Job, Plan
 
 TRIALS = 3
@@ -67,7 +68,8 @@ def forecast(plan: Plan, jobs: list[Job]) -> Forecast:
     splits: dict[str, int] = {}
     for job in jobs:
         splits[job.split] = splits.get(job.split, 0) + len(job.assets)
-    left = [asset for job in jobs if missing_tars(job, plan) != (False, []) for asset in job.assets]
+    records = FinishedRecords()
+    left = [asset for job in jobs if missing_tars(job, plan, records.is_done) != (False, []) for asset in job.assets]
     trials, failures, memory_mb = _try(plan, left)
     return Forecast(
         objects=sum(splits.values()),

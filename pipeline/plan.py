@@ -6,8 +6,11 @@ is a random sample of its split, and shard 17 is shard 17 on any cluster.
 
 from __future__ import annotations
 
+import gc
 import importlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -207,6 +210,23 @@ def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, 
 
     Raises Refused when the source is missing, holds nothing of the dataset, or is a partial copy.
     """
+    with _uncollected():
+        return _plan_and_jobs(recipe, source, out)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps the collector of cycles still: it would go through all assets made so far, again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _plan_and_jobs(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, list[Job]]:
     table = load_table(recipe.dataset)
     root = source_folder(table, source)
     table = complete_table(table, root)
@@ -279,9 +299,8 @@ def list_assets(recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> 
         keys = make_keys([asset.id for asset in kept], [asset.source for asset in kept])
     except ValueError as error:
         raise Refused(f"{root}: {error}") from error
-    return sorted(
-        (replace(asset, key=key) for asset, key in zip(kept, keys, strict=True)), key=lambda a: (a.split, a.key)
-    )
+    named = (Asset(a.id, a.source, a.split, a.class_name, key) for a, key in zip(kept, keys, strict=True))
+    return sorted(named, key=lambda asset: (asset.split, asset.key))
 
 
 def _refuse_division(recipe: BuildRecipe, table: DatasetTable, module: ModuleType) -> None:

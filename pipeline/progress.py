@@ -19,7 +19,8 @@ class BuildProgress:
         self._console = console
         self._started = self._said = time.monotonic()
         self._total = 0
-        self._by_job: dict[tuple[str, int], list[int]] = {}
+        self._objects = self._failures = 0
+        self._running: dict[tuple[str, int], list[int]] = {}  # (objects, failures) of jobs that may yet be run again
         self._bar: Progress | None = None
 
     def __enter__(self) -> BuildProgress:
@@ -53,18 +54,23 @@ class BuildProgress:
         """Takes in what happened to a job."""
         key = (event.job.split, event.job.shard)
         if event.state == "again":
-            self._by_job.pop(key, None)
+            objects, failures = self._running.pop(key, (0, 0))
+            self._objects, self._failures = self._objects - objects, self._failures - failures
             self._console.print(
                 f"shard {key[0]}-{key[1]:05d}: its worker died; again, an asset at a time", highlight=False
             )
+        if event.state == "done":
+            self._running.pop(key, None)
         if event.progress is not None:
-            counts = self._by_job.setdefault(key, [0, 0])
+            counts = self._running.setdefault(key, [0, 0])
             counts[0] += event.progress.objects
             counts[1] += event.progress.failures
+            self._objects += event.progress.objects
+            self._failures += event.progress.failures
         self._show()
 
     def _show(self) -> None:
-        objects, failures = (sum(counts[i] for counts in self._by_job.values()) for i in (0, 1))
+        objects, failures = self._objects, self._failures
         seconds = time.monotonic() - self._started
         rate = f"{objects / seconds:.1f} objects/s" if seconds > 0 else ""
         if self._bar is not None:
