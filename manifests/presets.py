@@ -7,12 +7,14 @@ set's identity, so a preset holds no policy (workers, time limits).
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from manifests.errors import Refused
 from manifests.frames import FrameViews
 from manifests.picture_files import FileViews
 from manifests.recipes import Value, digest, load_toml, merge, names_in, refuse_invalid, unknown_name
@@ -282,6 +284,10 @@ def load_preset(name: str, changes: dict[str, Value] | None = None) -> tuple[str
     shipped = load_toml(FOLDER / f"{name}.toml")
     preset = parse_preset(merge(shipped, changes), f"preset {name}")
     if given is not None:
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}", str(given)):  # it becomes a folder in OUT/views
+            raise Refused(
+                f"preset {name}: name={str(given)[:60]!r}: up to 80 letters, digits, _, - and . after the first"
+            )
         return str(given), preset
     changed = preset != parse_preset(shipped, f"preset {name}")
     return (f"{name}-{preset_hash(preset)[:6]}" if changed else name), preset

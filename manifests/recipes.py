@@ -21,15 +21,37 @@ from manifests.errors import Refused
 
 Value = Any  # what TOML holds: str, int, float, bool, list or dict of these
 Recipe = TypeVar("Recipe", bound=BaseModel)
+_DEPTH = 12  # of tables and lists inside each other
 BACKENDS = ("raycast", "rasterize", "depth", "pointclip", "realistic", "files", "frames")  # parts of a key to pydantic
 
 
 def load_toml(path: Path) -> dict[str, Value]:
     """The values of a TOML file. Raises Refused naming the file when it is missing or does not parse."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"cannot read {path}: {error}") from error
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot read {path}: {_one_line(str(error))}") from error
+
+
+def parse_toml(text: str) -> dict[str, Value]:
+    """The values of a text in TOML. Raises ValueError in one line when it does not parse or is nested too deep."""
+    try:
+        values = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    level: list[Value] = [values]
+    for _ in range(_DEPTH):
+        inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+        level = [v for each in inner for v in each]
+    if level:
+        raise ValueError(f"nested deeper than {_DEPTH} tables and lists")
+    return values
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def names_in(folder: Path) -> list[str]:
@@ -39,6 +61,7 @@ def names_in(folder: Path) -> list[str]:
 
 def unknown_name(what: str, name: str, known: Sequence[str], hint: str = "") -> Refused:
     """A Refused for a name that is not in a list, naming the nearest one that is."""
+    name = _one_line(name[:100])
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     guess = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
     return Refused(f"unknown {what} {name}{guess}" + (f" ({hint})" if hint else ""))
@@ -61,8 +84,8 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Value]:
     changes: dict[str, Value] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", key):
-            raise Refused(f"{assignment!r} is not key=value")
+        if not equals or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", key) or key.count(".") > _DEPTH:
+            raise Refused(f"{_short(assignment)} is not key=value")
         *path, last = key.split(".")
         table = changes
         for part in path:
@@ -75,8 +98,8 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Value]:
 
 def _parse_value(text: str) -> Value:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -106,10 +129,11 @@ def refuse_invalid(where: str, kinds: Sequence[type[BaseModel]]) -> Iterator[Non
         if first["type"] == "extra_forbidden":
             name = str(first["loc"][-1])
             near = difflib.get_close_matches(name, sorted(_all_keys(kinds)), n=1, cutoff=0.5)
-            raise Refused(f"{where}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")) from error
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise Refused(_one_line(f"{where}: unknown key {key[-100:]}{hint}")) from error
         got = "" if first["type"] in ("missing", "value_error") else f", got {_short(first['input'])}"
         message = first["msg"].removeprefix("Value error, ")
-        raise Refused(f"{where}: {key + ': ' if key else ''}{message}{got}") from error
+        raise Refused(_one_line(f"{where}: {key[-100:] + ': ' if key else ''}{message}{got}")) from error
 
 
 def _all_keys(kinds: Iterable[Any]) -> set[str]:
@@ -160,12 +184,16 @@ def to_toml(values: dict[str, Value]) -> str:
 def _toml_lines(table: dict[str, Value], path: tuple[str, ...]) -> Iterator[str]:
     plain = {k: v for k, v in table.items() if not isinstance(v, dict) and v is not None}
     if path and (plain or not table):
-        yield f"\n[{'.'.join(path)}]"
+        yield f"\n[{'.'.join(map(_toml_key, path))}]"
     for key, value in plain.items():
-        yield f"{key} = {_toml_value(value)}"
+        yield f"{_toml_key(key)} = {_toml_value(value)}"
     for key, value in table.items():
         if isinstance(value, dict):
             yield from _toml_lines(value, (*path, key))
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
 
 
 def _toml_value(value: Value) -> str:

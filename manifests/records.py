@@ -11,13 +11,18 @@ import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from json.encoder import encode_basestring_ascii
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from manifests import store
 
 MAX_KEY_BYTES = 80
 STAGES = ("load", "sample", "mesh", "render", "encode")
 KINDS = ("timeout", "memory", "crash")
+_STRICT = ConfigDict(extra="forbid")
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]  # it becomes part of files' names
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,9 @@ class Failure:
     where the machine ended the attempt, and says what is wrong with the data otherwise.
     """
 
-    key: str
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    key: Key
     id: str
     stage: str
     reason: str
@@ -59,7 +66,9 @@ class Failure:
 class Skipped:
     """An object that a view set leaves out by rule, such as `no mesh` for a mesh preset."""
 
-    key: str
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    key: Key
     reason: str
 
 
@@ -77,13 +86,15 @@ class Record:
     views, and the smallest mask_iou where it is measured; empty for shapes and meshes.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     format: int
-    count: int
-    bytes: int
-    sha256: str
+    count: Count
+    bytes: Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")]  # the name of a file in a cache
     hash: str
-    keys: tuple[str, ...]
-    offsets: tuple[int, ...]
+    keys: tuple[Key, ...]
+    offsets: tuple[Count, ...]
     failures: tuple[Failure, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
@@ -91,7 +102,7 @@ class Record:
     max_rss_mb: float = 0.0
     warnings: dict[str, int] = field(default_factory=dict)
     gates: dict[str, float] = field(default_factory=dict)
-    sizes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+    sizes: dict[str, tuple[Count | None, ...]] = field(default_factory=dict)
     checks: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -100,17 +111,16 @@ class Record:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Record:
-        """The record of plain values. Raises ValueError naming the key that is missing or unknown."""
+        """The record of plain values. Raises ValueError naming the key that is missing, unknown or of another type."""
         try:
-            values = dict(values)
-            values["keys"], values["offsets"] = tuple(values["keys"]), tuple(values["offsets"])
-            values["failures"] = tuple(Failure(**f) for f in values["failures"])
-            values["skipped"] = tuple(Skipped(**s) for s in values["skipped"])
-            for name in ("sizes", "checks"):
-                values[name] = {suffix: tuple(numbers) for suffix, numbers in values.get(name, {}).items()}
-            return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a record: {error}") from error
+            return _RECORD.validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))[:100]
+            raise ValueError(" ".join(f"not a record: {where}: {first['msg']}".split())) from error
+
+
+_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 def read_record(path: str) -> Record | None:
@@ -130,11 +140,23 @@ def read_json(path: str) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        values = json.loads(data)
+        return parse_json(data)
     except ValueError as error:
-        raise ValueError(f"{path}: damaged JSON ({error})") from error
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse_json(data: bytes | str) -> dict[str, Any]:
+    """The JSON object of a file's bytes. Raises ValueError, in one line, when it is none, nested too deep or holds
+    halves of characters, which nothing can be called."""
+    try:
+        values = json.loads(data)
+        if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():
+            json.dumps(values, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        said = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise ValueError(f"damaged JSON ({said})") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a JSON object")
+        raise ValueError("not a JSON object")
     return values
 
 
@@ -187,3 +209,19 @@ def asset_line(asset: Asset) -> bytes:
     values = (asset.split, asset.key, asset.id, asset.class_name, asset.source)
     # as json.dumps writes them, at a third of its time: there may be millions
     return f"[{', '.join('null' if v is None else encode_basestring_ascii(v) for v in values)}]\n".encode()
+
+
+def parse_assets(data: bytes) -> list[Asset]:
+    """The assets of OUT/assets.jsonl. Raises ValueError, in one line, when it is damaged."""
+    try:
+        rows = _ASSET_ROWS.validate_python([json.loads(line) for line in data.splitlines()])
+    except RecursionError as error:
+        raise ValueError("damaged JSON (nested too deep)") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"line {int(first['loc'][0]) + 1}: {' '.join(first['msg'].split())}") from error
+    return [Asset(id, source, split, class_name, key) for split, key, id, class_name, source in rows]
+
+
+_Split = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
+_ASSET_ROWS = TypeAdapter(list[tuple[_Split, Key, str, str | None, str]])

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,9 +24,11 @@ EMPTY_CODE = 0
 FAR_CODE = 65535
 JPEG_QUALITY = 95
 PNG_LEVEL = 3
+MAX_PIXELS = 1 << 26  # of a picture; no preset makes one of more
 BLOCK = 512
 ADLER = 65521
 _END = bytes(BLOCK)
+_ROOM = 64 << 20
 
 JSON = "json"
 POINTS = "points.npy"
@@ -42,8 +46,14 @@ class Sample:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The sample's json member."""
-        return json.loads(self.members[JSON])
+        """The sample's json member. Raises ValueError when it is no object, KeyError when there is none."""
+        try:
+            values = json.loads(self.members[JSON])
+        except RecursionError as error:
+            raise ValueError("its json is nested too deep") from error
+        if not isinstance(values, dict):
+            raise ValueError("its json is no object")
+        return values
 
 
 Wanted = Callable[[Sample, str], bool]
@@ -57,7 +67,7 @@ def view_member(view: int, channel: str, suffix: str) -> str:
 def split_view_member(suffix: str) -> tuple[int, str] | None:
     """(view, channel) of a picture's suffix, or None for a member that is none."""
     parts = suffix.split(".")
-    if len(parts) == 3 and parts[0][:1] == "v" and parts[0][1:].isdigit():
+    if len(parts) == 3 and re.fullmatch("v[0-9]{1,6}", parts[0]):
         return int(parts[0][1:]), parts[1]
     return None
 
@@ -75,8 +85,27 @@ def encode_array(array: np.ndarray) -> bytes:
 
 
 def decode_array(data: bytes) -> np.ndarray:
-    """The array of .npy bytes. Raises ValueError when damaged; never unpickles."""
+    """The array of .npy bytes. Raises ValueError when damaged or of other than numbers; never unpickles."""
+    shape, dtype, start = npy_header(data)
+    if math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError(f"an npy file whose header announces {str(shape)[:60]} and does not hold just that")
     return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
+    """(shape, dtype, where the values begin) of .npy bytes. Raises ValueError when it is none, or not of numbers."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except Exception as error:  # the header is a literal of Python, whose parser has errors of its own
+        raise ValueError(f"not a readable npy file ({type(error).__name__})") from error
+    if dtype.kind not in "fiub":
+        raise ValueError(f"an npy file of {str(dtype)[:40]}; numbers are needed (pickles are never opened)")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its header announces {str(shape)[:60]}, more than its bytes hold")
+    return shape, dtype, file.tell()
 
 
 def depth_codes(depth: np.ndarray, near: float, far: float) -> tuple[np.ndarray, int]:
@@ -115,20 +144,24 @@ def encode_picture(array: np.ndarray, suffix: str) -> bytes:
 
 
 def decode_picture(data: bytes) -> np.ndarray:
-    """uint8 (H, W, 3), uint8 (H, W) or uint16 (H, W) of a picture's bytes. Raises ValueError when damaged."""
+    """uint8 (H, W, 3), uint8 (H, W) or uint16 (H, W) of a PNG's or JPEG's bytes. Raises ValueError when damaged."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
             array = np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"damaged picture: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises whatever its decoders trip over
+        raise ValueError(f"damaged picture: {' '.join(str(error).split())[:200]}") from error
     return array.astype(np.uint16) if array.dtype == np.int32 else array
 
 
 def split_name(name: str) -> tuple[str, str]:
     """(key, suffix) of a member's name, at its first dot. Raises ValueError where there is none."""
     key, dot, suffix = name.partition(".")
-    if not dot or not key or "/" in key:
-        raise ValueError(f"not a member of ours: {name}")
+    if not dot or not key or "/" in name:
+        raise ValueError(f"not a member of ours: {' '.join(name.split())[:100]}")
     return key, suffix
 
 
@@ -151,7 +184,7 @@ def read_samples(file: IO[bytes], wanted: Wanted = everything) -> Iterator[tuple
                 yield start, sample
             sample, start, seen = Sample(key, {}), position, set()
         if suffix in seen:
-            raise ValueError(f"{header.name} comes twice")
+            raise ValueError(f"{' '.join(header.name.split())[:100]} comes twice")
         seen.add(suffix)
         padded = header.size + -header.size % BLOCK
         if wanted(sample, suffix):
@@ -228,15 +261,28 @@ def _read_header(file: IO[bytes]) -> _Header | None:
         name = f"{block[345:500].partition(bytes(1))[0].decode('utf-8', 'replace')}/{name}"
     name = long.get("path", name)
     if kind not in (b"0", b"\0"):
-        raise ValueError(f"{name} is no file")
-    return _Header(name, int(long.get("size", size)), length)
+        raise ValueError(f"{' '.join(name.split())[:100]} is no file")
+    if not (told := long.get("size", str(size))).isdecimal() or len(told) > 18:
+        raise ValueError("damaged tar: an extended header's size is none")
+    return _Header(name, int(told), length)
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytes:
-    data = file.read(size)
+    """So many bytes; of a header that lies no more room is asked for than there is."""
+    data = file.read(min(size, _ROOM))
+    if len(data) == _ROOM:
+        data += _rest(file, size - _ROOM)
     if len(data) < size:
         raise ValueError("damaged tar: it is cut")
     return data
+
+
+def _rest(file: IO[bytes], size: int) -> bytes:
+    parts = []
+    while size > 0 and (part := file.read(min(size, _ROOM))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 def _sum(data: bytes) -> int:

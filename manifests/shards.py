@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from manifests import store
 from manifests.errors import Refused
@@ -29,6 +29,8 @@ MANIFEST = "manifest.json"
 RECIPE = "recipe.toml"
 ASSETS = "assets.jsonl"
 LOCK = "build.lock"
+MAX_SHARDS = 1_000_000  # of a split: a number beyond is damage, and no reader looks for so many files
+SPLIT_NAME = r"^[A-Za-z0-9_-]{1,80}$"  # it becomes part of a file's name
 
 
 class SplitCounts(BaseModel):
@@ -36,10 +38,10 @@ class SplitCounts(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    assets: int
-    samples: int
-    failures: int
-    shards: int
+    assets: Annotated[int, Field(ge=0)]
+    samples: Annotated[int, Field(ge=0)]
+    failures: Annotated[int, Field(ge=0)]
+    shards: Annotated[int, Field(ge=0, le=MAX_SHARDS)]
 
 
 class BuildManifest(BaseModel):
@@ -56,7 +58,7 @@ class BuildManifest(BaseModel):
     dataset: str
     classes: tuple[str, ...]
     prompt_names: tuple[str, ...]
-    splits: dict[str, SplitCounts]
+    splits: dict[Annotated[str, Field(pattern=SPLIT_NAME)], SplitCounts]
     shapes_hash: str
     assets_hash: str
     recipe: dict[str, Any]
@@ -137,12 +139,13 @@ def read_view_set(out: str, name: str) -> ViewSetManifest | None:
 
 def _typed(adapter: TypeAdapter[Any], values: dict[str, Any], path: str) -> Any:
     if values.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {values.get('format')}, this version reads {FORMAT}")
+        raise ValueError(f"{path}: format {str(values.get('format'))[:20]!r}, this version reads {FORMAT}")
     try:
         return adapter.validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        where = ".".join(map(str, first["loc"]))[-100:]
+        raise ValueError(" ".join(f"{path}: {where}: {first['msg']}".split())) from error
 
 
 def write_manifest(out: str, manifest: BuildManifest) -> None:

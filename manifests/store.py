@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -130,12 +131,20 @@ def upload(local: str, path: str) -> None:
 
 
 def read_bytes(path: str) -> bytes | None:
-    """The whole file, or None where there is none."""
+    """The whole file, or None where there is none.
+
+    Raises ValueError naming the path where something else stands in its place, such as a folder or a pipe.
+    """
     if not is_url(path):
         try:
-            return Path(path).read_bytes()
+            with open_reading(path) as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno in _DISK_ERRORS:
+                raise
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     fs, inner = filesystem(path)
     try:
         return patiently(path, "read", lambda: fs.cat_file(inner))
@@ -259,9 +268,11 @@ def open_reading(path: str, ahead: bool = True) -> IO[bytes]:
     """A file opened for reading; object stores read ahead (manifests.ahead). Raises FileNotFoundError.
 
     ahead=False: a local file gives what is asked for and reads no more (an object store reads ahead all the same: there
-    a few large requests cost less than many small ones).
+    a few large requests cost less than many small ones). A pipe or device in place of a file is an OSError.
     """
     if not is_url(path):
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):  # `open` would wait for it
+            raise OSError(errno.EINVAL, "a pipe or device in place of a file", path)
         return open(path, "rb", buffering=-1 if ahead else 0)
     from manifests.ahead import AheadFile  # here: it imports this module
 

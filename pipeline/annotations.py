@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 _CHUNK = 1 << 20
 _RECORD = 16 << 20  # characters of one record
 _DECODER = json.JSONDecoder()
+_BLANKS = re.compile(r"\s*")  # a file may be gigabytes of them
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def load_records(path: Path, limits: JsonLimits, name: str = "") -> Iterator[dic
                 _require_bounded(text, place, path.name)
                 continue
         while True:
-            place = _spaces(text, place)
+            place = _BLANKS.match(text, place).end()
             sign = text[place : place + 1]
             if not sign:
                 break
@@ -103,12 +105,6 @@ def _chunks(path: Path, limits: JsonLimits, *, gzipped: bool) -> Iterator[bytes]
                 yield chunk
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path.name}: {_why(error)}") from error
-
-
-def _spaces(text: str, place: int) -> int:
-    while text[place : place + 1].isspace():
-        place += 1
-    return place
 
 
 def _require_bounded(text: str, place: int, name: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from manifests.samples import npy_header
 from pipeline.load import RawShape, check_finite, read_mesh
 from pipeline.source import read_source
 
@@ -77,19 +78,11 @@ def _colors(values: np.ndarray) -> np.ndarray | None:
 
 
 def _npy(data: bytes) -> np.ndarray:
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    except (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError) as error:
-        raise ValueError(f"not a readable npy file ({type(error).__name__})") from error
-    if dtype.kind not in "fiu":
-        raise ValueError(f"an npy file of {dtype}; numbers are needed (pickles are never opened)")
+    shape, dtype, start = npy_header(data)
     if len(shape) != 2:
-        raise ValueError(f"an array of shape {shape}; (N, 3) or (N, 6) is needed")
-    if min(shape) < 0 or math.prod(shape) * dtype.itemsize > len(data) - file.tell():
-        raise ValueError(f"its header announces {shape}, more than its bytes hold: cut, or lying")
+        raise ValueError(f"an array of shape {str(shape)[:60]}; (N, 3) or (N, 6) is needed")
+    if math.prod(shape) * dtype.itemsize > len(data) - start:
+        raise ValueError(f"its header announces {str(shape)[:60]}, more than its bytes hold: cut, or lying")
     rows = np.load(io.BytesIO(data), allow_pickle=False)
     return np.asarray(rows[:, :_MAX_COLUMNS], np.float64)
 

@@ -20,6 +20,7 @@ from manifests.records import Asset
 from manifests.samples import FORMAT, JSON, depth_codes, encode_json, encode_picture, view_member
 from manifests.seeds import generator
 from pipeline.gates import one_colour
+from pipeline.materials import FORMATS
 from pipeline.shard import Members
 
 MAX_PIXELS = 64_000_000
@@ -118,7 +119,7 @@ def stretches(count: int, wanted: int, rng: np.random.Generator) -> Iterator[lis
 def _stored(frame: Frame, world_from_source: np.ndarray, preset: FrameViews) -> _Stored:
     """A frame cut and resized. Raises ValueError, or what a decoder raises, when it cannot be used."""
     mask = frame.mask() if frame.mask else None
-    with Image.open(io.BytesIO(frame.rgb())) as file:
+    with Image.open(io.BytesIO(frame.rgb()), formats=FORMATS) as file:
         width, height = file.size
         _require_size(frame, width, height, mask)
         box = (0, 0, width, height)

@@ -9,6 +9,8 @@ import gc
 import io
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from manifests.records import Asset
 from manifests.seeds import generator
 from manifests.tables import axes_matrix
 from pipeline.headers import check_header
-from pipeline.materials import SideFiles, mend_uvs, read_materials
+from pipeline.materials import TEXTURE_BROKEN, SideFiles, is_picture, mend_uvs, read_materials
 from pipeline.off import parse_off
 from pipeline.source import read_source
 from renderers.geometry import GREY, Material, Mesh, from_trimesh, transform
@@ -36,6 +38,8 @@ except ImportError as error:
 
 MESH_SUFFIXES = (".off", ".obj", ".ply", ".stl", ".glb", ".gltf")
 _NAMES = "materials of this file"  # what trimesh is told is the .mtl
+_PICTURES = ("image", "baseColorTexture")
+_UNUSED_PICTURES = ("normalTexture", "emissiveTexture", "occlusionTexture", "metallicRoughnessTexture")
 _LARGE = 100_000  # faces; a million of them as a soup take a worker half a gigabyte more
 _BOUND = 1e18  # beyond this, areas overflow in float64 when multiplied up
 
@@ -93,7 +97,9 @@ def read_mesh(path: Path, root: Path) -> RawShape:
         vertices, faces, colors = parse_off(data)
         raw = _from_off(vertices, faces, colors)
     else:
-        raw = _from_scene(*_load_scene(path, data, suffix, root))
+        scene, materials, warnings = _load_scene(path, data, suffix, root)
+        with _unreadable(suffix):
+            raw = _from_scene(scene, materials, warnings)
     raw = check_finite(raw)
     return raw if raw.mesh is None or len(raw.mesh.faces) < _LARGE else _slimmed(raw, raw.mesh)
 
@@ -122,23 +128,49 @@ def _finite_mesh(vertices: np.ndarray, faces: np.ndarray, materials: tuple, colo
 
 
 def _load_scene(path: Path, data: bytes, suffix: str, root: Path) -> tuple[Any, dict[str, Material], Counter[str]]:
-    """A trimesh scene, the materials of an OBJ by their names in it, and warnings about materials and side files.
-
-    trimesh raises whatever its parsers trip over; all of it means that the file is bad.
-    """
+    """A trimesh scene, the materials of an OBJ by their names in it, and warnings about materials and side files."""
     files, materials = SideFiles(path.resolve().parent, root), {}
     if suffix == ".obj":
         data, materials = read_materials(data.removeprefix(b"\xef\xbb\xbf"), files, path.stem)
         data = b"mtllib " + _NAMES.encode() + b"\n" + data
     resolver = _Resolver(path, files, {_NAMES: "".join(f"newmtl {name}\n" for name in materials).encode()})
-    try:
+    with _unreadable(suffix):
         scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver, process=False)
+        _leave_broken_pictures(scene, files.warnings)
+    return scene, materials, files.warnings
+
+
+@contextmanager
+def _unreadable(suffix: str) -> Iterator[None]:
+    """trimesh raises whatever its parsers trip over, some of it as late as colours are asked for; it is a ValueError of
+    one line."""
+    try:
+        yield
     except MemoryError:
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:200]
+        if type(error) is ValueError and not isinstance(error.__cause__, Exception) and len(text) == len(str(error)):
+            raise
         raise ValueError(f"not a readable {suffix[1:]} file ({type(error).__name__}: {text})") from error
-    return scene, materials, files.warnings
+
+
+def _leave_broken_pictures(scene: Any, warnings: Counter[str]) -> None:
+    """trimesh opens pictures and decodes them late: those that are cut or huge are left out here, and counted.
+
+    Of other pictures than the colours' (normals, roughness, ...) none is used.
+    """
+    judged: dict[int, bool] = {}
+    for geometry in scene.geometry.values():
+        material = getattr(getattr(geometry, "visual", None), "material", None)
+        for name in _UNUSED_PICTURES if material is not None else ():
+            if getattr(material, name, None) is not None:
+                setattr(material, name, None)
+        for name in _PICTURES if material is not None else ():
+            image = getattr(material, name, None)
+            if image is not None and not judged.setdefault(id(image), is_picture(image)):
+                setattr(material, name, None)
+                warnings[TEXTURE_BROKEN] += 1
 
 
 class _Resolver(trimesh.resolvers.FilePathResolver):
@@ -205,7 +237,7 @@ def _own_uv(geometry: Any) -> np.ndarray | None:
 
 
 def _has_picture(material: Any) -> bool:
-    return any(getattr(material, name, None) is not None for name in ("image", "baseColorTexture"))
+    return any(getattr(material, name, None) is not None for name in _PICTURES)
 
 
 def _is_placeholder(geometry: Any) -> bool:

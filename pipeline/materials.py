@@ -14,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from renderers.geometry import GREY, Material
 
@@ -31,8 +31,9 @@ INVISIBLE = "alpha of zero"  # drawn opaque
 BLACK = "black under a texture"  # a texture times Kd 0 0 0: the texture alone is drawn
 
 MAX_SIDE = 4096
-_MAX_PIXELS = 1 << 26
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TGA", "TIFF", "WEBP", "PPM", "DDS")  # none that starts another program
+MAX_PIXELS = 1 << 26
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TGA", "TIFF", "WEBP", "PPM", "DDS")  # none that starts another program
+EpsImagePlugin.gs_binary = False  # nor does Pillow start one where a mesh library opens a picture
 _BESIDE = (".", "images", "textures", "../images", "../textures")
 _ARGUMENTS = {"-mm": 2, "-o": 3, "-s": 3, "-t": 3}  # of texture options in .mtl files; all others take one
 _INVISIBLE_BELOW = 1 / 255
@@ -255,10 +256,10 @@ def _picture(name: str, files: SideFiles) -> np.ndarray | None:
 def decode_texture(data: bytes) -> tuple[np.ndarray, bool]:
     """(RGBA uint8 (H, W, 4), whether it was made smaller) of a picture's bytes. Raises ValueError when it is none."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             size = max(image.size)
             image.draft("RGB", (MAX_SIDE, MAX_SIDE))
-            if image.width * image.height > _MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels")
             picture = image.convert("RGBA")
         picture.thumbnail((MAX_SIDE, MAX_SIDE))
@@ -267,6 +268,19 @@ def decode_texture(data: bytes) -> tuple[np.ndarray, bool]:
     except Exception as error:  # Pillow raises whatever its parsers trip over
         raise ValueError(f"no picture ({type(error).__name__}: {error})") from error
     return np.asarray(picture), size > MAX_SIDE
+
+
+def is_picture(image: Image.Image) -> bool:
+    """Whether a picture that was opened, not decoded, is whole, of a known format and of a size that can be held."""
+    try:
+        if image.width * image.height > MAX_PIXELS or (image.format and image.format not in FORMATS):
+            return False
+        image.load()
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises whatever its decoders trip over
+        return False
+    return True
 
 
 def mend_uvs(uv: np.ndarray | None, textured: bool, warnings: Counter[str]) -> np.ndarray | None:

@@ -21,6 +21,7 @@ from manifests.presets import parse_preset
 from manifests.records import Asset
 from manifests.samples import FORMAT, JSON, encode_json, encode_picture, view_member
 from pipeline.gates import one_colour
+from pipeline.materials import FORMATS, MAX_PIXELS
 from pipeline.shard import Members
 
 _CORNER_TOLERANCE = 10  # of 255: a pixel this far from the corners' colour shows the object
@@ -180,7 +181,9 @@ def _find(pattern: str, fields: dict[str, str], number: int, root: Path) -> Path
 def _opened(path: Path, preset: FileViews) -> tuple[np.ndarray, float, tuple[str, bytes] | None]:
     """(uint8 (H, W, 3), coverage, (suffix, bytes) where they are stored as they are) of a picture on white."""
     data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as file:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+        if file.width * file.height > MAX_PIXELS:
+            raise ValueError(f"a picture of {file.width} x {file.height} pixels")
         file.load()
         suffix = _KEPT.get(file.format)
         image = ImageOps.exif_transpose(file)

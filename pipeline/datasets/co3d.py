@@ -8,6 +8,7 @@ the challenge's hidden sets are black and are passed over by the set lists.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -25,6 +26,7 @@ from pipeline.annotations import JsonLimits, load_json, load_records
 from pipeline.datasets.sequences import seeded_split
 from pipeline.frames import MAX_PIXELS, Frame, FrameCamera
 from pipeline.load import RawShape, read_mesh
+from pipeline.materials import FORMATS
 from pipeline.source import source_file
 
 SAVES_SPLITS = True
@@ -146,7 +148,7 @@ def assets(root: Path, table: DatasetTable, options: Co3dV2Options) -> Iterator[
         clouds = _clouds(root, category, options.limits)
         split = _division(root, category, [sequence for sequence, _ in clouds], options)
         for sequence, path in clouds:
-            if sequence in split and (root / path).exists():
+            if sequence in split and os.path.exists(root / path):
                 yield Asset(f"{category}-{sequence}", path, split[sequence], category)
 
 
@@ -353,7 +355,7 @@ def _camera(one: FrameAnnotation) -> FrameCamera | None:
 
 def _gray(root: Path, relative: str) -> np.ndarray:
     """uint8 (H, W) of a mask."""
-    with Image.open(io.BytesIO(source_file(root, relative).read_bytes())) as image:
+    with Image.open(io.BytesIO(source_file(root, relative).read_bytes()), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"a mask of {image.width} x {image.height} pixels")
         return np.asarray(image.convert("L"))
@@ -370,7 +372,7 @@ def _depth(root: Path, depth: _Depth) -> np.ndarray:
 
 def decode_depth(data: bytes, scale: float) -> np.ndarray:
     """float32 (H, W), +inf where unknown, of a PNG whose 16 bits are those of a float16; times `scale`."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         if image.width * image.height > MAX_PIXELS or image.mode not in ("I;16", "I;16B", "I"):
             raise ValueError(f"depth of mode {image.mode}, {image.width} x {image.height} pixels")
         bits = np.asarray(image).astype(np.uint16)

@@ -7,6 +7,7 @@ modelnet40_test.txt of bare ids, <class>/<id>.txt with lines `x,y,z,nx,ny,nz`. +
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,5 +93,5 @@ def _text_assets(root: Path, folder: Path, table: DatasetTable) -> Iterator[Asse
             if class_name not in table.classes or not name.removeprefix(f"{class_name}_").isdigit():
                 raise Refused(f"{path}: {name[:60]} is no id such as {table.classes[0]}_0001")
             relative = f"{inside}/{class_name}/{name}.txt".removeprefix("./")
-            if (root / relative).is_file():
+            if os.path.isfile(root / relative):  # also where the name is too long for a file
                 yield Asset(name, relative, split, class_name)

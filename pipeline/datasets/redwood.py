@@ -11,6 +11,7 @@ import bisect
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ SAVES_SPLITS = True
 WIDTH, HEIGHT = 640, 480
 K = np.array([[525.0, 0, 319.5], [0, 525.0, 239.5], [0, 0, 1]])  # PrimeSense's defaults; the devices' own are unknown
 _METRES = np.float32(0.001)
+_UNPACKED = 1 << 20
 _INDEX = JsonLimits(megabytes=64, depth=8)
 _ID = re.compile(r"\d{5}")
 _MEMBER = re.compile(r"(?:[^/]+/)?(rgb|depth)/(\d+)-(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
@@ -161,6 +163,8 @@ def _members(archive: zipfile.ZipFile, name: str, options: RedwoodOptions) -> tu
             continue
         if info.file_size > options.picture_mb << 20:
             raise ValueError(f"{name}: {info.filename} has more than picture_mb={options.picture_mb}")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack without a limit
+            raise ValueError(f"{name}: {info.filename} is packed by a method that is not read")
         if len(match[3]) > 18:
             raise ValueError(f"{name}: {info.filename[:80]!r} has no time in microseconds")
         found[match[1].lower()].append((int(match[3]), info))
@@ -179,15 +183,17 @@ def _frame(archive: zipfile.ZipFile, rgb: zipfile.ZipInfo, depth: zipfile.ZipInf
 
 
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Its bytes; a little at a time, as what comes after the size that it declares would be unpacked as well."""
     try:
-        return archive.read(member)
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+        with archive.open(member) as file:
+            return b"".join(iter(lambda: file.read(_UNPACKED), b""))
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
         raise ValueError(f"{member.filename} cannot be unpacked: {error}") from error
 
 
 def depth_metres(data: bytes) -> np.ndarray:
     """float32 (H, W) metres, +inf where unknown, of the bytes of a 16-bit PNG in millimetres."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         if image.width * image.height > MAX_PIXELS or image.mode not in ("I;16", "I;16B", "I"):
             raise ValueError(f"depth of mode {image.mode}, {image.width} x {image.height} pixels")
         millimetres = np.asarray(image).astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,18 +56,18 @@ def listed_files(root: Path, folder: Path, list_name: str, pattern: str) -> list
     """
     if (folder / list_name).is_file():
         names = [re.split(r"[/\\]", line)[-1] for line in read_lines(root, folder / list_name)]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        twice = next((name for name, times in Counter(names).items() if times > 1), None)
         if twice is not None:
-            raise Refused(f"{folder / list_name} names {twice} twice")
+            raise Refused(f"{folder / list_name} names {twice[:80]} twice")
     else:
         names = sorted((path.name for path in folder.glob(pattern)), key=by_number)
     inside = folder.relative_to(root).as_posix()
-    return [f"{inside}/{name}".removeprefix("./") for name in names if (folder / name).is_file()]
+    return [f"{inside}/{name}".removeprefix("./") for name in names if os.path.isfile(folder / name)]
 
 
 def by_number(name: str) -> list[object]:
     """A key that sorts train2 before train10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part[:18]) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def require_order(root: Path, path: Path, classes: tuple[str, ...]) -> None:

@@ -204,7 +204,7 @@ def _raw_assets(root: Path, path: Path, variant: Variant, table: DatasetTable) -
         if class_name is None or not re.fullmatch(r"[\w-]+\.bin", words[0]):
             raise Refused(f"{path}, line {row + 1}: {line[:80]!r} is not `<name>.bin <label> [t]`")
         relative = f"{inside}/{class_name}/{words[0]}".removeprefix("./")
-        if (root / relative).is_file() and _is_large_enough(root, relative):
+        if os.path.isfile(root / relative) and _is_large_enough(root, relative):
             yield Asset(f"{variant.short}-{row:05d}", relative, "test" if words[2:] else "train", class_name)
 
 

@@ -102,7 +102,7 @@ def test_sizes_that_are_not_the_tars_are_found(full, tmp_path) -> None:
             list(read_joined(open_source(str(out), SETTINGS).shards[0], [0]))
     for change in ({"json": [1]}, {"json": ["x", 1, 1]}, {"json": [10**9, 1, 1]}):
         path.write_text(json.dumps({**record, "sizes": {**sizes, **change}}))
-        with pytest.raises(Refused, match=r"the record of .*train-00000\.tar .*is damaged"):
+        with pytest.raises(Refused, match=r"train-00000\.(tar .*is damaged|json: not a record)"):
             open_source(str(out), SETTINGS)
 
 
