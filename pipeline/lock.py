@@ -7,11 +7,11 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from manifests import store
-from manifests.errors import Refused
+from manifests.errors import Refused, Stopped
 from manifests.processes import started
 from manifests.shards import LOCK
 
@@ -53,8 +53,9 @@ def build_lock(out: str) -> Iterator[BuildLock]:
     try:
         yield BuildLock(path)
     finally:
-        if _is_own(_holder(path)):
-            store.remove(path)
+        with suppress(Stopped):  # a store that is down: this process ends, and so the lock is stale
+            if _is_own(_holder(path)):
+                store.remove(path)
 
 
 def _take(out: str, path: str) -> None:

@@ -18,6 +18,7 @@ from manifests.recipes import first_difference, to_toml
 from manifests.records import Failure, Record, record_path
 from manifests.shards import (
     ASSETS,
+    LOCK,
     MESHES,
     RECIPE,
     SHAPES,
@@ -45,6 +46,9 @@ from pipeline.plan import (
     dataset_module,
 )
 from renderers import backends
+
+SPLITS = "splits"
+_BEFORE_MANIFEST = (LOCK, ASSETS, SPLITS)  # a build that is killed early leaves these without a manifest
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def refuse_other_build(plan: Plan, jobs: list[Job]) -> None:
     except ValueError as error:
         raise Refused(f"{error}; delete it to build again") from error
     if manifest is None:
-        if any(not name.startswith(".") for name in store.list_names(plan.out)):
+        if any(not name.startswith(".") and name not in _BEFORE_MANIFEST for name in store.list_names(plan.out)):
             raise Refused(f"--out {plan.out} is not empty and no build (it has no manifest.json)")
         return
     if manifest.shapes_hash != plan.shapes_hash:
@@ -279,7 +283,7 @@ def _write_splits(plan: Plan, jobs: list[Job]) -> None:
         return
     for split in sorted({job.split for job in jobs}):
         ids = sorted(asset.id for job in jobs if job.split == split for asset in job.assets)
-        store.write_bytes(store.join(plan.out, "splits", f"{split}.txt"), "".join(f"{id}\n" for id in ids).encode())
+        store.write_bytes(store.join(plan.out, SPLITS, f"{split}.txt"), "".join(f"{id}\n" for id in ids).encode())
 
 
 def _resolved(plan: Plan) -> str:

@@ -1,0 +1,253 @@
+"""The processes of a private Ray: where they listen, what their death costs, how they are renewed, what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from builders import REPOSITORY, Commands, tar_hashes
+
+from manifests.errors import Stopped
+from manifests.processes import started
+from pipeline import leftovers, work
+from pipeline.cluster import MAX_LOSSES, Demand, _Running, _Slots
+from pipeline.plan import make_plan, read_recipe
+from pipeline.versions import CODE, difference, package_folders, versions_here
+
+PLANTED = """
+import os, time
+from manifests.records import Asset
+from pipeline.datasets.parametric import generate
+from pipeline.load import RawShape
+
+NEEDS_SOURCE = False
+
+def assets(root, table, options):
+    for i in range(40):
+        yield Asset(f"a{i}", "planted", "train", "thing")
+
+def read(asset, root, options):
+    if os.environ.get("WORKERS_SEEN"):
+        with open(os.environ["WORKERS_SEEN"], "a") as file:
+            file.write(f"{os.getpid()}\\n")
+    time.sleep(float(os.environ.get("ASSET_TAKES", "0")))
+    return RawShape(mesh=generate("mug", 0, int(asset.id[1:])))
+"""
+
+
+def plant(tree: Path, shard_size: int = 4) -> Commands:
+    (tree / "pipeline/datasets/planted.py").write_text(PLANTED)
+    (tree / "manifests/datasets/planted.toml").write_text(
+        'name = "planted"\nclasses = ["thing"]\nprompt_names = ["thing"]\n'
+    )
+    (tree / "pipeline/recipes/planted.toml").write_text(
+        f'dataset = "planted"\nshard_size = {shard_size}\nviews = ["depth10"]\nnum_points = 64\nfps_prefix = 16\n'
+    )
+    return Commands(tree)
+
+
+def processes_of(driver: int) -> dict[int, str]:
+    """pid -> command line of every process that a driver's private Ray has."""
+    found = {}
+    for pid, name in leftovers._marked():
+        if name.startswith(f"{driver}:"):
+            try:
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            except OSError:
+                continue
+    return found
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses (proc(5), hexadecimal) at which processes listen."""
+    sockets = set()
+    for pid in pids:
+        try:
+            sockets |= {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        except OSError:
+            continue
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+def wait_for(true, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_killed_workers_cost_time_only_and_all_ports_are_on_loopback(planted_tree, tmp_path) -> None:
+    commands, out, draw = plant(planted_tree), tmp_path / "out", random.Random(0)
+    commands("build", "planted", "--out", tmp_path / "unbroken", "--workers", 0)
+    commands.environment["ASSET_TAKES"] = "0.1"
+    process = commands.start("build", "planted", "--out", out, "--workers", 2, stderr=subprocess.PIPE, text=True)
+    killed = 0
+    while killed < 3:
+        wait_for(lambda: process.poll() is not None or "ray::work" in processes_of(process.pid).values())
+        assert process.poll() is None, process.stderr.read()
+        if killed == 0:
+            places = listening({process.pid, *processes_of(process.pid)})
+            assert places == {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, and the same as IPv6
+        time.sleep(draw.uniform(0, 0.4))
+        for pid, command in processes_of(process.pid).items():
+            if command == "ray::work":
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+                break
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert err.count("again") == killed
+    assert tar_hashes(out) == tar_hashes(tmp_path / "unbroken")
+    found = json.loads(commands("check", out, "--json").stdout)
+    assert (found["ok"], found["samples"], found["failures"]) == (True, 40, [])
+
+
+@pytest.mark.slow
+def test_workers_are_renewed(planted_tree, tmp_path) -> None:
+    """After 1,000 assets; a shard of 1,000 or more is one call of a worker's life."""
+    commands, seen = plant(planted_tree), tmp_path / "seen"
+    cluster = planted_tree / "pipeline/cluster.py"
+    cluster.write_text(cluster.read_text().replace("ASSETS_PER_WORKER = 1000", "ASSETS_PER_WORKER = 8"))
+    commands.environment["WORKERS_SEEN"] = str(seen)
+    commands("build", "planted", "--out", tmp_path / "out", "--workers", 1)
+    pids = seen.read_text().split()
+    assert len(pids) == 40
+    assert [len(list(filter(pid.__eq__, pids))) for pid in dict.fromkeys(pids)] == [8] * 5
+
+
+def test_what_a_killed_driver_leaves_is_ended_by_the_next_start(planted_tree, tmp_path) -> None:
+    commands, out = plant(planted_tree), tmp_path / "out"
+    commands.environment["ASSET_TAKES"] = "0.2"
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    process = commands.start("build", "planted", "--out", out, "--workers", 1, **quiet)
+    wait_for(lambda: "ray::work" in processes_of(process.pid).values())
+    folders = [
+        path
+        for path in Path(leftovers._parent()).glob("crossmost-ray-*")
+        if (path / "driver").read_text().startswith(f"{process.pid}:")
+    ]
+    assert len(folders) == 1
+    name = (folders[0] / "driver").read_text()
+    alive = f"{os.getpid()}:{started(os.getpid())}:{name.rpartition(':')[2]}"
+    others = {
+        "a live driver's": {leftovers.MARK: alive},
+        "another namespace's": {leftovers.MARK: f"{name.rpartition(':')[0]}:7"},
+        "nobody's": {},
+    }
+    bystanders = [subprocess.Popen(["sleep", "60"], env=environment) for environment in others.values()]
+    process.kill()
+    process.wait()
+    assert processes_of(process.pid)  # Ray's agents would stay for a minute
+    try:
+        said = commands("build", "planted", "--out", out, "--workers", 0).stderr
+        assert int(said.split("ended ")[1].split(" processes")[0]) >= 1
+        assert set(processes_of(process.pid)) == {bystanders[1].pid}
+        assert not folders[0].exists()
+        assert [bystander.poll() for bystander in bystanders] == [None] * 3
+    finally:
+        for bystander in bystanders:
+            bystander.kill()
+            bystander.wait()
+
+
+def test_a_child_that_hangs_ends_with_its_parent(planted_tree, tmp_path) -> None:
+    """A worker that is killed cannot end the child in which a hanging asset is tried; the kernel does."""
+    commands = plant(planted_tree)
+    program = (
+        "from pipeline.careful import CarefulMaker\n"
+        "from pipeline.plan import make_plan, read_recipe\n"
+        f"plan, jobs = make_plan(read_recipe('planted', {{}}), None, {str(tmp_path / 'out')!r})\n"
+        "maker = CarefulMaker(plan)\n"
+        "maker.build(jobs[0].assets[0])\n"
+    )
+    seen = tmp_path / "seen"
+    environment = commands.environment | {"ASSET_TAKES": "100", "WORKERS_SEEN": str(seen)}
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=planted_tree, env=environment)
+    wait_for(seen.exists)
+    wait_for(lambda: bool(seen.read_text()))
+    child = int(seen.read_text())
+    assert child != parent.pid
+    assert started(child)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: started(child) is None, 5)
+
+
+def test_what_a_machine_has_room_for() -> None:
+    machine = {"CPU": 8.0, "memory": 4 * 1024.0**3, "GPU": 2.0}
+    assert Demand().fits(machine) == 8
+    assert Demand(memory_mb=1000).fits(machine) == 4
+    assert Demand(gpus=1, memory_mb=100).fits(machine) == 2
+    assert Demand(gpus=1).fits({"CPU": 8.0}) == 0
+    assert Demand(memory_mb=5000).fits(machine) == 0
+    assert Demand(gpus=1, memory_mb=100).options == {"num_cpus": 1, "num_gpus": 1, "memory": 100 << 20}
+    assert Demand().options == {"num_cpus": 1}
+
+
+class _Ray:
+    """Only what `_Slots` asks: machines that come and go cannot be had on time."""
+
+    def __init__(self) -> None:
+        self.there = 3
+
+    def nodes(self) -> list[dict]:
+        return [{"Alive": n < self.there, "Resources": {"CPU": 2.0}} for n in range(3)] + [
+            {"Alive": True, "Resources": {}}
+        ]
+
+
+def test_jobs_are_handed_out_by_the_machines_that_live(monkeypatch) -> None:
+    ray, now = _Ray(), [1000.0]
+    monkeypatch.setattr("pipeline.cluster.time.monotonic", lambda: now[0])
+    assert _Slots(ray, 4, Demand()).count() == 8
+    slots = _Slots(ray, None, Demand())
+    assert slots.count() == 12  # six workers, one job that runs and one that waits for each
+    ray.there = 1
+    assert slots.count() == 12
+    now[0] += 11
+    assert slots.count() == 4
+    ray.there = 0
+    now[0] += 590
+    assert slots.count() == 1
+    now[0] += 20
+    with pytest.raises(Stopped, match="no machine of the cluster has had 1 core"):
+        slots.count()
+
+
+def test_a_job_is_not_tried_for_ever(tmp_path) -> None:
+    _, jobs = make_plan(read_recipe("parametric", {"parametric": {"objects": 3}}), None, str(tmp_path))
+    running = _Running.__new__(_Running)
+    running._losses = Counter()
+    for _ in range(MAX_LOSSES - 1):
+        running._note_loss(jobs[0], OSError("gone"))
+    with pytest.raises(Stopped, match=f"shard {jobs[0].split}-00000 lost its worker or machine {MAX_LOSSES} times"):
+        running._note_loss(jobs[0], OSError("gone"))
+
+
+def test_versions_are_compared(tmp_path) -> None:
+    here = versions_here()
+    assert set(here) >= {"python", "numpy", "pillow", "trimesh", CODE}
+    assert difference(here, dict(here)) is None
+    assert difference(here, here | {"trimesh": "0.0"}) == f"trimesh {here['trimesh']} here, 0.0 there"
+    assert difference(here, {k: v for k, v in here.items() if k != "pillow"}).endswith("missing there")
+    assert {Path(folder) for folder in package_folders()} == {
+        REPOSITORY / name for name in ("manifests", "renderers", "pipeline")
+    }
+    plan, jobs = make_plan(read_recipe("parametric", {"parametric": {"objects": 3}}), None, str(tmp_path / "out"))
+    with pytest.raises(Stopped, match=r"a machine that joined the cluster has other versions: our code 0 here"):
+        next(work.work(jobs[0], plan, False, here | {CODE: "0"}))
+    assert not (tmp_path / "out").exists()
