@@ -31,7 +31,7 @@ from training.run import Run
 from training.signals import Interrupted, Pending, remembered
 from training.updates import updates_of
 
-POLICY, POLICY_OF_DATA = ("save_every", "keep_last", "tensorboard"), ("workers",)
+POLICY, POLICY_OF_DATA = ("save_every", "keep_last", "tensorboard"), ("workers", "cache", "cache_gb")
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
 
 

@@ -15,8 +15,8 @@ from manifests.mappings import tower_picture, value_range
 from manifests.samples import decode_array
 from renderers.backends import draw
 from training.join import DataSettings, open_source
-from training.reading import read_joined
 from training.objects import picture_of
+from training.reading import read_joined
 from training.splits import SplitReader
 
 CHANNELS = {"realistic10": "gray", "pointclip6": "depth", "simpleview6_rgb": "rgb", "depth10_release": "depth"}
