@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -115,17 +117,35 @@ def check(out: str, on_tar: OnTar = lambda tar: None, deep: bool = False) -> Fin
     found.view_sets = {name: {"samples": 0, "failures": 0, "skipped": 0} for name in sets}
     found.hashes = {"shapes": manifest.shapes_hash, "assets": manifest.assets_hash}
     found.hashes |= {f"views/{name}": view_set.hash for name, view_set in sets.items()}
-    seen: Counter[str] = Counter()
+    seen = array("q")  # hashes: the keys of millions of objects would fill the memory
     for split, shards in manifest.num_shards.items():
         for shard in range(shards):
             keys = _check_shard(out, manifest, sets, split, shard, reading)
             found.keys[split] = found.keys.get(split, 0) + len(keys)
-            seen.update(keys)
-    found.problems += [f"{out}: the key {key} comes {n} times" for key, n in sorted(seen.items()) if n > 1]
+            seen.extend(map(hash, keys))
+    times = _repeated(out, manifest, seen)
+    found.problems += [f"{out}: the key {key} comes {n} times" for key, n in sorted(times.items())]
     found.gates = {name: _summed(reading.gates.get(name, [])) for name in sets}
     known = load_table(manifest.dataset).expected_failures if manifest.dataset in table_names() else {}
     found.expected_failures = sum(failure.id in known for failure in found.failures)
     return found
+
+
+def _repeated(out: str, manifest: BuildManifest, seen: array[int]) -> dict[str, int]:
+    """Keys that come more than once, with how often. seen: `hash` of every key."""
+    values, counts = np.unique(np.frombuffer(seen, np.int64), return_counts=True)
+    odd = set(values[counts > 1].tolist())
+    if not odd:
+        return {}
+    times: Counter[str] = Counter()
+    for split, shards in manifest.num_shards.items():
+        for shard in range(shards):
+            try:
+                record = read_record(record_path(shapes_tar(out, split, shard)))
+            except ValueError:
+                continue  # told of already
+            times.update(key for key in (record.keys if record else ()) if hash(key) in odd)
+    return {key: n for key, n in times.items() if n > 1}
 
 
 def _summed(rows: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
@@ -273,20 +293,22 @@ class _Reading:
         return self._parsed(tar, record, data)
 
     def _parsed(self, tar: str, record: Record, data: memoryview) -> Iterator[Sample]:
-        keys, offsets, sizes = [], [], []
+        keys, offsets, sizes, checks = [], [], [], []
         try:
             for offset, sample in read_samples(_Memory(data)):
                 keys.append(sample.key)
                 offsets.append(offset)
                 sizes.append({suffix: len(member) for suffix, member in sample.members.items()})
+                checks.append({s: zlib.crc32(m) for s, m in sample.members.items()} if record.checks else {})
                 yield sample
         except ValueError as error:
             self.found.blame(tar, f"{tar}: {error}")
             return
         if tuple(keys) != record.keys or tuple(offsets) != record.offsets:
             self.found.blame(tar, f"{tar}: its keys or offsets are not those of its record")
-        elif record.sizes and {s: tuple(m.get(s) for m in sizes) for s in set().union(*sizes)} != record.sizes:
-            self.found.blame(tar, f"{tar}: its members' sizes are not those of its record")
+        for name, there, said in (("sizes", sizes, record.sizes), ("crc32", checks, record.checks)):
+            if said and {s: tuple(m.get(s) for m in there) for s in set().union(*there)} != said:
+                self.found.blame(tar, f"{tar}: its members' {name} are not those of its record")
 
     def _read(self, tar: str) -> tuple[memoryview, str]:
         """(all bytes of a tar, their sha256). Raises ValueError where it is missing."""

@@ -108,7 +108,7 @@ def test_comparison_with_another_build(pipeline, built, tmp_path) -> None:
 
 
 def forge(tar, suffix: str, new: bytes) -> None:
-    """Puts other bytes of the same length in the place of the first member so named, and mends the record's sha256."""
+    """Puts other bytes of the same length in the place of the first member so named, and mends the record."""
     with tarfile.open(tar) as file:
         member = next(m for m in file.getmembers() if m.name.endswith(suffix))
     data = bytearray(tar.read_bytes())
@@ -118,6 +118,9 @@ def forge(tar, suffix: str, new: bytes) -> None:
     record_path = tar.with_suffix(".json")
     record = json.loads(record_path.read_text())
     record["sha256"] = hashlib.sha256(data).hexdigest()
+    key, _, name = member.name.partition(".")
+    whole = data[member.offset_data : member.offset_data + member.size]
+    record["checks"][name][record["keys"].index(key)] = zlib.crc32(whole)
     record_path.write_text(json.dumps(record))
 
 
@@ -199,6 +202,11 @@ def test_sizes_of_members_are_those_of_the_record(pipeline, built, tmp_path) -> 
     path.write_text(json.dumps(record))
     (problem,) = json.loads(pipeline("check", tmp_path / "out", "--json", code=1).stdout)["problems"]
     assert problem.endswith("train-00000.tar: its members' sizes are not those of its record")
+    record["sizes"]["points.npy"][1] -= 1
+    record["checks"]["points.npy"][1] ^= 1
+    path.write_text(json.dumps(record))
+    (problem,) = json.loads(pipeline("check", tmp_path / "out", "--json", code=1).stdout)["problems"]
+    assert problem.endswith("train-00000.tar: its members' crc32 are not those of its record")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "RGBA", "LA", "P", "1", "CMYK"])

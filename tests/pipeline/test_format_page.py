@@ -149,7 +149,7 @@ def test_every_key_of_a_json_is_on_the_page(built) -> None:
 
     found = of_file(built / "manifest.json", ("recipe", "versions", "splits"))
     found |= of_file(built / "views/rgb12/manifest.json", ("preset", "versions"))
-    found |= of_file(built / "views/rgb12/train-00000.json", ("versions", "sizes", "gates"))
+    found |= of_file(built / "views/rgb12/train-00000.json", ("versions", "sizes", "checks", "gates")) | {"checks"}
     for view_set in (None, "rgb12", "depth10"):
         sample = next(iter(stored(built, view_set).values()))
         found |= names(sample.json)
