@@ -12,6 +12,8 @@ import time
 import pytest
 from builders import SMALL, tar_hashes
 
+from pipeline import leftovers as left_behind
+
 OBJECTS = ("parametric.objects=48", "shard_size=6", *SMALL)
 
 
@@ -40,6 +42,40 @@ def test_killed_and_run_again(pipeline, unbroken, tmp_path, seed: int) -> None:
     found = json.loads(pipeline("check", out, "--json").stdout)
     assert (found["ok"], found["samples"]) == (True, 48)
     assert not [p for p in out.rglob(".*.tmp") if time.time() - p.stat().st_mtime > 20]
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_one_build(pipeline, tmp_path) -> None:
+    """The driver alone dies by kill -9 at 20 random moments of one build, its start among them.
+
+    After each, whatever stands under a final name is what an unbroken build has there; at the end nothing is left.
+    """
+    objects = ("parametric.objects=400", "shard_size=4", "num_points=512", "fps_prefix=64", "views=['depth10']")
+    pipeline("build", "parametric", "--out", tmp_path / "unbroken", "--workers", 0, *objects)
+    whole = tar_hashes(tmp_path / "unbroken")
+    out, draw, done, alive = tmp_path / "out", random.Random(20), [], 0
+    for number in range(20):
+        workers = 2 if number % 4 == 0 else 0
+        process = pipeline.start(
+            *("build", "parametric", "--out", out, "--workers", workers, *objects),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        time.sleep(draw.uniform(0.3, 9 if workers else 4))
+        alive += process.poll() is None
+        process.kill()
+        process.wait()
+        left_behind.end_left_behind()
+        there = tar_hashes(out) if out.exists() else {}
+        assert there.items() <= whole.items()
+        done.append(len(list(out.rglob("shapes/*.json"))))
+    assert done == sorted(done)
+    assert done[-1] > 0
+    pipeline("build", "parametric", "--out", out, "--workers", 0, *objects)
+    assert tar_hashes(out) == whole
+    assert json.loads(pipeline("check", out, "--json").stdout)["ok"]
+    assert not list(out.rglob(".*"))
+    assert not (out / "build.lock").exists()
 
 
 @pytest.mark.parametrize("seed", [0, 1])

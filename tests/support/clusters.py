@@ -15,7 +15,7 @@ import venv
 from pathlib import Path
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2, "RAY_USAGE_STATS_ENABLED": "0"}
-_MARK = "CROSS_MOST_TEST_NODE"
+MARK = "CROSS_MOST_TEST_NODE"
 _RAY = "from ray.scripts.scripts import main; main()"
 
 
@@ -35,7 +35,7 @@ def processes_of(mark: str) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{_MARK}={mark}\0".encode() in (entry / "environ").read_bytes():
+            if f"{MARK}={mark}\0".encode() in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
         except OSError:
             continue
@@ -81,7 +81,7 @@ class Nodes:
         mark = f"{os.getpid()}-{os.path.basename(self._sessions)}-{number}"
         cwd = self._folder / f"node{number}"
         cwd.mkdir(parents=True)
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | TOKEN | {_MARK: mark}
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | TOKEN | {MARK: mark}
         command = [python, "-c", _RAY, "start", "--block", "--object-store-memory=80000000", *options]
         said = cwd / "said.txt"
         with open(said, "w") as file:
