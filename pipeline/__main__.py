@@ -37,8 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
     console = Console(stderr=True, soft_wrap=True)
     try:
-        if hasattr(options, "workers"):
-            _end_left_behind(console)
         return options.run(options, console)
     except Refused as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
@@ -49,14 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped; what is finished is kept, run the same again to go on")
         return 130
-
-
-def _end_left_behind(console: Console) -> None:
-    from pipeline.leftovers import end_left_behind
-
-    ended = end_left_behind()
-    if ended:
-        console.print(f"ended {ended} processes that a killed run left behind", highlight=False)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ retries are off, or a crashing asset would run four times: a job whose worker di
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import secrets
@@ -21,12 +22,13 @@ from manifests.errors import Refused, Stopped
 from manifests.presets import RasterizedViews
 from pipeline.build import JobEvent
 from pipeline.forecast import weigh
-from pipeline.leftovers import MARK, delete_folder, driver_name, new_folder
+from pipeline.leftovers import MARK, delete_folder, driver_name, end_left_behind, new_folder
 from pipeline.plan import Job, Plan
 from pipeline.versions import CODE, difference, package_folders, versions_here
 from pipeline.work import work
 from renderers import backends
 
+log = logging.getLogger(__name__)
 ASSETS_PER_WORKER = 1000  # native libraries leak: a worker process is renewed after about so many
 PENDING_PER_WORKER = 2  # one that runs and one that waits, so that no worker waits for the driver
 MAX_LOSSES = 4  # times that one job may lose its machine, or its careful worker
@@ -106,7 +108,13 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _private(ray: Any, workers: int) -> Iterator[None]:
-    """Starts Ray on this machine, marked as this process's own, in a folder of its own."""
+    """Starts Ray on this machine, marked as this process's own, in a folder of its own.
+
+    What killed drivers left of theirs is ended first.
+    """
+    ended = end_left_behind()
+    if ended:
+        log.warning("ended %d processes that a killed run left behind", ended)
     os.environ[MARK] = driver_name()
     folder = new_folder()
     try:

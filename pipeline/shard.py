@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import zlib
 from collections import Counter
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from manifests import store
+from manifests.processes import peak_resident_mb
 from manifests.records import Failure, Record, Skipped, read_record, record_path, write_json
 from manifests.samples import FORMAT, JSON
 
@@ -80,7 +80,7 @@ class ShardWriter:
             skipped=tuple(self.skipped),
             versions=versions,
             seconds=round(seconds, 3),
-            max_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            max_rss_mb=round(peak_resident_mb(), 1),
             warnings=dict(sorted(self._warnings.items())),
             gates=self._gates(),
             sizes=_by_suffix(self._sizes),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from manifests.processes import peak_resident_mb
 from training import distributed
 
 TIMING = ("ms_per_step", "samples_per_second", "data_wait", "memory_mb")
@@ -64,4 +64,4 @@ def peak_memory_mb(device: torch.device) -> float:
     """The most memory so far: allocated by torch on a GPU, else resident in this process (its readers not counted)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_resident_mb()

@@ -435,7 +435,7 @@ def test_a_table_is_run_and_goes_on(small, shards, capfd) -> None:
     told = capfd.readouterr()
     first = {row["name"]: row for row in json.loads(told.out)["rows"]}
     assert (first["zero_shot"]["status"], first["zero_shot"]["step"], first["ours"]["status"]) == ("done", 0, "not run")
-    assert [path.name for path in (run / "ours/checkpoints").iterdir()] == ["step-00000000"]
+    assert (run / "ours/checkpoints/step-00000000").is_dir()
     results = {path: path.stat().st_mtime_ns for path in (run / "results").iterdir()}
     assert main(command) == 1
     told = capfd.readouterr()
