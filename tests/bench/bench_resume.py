@@ -66,7 +66,8 @@ def _record(tar: str, hash: str, job: Job, suffixes: list[str]) -> None:
     keys = tuple(asset.key for asset in job.assets)
     offsets = tuple(400_000 * number for number in range(len(keys)))
     sizes = {suffix: tuple(10_000 + number for number in range(len(keys))) for suffix in suffixes}
-    record = Record(1, len(keys), 10240, "0" * 64, hash, keys, offsets, sizes=sizes)
+    checks = {suffix: tuple(4_000_000_000 + number for number in range(len(keys))) for suffix in suffixes}
+    record = Record(1, len(keys), 10240, "0" * 64, hash, keys, offsets, sizes=sizes, checks=checks)
     Path(tar).parent.mkdir(parents=True, exist_ok=True)
     Path(tar).touch()
     Path(record_path(tar)).write_text(json.dumps(record.to_json(), indent=1))

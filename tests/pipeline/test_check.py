@@ -230,6 +230,17 @@ def test_heads_of_pictures(mode: str, form: str) -> None:
         assert read_head(data[:cut]) is None
 
 
+def test_a_shard_that_stands_in_for_another_repeats_its_keys(pipeline, tmp_path) -> None:
+    out = tmp_path / "out"
+    objects = ("parametric.objects=4", "parametric.test_fraction=0", "shard_size=2", "views=[]", *SMALL[:2])
+    pipeline("build", "parametric", "--out", out, "--workers", 0, *objects)
+    keys = json.loads((out / "shapes/train-00000.json").read_text())["keys"]
+    for path in out.rglob("*-00001.*"):
+        shutil.copy(path.with_name(path.name.replace("00001", "00000")), path)
+    problems = check(str(out)).problems
+    assert problems == [f"{out}: the key {key} comes 2 times" for key in sorted(keys)]
+
+
 def test_no_build_is_refused(pipeline, tmp_path) -> None:
     assert "holds no build" in pipeline("check", tmp_path, code=2).stderr
     assert "holds no build" in pipeline("inspect", tmp_path, "--png", tmp_path / "x.png", code=2).stderr
