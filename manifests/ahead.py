@@ -108,6 +108,16 @@ class AheadFile(io.RawIOBase):
             done, self._position = done + len(found), self._position + len(found)
         return done
 
+    def read(self, size: int | None = -1) -> bytes:
+        """So many bytes, or what there is; all that follow for -1."""
+        if size is None or size < 0:
+            return self.readall()
+        found = self._here(size)
+        self._position += len(found)
+        if len(found) == size or not found:
+            return bytes(found)
+        return bytes(found) + self.read(size - len(found))
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Moves the position. The end is unknown."""
         if whence == io.SEEK_END:
