@@ -37,6 +37,7 @@ _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 300  # for the first worker of a machine: it fetches our packages and loads the libraries
 _LOOK_SECONDS = 10  # between looks at the machines of a cluster, which come and go
 _EMPTY_SECONDS = 600  # a cluster without a machine for a job is waited for so long
+_HEAD_SECONDS = 30  # a head that does not answer for so long is lost; Ray ends this process after 60
 _WORKER_MB = 150  # what a Ray worker takes beside the process that was weighed
 _SPARE = 1.25  # on top of what was weighed: other objects are larger
 # A private Ray: its ports and agents listen on 127.0.0.1 only. Without these Ray takes the machine's own address.
@@ -288,13 +289,15 @@ class _Slots:
         self._ray, self._workers, self._demand = ray, workers, demand
         self._looked = self._full = -math.inf
         self._there = 0
+        self._head = ray.get_runtime_context().gcs_address if workers is None else ""
+        self._answered = time.monotonic()
 
     def count(self) -> int:
         """Slots at this moment. Raises Stopped when there has been no machine for a job for ten minutes."""
         if self._workers is not None:
             return PENDING_PER_WORKER * self._workers
         now = time.monotonic()
-        if now - self._looked > _LOOK_SECONDS:
+        if now - self._looked > _LOOK_SECONDS and self._head_answers(now):
             self._looked = now
             self._there = sum(self._demand.fits(node["Resources"]) for node in _nodes(self._ray))
             if self._there or self._full == -math.inf:
@@ -305,6 +308,24 @@ class _Slots:
                     "what is finished is kept, run the same again"
                 )
         return max(1, PENDING_PER_WORKER * self._there)
+
+    def _head_answers(self, now: float) -> bool:
+        """Whether the head can be reached. Raises Stopped where it has not been for a while.
+
+        Ray itself would end this process, with an exit code of its own, after a minute.
+        """
+        try:
+            host, _, port = self._head.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_LOOK_SECONDS / 2).close()
+        except OSError as error:
+            if now - self._answered > _HEAD_SECONDS:
+                raise Stopped(
+                    f"the head of the cluster ({self._head}) does not answer any more ({error}); what is finished is "
+                    "kept: start the cluster and run the same again"
+                ) from error
+            return False
+        self._answered = now
+        return True
 
 
 class _Running:

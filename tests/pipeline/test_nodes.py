@@ -173,6 +173,29 @@ def test_a_lost_node_costs_its_jobs_a_second_try(nodes, tmp_path) -> None:
     assert not list(out.rglob(".*.tmp"))
 
 
+def test_a_lost_head_stops_the_build(tmp_path) -> None:
+    """Ray would end the driver after a minute, with an exit code and words of its own."""
+    commands, out = Commands(REPOSITORY), tmp_path / "out"
+    commands.environment |= TOKEN
+    objects = ("parametric.objects=240", "shard_size=4", "num_points=2048", "fps_prefix=1024", "views=['rgb12']")
+    with Nodes(tmp_path / "nodes") as nodes:
+        nodes.head()
+        nodes.add()
+        command = ("build", "parametric", "--out", out, "--ray", nodes.address, *objects)
+        process = commands.start(*command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not list(out.glob("shapes/*.json")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        nodes.kill(0)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 3, err
+    assert "the head of the cluster" in err.splitlines()[-1]
+    assert "run the same again" in err.splitlines()[-1]
+    found = json.loads(commands("check", out, "--json", code=1).stdout)
+    assert [problem for problem in found["problems"] if "not finished" not in problem] == []
+    assert found["samples"] >= 4
+
+
 def test_a_node_with_another_library_is_refused(nodes, tmp_path) -> None:
     """The bytes of a shard depend on numpy, Pillow, Open3D and trimesh, so all machines must have the same."""
     python = bare_environment(tmp_path / "other")

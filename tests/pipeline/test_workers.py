@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -201,8 +202,11 @@ def test_what_a_machine_has_room_for() -> None:
 class _Ray:
     """Only what `_Slots` asks: machines that come and go cannot be had on time."""
 
-    def __init__(self) -> None:
-        self.there = 3
+    def __init__(self, head: str) -> None:
+        self.there, self.gcs_address = 3, head
+
+    def get_runtime_context(self) -> _Ray:
+        return self
 
     def nodes(self) -> list[dict]:
         return [{"Alive": n < self.there, "Resources": {"CPU": 2.0}} for n in range(3)] + [
@@ -211,7 +215,8 @@ class _Ray:
 
 
 def test_jobs_are_handed_out_by_the_machines_that_live(monkeypatch) -> None:
-    ray, now = _Ray(), [1000.0]
+    head = socket.create_server(("127.0.0.1", 0))
+    ray, now = _Ray(f"127.0.0.1:{head.getsockname()[1]}"), [1000.0]
     monkeypatch.setattr("pipeline.cluster.time.monotonic", lambda: now[0])
     assert _Slots(ray, 4, Demand()).count() == 8
     slots = _Slots(ray, None, Demand())
@@ -225,6 +230,13 @@ def test_jobs_are_handed_out_by_the_machines_that_live(monkeypatch) -> None:
     assert slots.count() == 1
     now[0] += 20
     with pytest.raises(Stopped, match="no machine of the cluster has had 1 core"):
+        slots.count()
+    head.close()
+    slots = _Slots(ray, None, Demand())
+    now[0] += 29
+    assert slots.count() == 1
+    now[0] += 2
+    with pytest.raises(Stopped, match=r"the head of the cluster \(127.0.0.1:\d+\) does not answer any more"):
         slots.count()
 
 
