@@ -173,6 +173,18 @@ def test_a_lost_node_costs_its_jobs_a_second_try(nodes, tmp_path) -> None:
     assert not list(out.rglob(".*.tmp"))
 
 
+def test_another_ray_is_refused(tmp_path) -> None:
+    """Ray compares its own version and Python's when a driver joins; its words become one line."""
+    commands, out = Commands(REPOSITORY), tmp_path / "out"
+    commands.environment |= TOKEN
+    with Nodes(tmp_path / "nodes", before="import ray; ray.__version__ = '9.9.9'; ") as nodes:
+        nodes.head("--num-cpus=1")
+        message = commands("build", "parametric", "--out", out, "--ray", nodes.address, *OBJECTS, code=2).stderr
+    assert f"--ray {nodes.address}: Version mismatch: The cluster was started with: Ray: 9.9.9" in message
+    assert len(message.strip().splitlines()) == 1
+    assert not out.exists()
+
+
 def test_a_lost_head_stops_the_build(tmp_path) -> None:
     """Ray would end the driver after a minute, with an exit code and words of its own."""
     commands, out = Commands(REPOSITORY), tmp_path / "out"

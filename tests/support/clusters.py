@@ -45,8 +45,9 @@ def processes_of(mark: str) -> list[int]:
 class Nodes:
     """Nodes of one cluster, each a real `ray start`; use it in a `with` block. The head runs no jobs unless told to."""
 
-    def __init__(self, folder: Path, python: Path = Path(sys.executable)) -> None:
-        self._folder, self._python = folder, python
+    def __init__(self, folder: Path, python: Path = Path(sys.executable), before: str = "") -> None:
+        """before: Python statements that every `ray start` runs first."""
+        self._folder, self._python, self._program = folder, python, before + _RAY
         self._sessions = tempfile.mkdtemp(prefix="rt", dir="/tmp")  # sockets lie below: their paths must be short
         self._started: list[tuple[str, subprocess.Popen]] = []
         self.address = ""
@@ -82,7 +83,7 @@ class Nodes:
         cwd = self._folder / f"node{number}"
         cwd.mkdir(parents=True)
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | TOKEN | {MARK: mark}
-        command = [python, "-c", _RAY, "start", "--block", "--object-store-memory=80000000", *options]
+        command = [python, "-c", self._program, "start", "--block", "--object-store-memory=80000000", *options]
         said = cwd / "said.txt"
         with open(said, "w") as file:
             process = subprocess.Popen(
