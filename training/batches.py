@@ -136,7 +136,7 @@ def _mapped(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
 def normalized(pictures: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
     """float32 of uint8 RGB (..., 3, S, S)."""
     middle, width = _constants(mean, deviation, pictures.device)
-    return (pictures.float() / 255 - middle) / width
+    return pictures.float().div_(255).sub_(middle).div_(width)  # `float` has made a copy
 
 
 @lru_cache(maxsize=16)
