@@ -158,11 +158,10 @@ def read_many(paths: list[str]) -> list[bytes | None]:
         return [read_bytes(path) for path in paths]
     fs, _ = filesystem(paths[0])
     inner = [fs._strip_protocol(path) for path in paths]
-    found = patiently(paths[0], "read", lambda: fs.cat(inner, on_error="return"))
-    return [
-        found[name] if isinstance(found.get(name), bytes) else read_bytes(path)  # that one alone, with patience
-        for path, name in zip(paths, inner, strict=True)
-    ]
+    # not `cat`, and not without a start: s3fs would ask for the size of each first
+    found = patiently(paths[0], "read", lambda: fs.cat_ranges(inner, 0, None, on_error="return"))
+    # what failed is read alone, with patience
+    return [data if isinstance(data, bytes) else read_bytes(path) for path, data in zip(paths, found, strict=True)]
 
 
 def write_bytes(path: str, data: bytes) -> None:

@@ -10,7 +10,7 @@ from manifests import store
 from manifests.records import Failure, Record, Skipped, record_path
 from manifests.shards import MANIFEST
 
-_AT_ONCE = 256  # records that are asked of an object store together
+_AT_ONCE = 128  # records that are asked of an object store together
 
 
 class FinishedRecords:
@@ -23,7 +23,7 @@ class FinishedRecords:
     def __init__(self) -> None:
         self._kept: dict[str, Record] = {}
         self._names: dict[str, list[str]] = {}
-        self._read: dict[str, bytes | None] = {}
+        self._fetched: dict[str, dict[str, bytes | None]] = {}  # folder -> record -> its bytes, until it is looked at
 
     def is_done(self, tar: str, hash: str) -> bool:
         """Whether a tar has its record, with this hash, and is there. A damaged record counts as none."""
@@ -60,12 +60,12 @@ class FinishedRecords:
             return None
         if not store.is_url(path):
             return store.read_bytes(path)
-        if path not in self._read:
-            folder, _, name = path.rpartition("/")
+        folder, _, name = path.rpartition("/")
+        if path not in self._fetched.get(folder, ()):
             names = self._listed(folder)
             paths = [store.join(folder, n) for n in names[bisect_left(names, name) :][: 2 * _AT_ONCE] if _is_record(n)]
-            self._read = dict(zip(paths, store.read_many(paths), strict=True))
-        return self._read.pop(path)
+            self._fetched[folder] = dict(zip(paths, store.read_many(paths), strict=True))
+        return self._fetched[folder].pop(path)
 
 
 def _is_record(name: str) -> bool:

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from object_store import FailingProxy, ObjectStore, reached
 from rich.console import Console
 
 from manifests.records import Asset, Failure, Record, Skipped, record_path
-from manifests.shards import shapes_tar
+from manifests.shards import meshes_tar, shapes_tar
 from pipeline.build import JobEvent, Progress
 from pipeline.finished import FinishedRecords
 from pipeline.plan import Job
@@ -41,8 +42,8 @@ RECORD = Record(
 )
 
 
-def write(out: Path, shard: int, record: Record = RECORD) -> str:
-    tar = shapes_tar(str(out), "train", shard)
+def write(out: Path, shard: int, record: Record = RECORD, tar_of: Callable[..., str] = shapes_tar) -> str:
+    tar = tar_of(str(out), "train", shard)
     Path(tar).parent.mkdir(parents=True, exist_ok=True)
     Path(tar).touch()
     Path(record_path(tar)).write_text(json.dumps(record.to_json(), indent=1))
@@ -78,6 +79,7 @@ def test_an_object_store_is_asked_once_for_each_record_and_folder(tmp_path, monk
     monkeypatch.setattr("pipeline.finished._AT_ONCE", 8)
     for shard in range(20):
         write(tmp_path / "out", shard)
+        write(tmp_path / "out", shard, tar_of=meshes_tar)
     Path(shapes_tar(str(tmp_path / "out"), "train", 7)).unlink()
     Path(record_path(shapes_tar(str(tmp_path / "out"), "train", 12))).unlink()
     server = ObjectStore()
@@ -86,17 +88,21 @@ def test_an_object_store_is_asked_once_for_each_record_and_folder(tmp_path, monk
         url = server.put_folder(tmp_path / "out", "out")
         with reached(proxy.environment):
             records = FinishedRecords()
-            done = [records.is_done(shapes_tar(url, "train", shard), "right") for shard in range(20)]
-            assert [shard for shard in range(20) if not done[shard]] == [7, 12]
+            done = [  # one folder and the other by turns, as a rerun asks
+                [records.is_done(tar_of(url, "train", shard), "right") for tar_of in (shapes_tar, meshes_tar)]
+                for shard in range(20)
+            ]
+            assert [shard for shard in range(20) if not done[shard][0]] == [7, 12]
+            assert all(meshes for _, meshes in done)
             assert records[shapes_tar(url, "train", 19)].failures == RECORD.failures
     finally:
         proxy.close()
         server.close()
     lists = [path for method, path, _ in proxy.seen if "list-type" in path]
     records = [path for method, path, _ in proxy.seen if method == "GET" and path.endswith(".json")]
-    assert len(lists) == 1
-    assert len(records) == len(set(records)) == 19
-    assert len(proxy.seen) == 20
+    assert len(lists) == 2
+    assert len(records) == len(set(records)) == 39
+    assert len(proxy.seen) == 41
 
 
 def test_progress_counts_a_job_that_is_run_again_once() -> None:
