@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from manifests import store
 from manifests.errors import Refused
 from manifests.recipes import load_toml, parse_recipe, to_toml
-from training.folders import CLASSES, MODEL, RECIPE, STATE, TEACHER, TEXT, last_step, step_folders
+from training.folders import MODEL, RECIPE, STATE, TEACHER, TEXT, last_step, read_about, step_folders
 from training.initial import InitSettings, Loaded, initial_towers
 from training.model import CrossModalModel
 from training.objectives import SUPERVISED, crosspoint, pretrain
@@ -155,18 +154,17 @@ def open_checkpoint(path: str) -> Checkpoint:
     if not (folder / MODEL).is_file():
         raise Refused(f"{path} is no checkpoint and no run with one (no {MODEL})")
     run = folder.parent.parent
-    try:
-        about = json.loads((run / CLASSES).read_text())
-        return Checkpoint(
-            folder=folder,
-            step=int(folder.name.rpartition("-")[2]),
-            recipe=parse_recipe(FitRecipe, load_toml(folder / RECIPE), str(folder / RECIPE)),
-            classes=tuple(about["classes"]),
-            prompt_names=tuple(about["prompt_names"]),
-            dataset=about["dataset"],
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise Refused(f"{run / CLASSES} is missing or damaged: {error}") from error
+    about, step = read_about(run), folder.name.rpartition("-")[2]
+    if not step.isdecimal():
+        raise Refused(f"{folder} is no checkpoint: its name does not end in a step")
+    return Checkpoint(
+        folder=folder,
+        step=int(step),
+        recipe=parse_recipe(FitRecipe, load_toml(folder / RECIPE), str(folder / RECIPE)),
+        classes=tuple(about["classes"]),
+        prompt_names=tuple(about["prompt_names"]),
+        dataset=about["dataset"],
+    )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

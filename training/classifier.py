@@ -23,10 +23,11 @@ from manifests import store
 from manifests.errors import Refused
 from manifests.mappings import NORMALIZE
 from manifests.recipes import parse_recipe
+from manifests.records import parse_json
 from manifests.seeds import generator
 from training.augment import normalize_cloud, to_tensor, weak_picture
 from training.checkpoint import Checkpoint, build_model, load_text, open_checkpoint, read_weights, without_pretrained
-from training.folders import CLASSES, MODEL, TEACHER
+from training.folders import MODEL, TEACHER, parse_about, read_about
 from training.model import CrossModalModel
 from training.objects import pad_cloud
 from training.recipe import FitRecipe
@@ -210,20 +211,25 @@ def load(path: str | Path, who: Who = "student", device: str | torch.device = "c
         file = checkpoint.folder / (TEACHER if who == "teacher" else MODEL)
         if not file.is_file():
             raise Refused(f"{checkpoint.folder} has no teacher: its method is {checkpoint.recipe.method}")
-        about, tensors = json.loads((checkpoint.folder.parent.parent / CLASSES).read_text()), read_weights(file)
+        about, tensors = read_about(checkpoint.folder.parent.parent), read_weights(file)
     model, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names, blank=True)
     about["text_is_loaded"] = model.text is not None
     own = {n.removeprefix("text."): t for n, t in tensors.items() if n.startswith("text.")}
     if own and model.text is None:
-        text.load_state_dict(own)
+        _fill(text, own, path)
         tensors = {name: value for name, value in tensors.items() if not name.startswith("text.")}
         about["text_is_loaded"] = True
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error
+    _fill(model, tensors, path)
     text.to(device)
     return Classifier(model.to(device), text, checkpoint, about)
+
+
+def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Every tensor of a module, no more and no fewer. Raises Refused naming what does not fit."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _read_file(path: Path) -> tuple[Checkpoint, dict[str, Any], dict[str, Tensor]]:
@@ -237,9 +243,13 @@ def _read_file(path: Path) -> tuple[Checkpoint, dict[str, Any], dict[str, Tensor
         raise Refused(
             f"{path} has no recipe in it: give the run or the checkpoint, or a file that Classifier.save wrote"
         )
-    about = json.loads(header["run"])
-    recipe = parse_recipe(FitRecipe, json.loads(header["recipe"]), str(path))
-    checkpoint = Checkpoint(
-        path, about["step"], recipe, tuple(about["classes"]), tuple(about["prompt_names"]), about["dataset"]
-    )
+    try:
+        about, values = parse_json(header["run"]), parse_json(header["recipe"])
+    except ValueError as error:
+        raise Refused(f"{path}: {error}") from error
+    about, recipe = parse_about(about, str(path)), parse_recipe(FitRecipe, values, str(path))
+    step = about.get("step")
+    if not isinstance(step, int):
+        raise Refused(f"{path} is damaged: step: {str(step)[:40]!r} is no number")
+    checkpoint = Checkpoint(path, step, recipe, tuple(about["classes"]), tuple(about["prompt_names"]), about["dataset"])
     return checkpoint, about, read_weights(path)

@@ -77,7 +77,8 @@ def _count(tensors: Iterable[Tensor]) -> int:
 
 def _sizes(part: str, inside: dict[str, Tensor]) -> dict[str, int]:
     """Sizes of a tower as its shapes show them; depth: its blocks."""
-    sizes = {size: int(inside[name].shape[axis]) for size, (name, axis) in _SIZES[part].items() if name in inside}
+    shapes = {size: (inside[name].shape, axis) for size, (name, axis) in _SIZES[part].items() if name in inside}
+    sizes = {size: int(shape[axis]) for size, (shape, axis) in shapes.items() if -len(shape) <= axis < len(shape)}
     first = _BLOCKS[part]
     blocks = {name.removeprefix(first).partition(".")[0] for name in inside if name.startswith(first)}
     return sizes | ({"depth": len(blocks)} if blocks else {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +15,13 @@ from torch import nn
 
 from manifests import store
 from manifests.errors import Refused
+from manifests.processes import peak_resident_mb
 from manifests.recipes import first_difference, load_toml, parse_recipe, to_toml
 from manifests.shards import library_versions
 from training import distributed
-from training.checkpoint import CLASSES, RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
+from training.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.data import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
+from training.folders import CLASSES, read_about
 from training.initial import Loaded
 from training.join import Source, open_source
 from training.log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
@@ -112,10 +113,7 @@ def _refuse_other_shards(folder: Path, source: Source) -> None:
     """A run goes on with the shards it began with: the same shapes, view set and classes, wherever they lie."""
     if not step_folders(folder):
         return
-    try:
-        old = json.loads((folder / CLASSES).read_text())
-    except (OSError, ValueError) as error:
-        raise Refused(f"{folder / CLASSES} is missing or damaged: {error}") from error
+    old = read_about(folder)
     for name, value in _identity(source).items():
         if old.get(name) != value:
             raise Refused(f"--run {folder} began with other shards (another {name}); choose another --run")
@@ -203,9 +201,9 @@ def _write_run_files(state: Run, text: nn.Module, sources: list[Loaded]) -> None
 
 def write_seconds(folder: Path, seconds: float, steps: int) -> None:
     """Adds to run.json what a run took: seconds, the most resident memory, processes, milliseconds a step."""
-    about = json.loads((folder / CLASSES).read_text())
+    about = read_about(folder)
     about["seconds"] = round(about["seconds"] + seconds, 3)
-    about["max_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    about["max_rss_mb"] = round(peak_resident_mb(), 1)
     about["processes"] = distributed.world()
     if steps:
         about["ms_per_step"] = round(1000 * seconds / steps, 1)

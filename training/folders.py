@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from manifests.errors import Refused
+from manifests.records import read_json
 
 MODEL, TEACHER, STATE, RECIPE, CLASSES = (
     "model.safetensors",
@@ -23,3 +29,41 @@ def last_step(path: Path) -> Path:
     """The last checkpoint folder of a run; any other path as it is."""
     folders = step_folders(path)
     return folders[-1] if folders else path
+
+
+class _About(BaseModel):
+    """What other files of a run rely on in run.json; the rest of it is for people."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    dataset: str
+    classes: list[str]
+    prompt_names: list[str]
+    view_set: str = ""
+    shapes: dict[str, Any] = {}
+    preset: dict[str, Any] = {}
+    pixel_mean: tuple[float, float, float] | None = None
+    pixel_deviation: tuple[float, float, float] | None = None
+    seconds: float = 0.0
+
+
+def read_about(run: Path) -> dict[str, Any]:
+    """run.json of a run. Raises Refused naming it when it is missing or damaged."""
+    path = run / CLASSES
+    try:
+        values = read_json(str(path))
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} is damaged: {error}") from error
+    if values is None:
+        raise Refused(f"{path} is missing")
+    return parse_about(values, str(path))
+
+
+def parse_about(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """What run.json says, of the types that it must have. Raises Refused naming `where` it stands."""
+    try:
+        return _About.model_validate(values).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))[:100]
+        raise Refused(" ".join(f"{where} is damaged: {key}: {first['msg']}".split())) from error

@@ -326,6 +326,8 @@ def _same_space(first: Tensor | None, second: Tensor | None) -> bool:
     """Whether two image projections (D, E) are of one image tower, before or after some training."""
     if first is None or second is None or first.shape != second.shape:
         return False
+    if first is second:
+        return True
     return float(cosine_similarity(first.float().flatten(), second.float().flatten(), dim=0)) > _SAME_SPACE
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from manifests import store
-from manifests.errors import Stopped
+from manifests.errors import Refused, Stopped
 from training import distributed
 from training.losses import biasedness
 from training.objectives.step import Step
@@ -157,10 +157,18 @@ def _widened(path: Path, names: list[str]) -> list[str]:
 
 
 def cut_rows(path: Path, step: int) -> None:
-    """Drops the rows of log.csv, or histograms.csv, behind the checkpoint that a run goes on from."""
+    """Drops the rows of log.csv, or histograms.csv, behind the checkpoint that a run goes on from.
+
+    Raises Refused naming the file when it is damaged.
+    """
     if path.is_file():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = lines[:1] + [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) <= step]
+        try:
+            lines = path.read_text().splitlines(keepends=True)
+            ended = [line for line in lines[1:] if line.endswith("\n")]
+            kept = lines[:1] + [line for line in ended if int(line.partition(",")[0]) <= step]
+        except ValueError as error:
+            words = " ".join(str(error).split())[:100]
+            raise Refused(f"{path} is damaged ({words}): delete it, or the rows that are none") from error
         store.write_bytes(str(path), "".join(kept).encode())
 
 

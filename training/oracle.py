@@ -28,9 +28,10 @@ from manifests.errors import Refused, Stopped
 from manifests.recipes import parse_changes, to_toml
 from training import distributed
 from training.batches import LabelledBatch
-from training.checkpoint import CLASSES, RECIPE, build_model, save_step
+from training.checkpoint import RECIPE, build_model, save_step
 from training.data import Form, Loader, SupervisedSamples, batches_of
 from training.fit import run_information, write_seconds
+from training.folders import CLASSES
 from training.join import open_source
 from training.model import CrossModalModel
 from training.recipe import FitRecipe, read_recipe

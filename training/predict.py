@@ -37,7 +37,7 @@ from manifests.tables import axes_matrix, default_prompt_name, load_table, table
 from training.checkpoint import Checkpoint
 from training.data import batches_of
 from training.features import features_of
-from training.folders import CLASSES
+from training.folders import CLASSES, read_about
 from training.join import DataSettings, open_source
 from training.models import Opened, open_models
 from training.splits import BATCH, SplitReader, batch_numbers, loader_of
@@ -67,7 +67,7 @@ class Drawn:
     def of(cls, checkpoint: Checkpoint) -> Drawn:
         """What run.json says. Raises Refused where it says too little, or where no file can be drawn like that."""
         path = checkpoint.folder.parent.parent / CLASSES
-        about = json.loads(path.read_text())  # open_checkpoint has read it before
+        about = read_about(path.parent)
         try:
             name, recipe = about["view_set"], about["shapes"]
             preset = parse_preset(about["preset"], f"{path}: preset")

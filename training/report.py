@@ -22,9 +22,10 @@ from manifests import store
 from manifests.errors import Refused
 from manifests.shards import BuildManifest, library_versions, require_manifest
 from training import figures, pages, sheets
-from training.checkpoint import CLASSES, Checkpoint, open_checkpoint, step_folders
+from training.checkpoint import Checkpoint, open_checkpoint, step_folders
 from training.evaluate import Answers, Examined, Unlabelled, examine, teacher_labels
 from training.fit import LIBRARIES
+from training.folders import read_about
 from training.join import open_source
 from training.log import LOG
 from training.losses import biasedness
@@ -177,7 +178,7 @@ def _open_oracle(path: str, shards: str, manifest: BuildManifest) -> tuple[Check
 
 def _same_shards(path: str, shards: str, manifest: BuildManifest) -> dict[str, Any]:
     """run.json of a run; raises Refused unless it was trained on a build with this manifest."""
-    about = json.loads((Path(path) / CLASSES).read_text())  # open_checkpoint has read it before
+    about = read_about(Path(path))
     if tuple(about["classes"]) != manifest.classes:
         raise Refused(f"{shards} has {len(manifest.classes)} classes, {path} {len(about['classes'])} others")
     for name in ("assets_hash", "shapes_hash"):
@@ -194,7 +195,7 @@ def _read_log(path: Path) -> figures.Columns | None:
         return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else None
     except FileNotFoundError:
         return None
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, csv.Error) as error:
         raise Refused(f"{path} is damaged: {error}") from error
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from manifests import store
 from manifests.recipes import Value, to_toml
 from training.tables import HEADS, Judged
@@ -39,6 +41,23 @@ class Outcome:
     n: int | None = None
     step: int | None = None
     error: str = ""
+
+
+class _Student(BaseModel):
+    """Percent by column."""
+
+    image: float
+    image_star: float
+    points: float
+
+
+class _Result(BaseModel):
+    """What is used of a file in RUN/results."""
+
+    identity: str
+    student: _Student
+    n: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -82,12 +101,12 @@ def known_outcome(judged: Judged, place: Place) -> Outcome:
     if judged.shards is None:
         return Outcome("no shards")
     try:
-        found = json.loads(place.result_path(judged).read_text())
-        if found["identity"] == judged.identity:
-            return Outcome("done", found["student"], found["n"], found["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # missing or damaged: it is judged again
-    return Outcome("not run")
+        found = _Result.model_validate_json(place.result_path(judged).read_bytes())
+    except (OSError, ValueError):
+        return Outcome("not run")  # missing or damaged: it is judged again
+    if found.identity != judged.identity:
+        return Outcome("not run")
+    return Outcome("done", found.student.model_dump(), found.n, found.step)
 
 
 def warnings(rows: Iterable[Judged]) -> list[str]:

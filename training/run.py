@@ -7,12 +7,13 @@ break. Another number shares what is left of the epoch anew, each sample once, a
 
 from __future__ import annotations
 
-import pickle
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from manifests.errors import Refused, Stopped
 from manifests.seeds import generator
@@ -23,6 +24,7 @@ from training.log import HISTOGRAMS, LOG, cut_rows
 from training.order import Given, went_on
 from training.recipe import FitRecipe
 from training.updates import Updates
+from training.weights import refuse_packed
 
 
 @dataclass
@@ -97,14 +99,17 @@ class Run:
             if updates.teacher is not None:
                 load_weights(updates.teacher.model, folder / TEACHER)
             saved = _read_state(folder / STATE)
-            updates.optimizer.load_state_dict(saved["optimizer"])
-        except (Refused, KeyError, ValueError) as error:
+            _load_optimizer(updates.optimizer, saved["optimizer"], folder / STATE)
+            self.step, self.given_epoch, self.given = saved["step"], saved["epoch"], saved["given"]
+            try:
+                updates.log.restore(saved["log"], self.device)
+                self._restore_random(saved)
+            except (RuntimeError, TypeError) as error:  # tensors of other sizes or types
+                raise Refused(f"{folder / STATE} is damaged ({' '.join(str(error).split())[:100]})") from error
+        except _Earlier:
+            raise
+        except Refused as error:
             raise Refused(f"{error}; delete {folder} to go on from the checkpoint before it") from error
-        if "given" not in saved:
-            raise Refused(f"{folder / STATE} is of an earlier version, whose runs are evaluated, but not gone on with")
-        self.step, self.given_epoch, self.given = saved["step"], saved["epoch"], saved["given"]
-        updates.log.restore(saved["log"], self.device)
-        self._restore_random(saved)
         if distributed.leads():
             cut_rows(self.folder / LOG, self.step)
             cut_rows(self.folder / HISTOGRAMS, self.step)
@@ -119,9 +124,90 @@ class Run:
             torch.cuda.set_rng_state(saved["cuda_rng"][number].clone(), self.device)
 
 
+class _Earlier(Refused):
+    """A whole checkpoint, which this version does not go on from."""
+
+
+class _SavedLog(BaseModel):
+    """What training.log keeps in state.pt: sums (processes, names), counts (processes, classes)."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    names: list[str]
+    sums: torch.Tensor | None
+    counts: dict[str, torch.Tensor]
+    steps: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _of_the_names(self) -> _SavedLog:
+        shape = None if self.sums is None else tuple(self.sums.shape)
+        if shape is not None and (len(shape) != 2 or not shape[0] or shape[1] != len(self.names)):
+            raise ValueError(f"sums of shape {shape} for {len(self.names)} names")
+        if any(count.ndim != 2 or not len(count) for count in self.counts.values()):
+            raise ValueError("counts without a row for each process")
+        return self
+
+
+class _SavedState(BaseModel):
+    """state.pt, as far as its types and shapes can be held without the run."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    step: Annotated[int, Field(ge=0)]
+    epoch: Annotated[int, Field(ge=0)]
+    given: list[tuple[int, int, int]]
+    log: _SavedLog
+    optimizer: dict[str, Any]
+    torch_rng: torch.Tensor
+    cuda_rng: torch.Tensor | None = None
+
+    @model_validator(mode="after")
+    def _random_rows(self) -> _SavedState:
+        for rows in (self.torch_rng, self.cuda_rng):
+            if rows is not None and (rows.ndim != 2 or rows.dtype != torch.uint8):
+                raise ValueError(f"random numbers of {rows.dtype} {tuple(rows.shape)}")
+        return self
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     """The tensors and plain values of state.pt. Raises Refused when it is damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        refuse_packed(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in as many ways as there are opcodes and records
         raise Refused(f"{path} is damaged") from error
+    if isinstance(loaded, dict) and "step" in loaded and "given" not in loaded:
+        raise _Earlier(f"{path} is of an earlier version, whose runs are evaluated, but not gone on with")
+    try:
+        saved = _SavedState.model_validate(loaded)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:100]
+        raise Refused(" ".join(f"{path} is damaged: {where}: {first['msg']}".split())) from error
+    return {name: getattr(saved, name) for name in saved.model_fields_set} | {"log": saved.log.model_dump()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
+    """An optimiser's state. Raises Refused when it is of other parameters, or its numbers are none."""
+    own = [dict(group) for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(saved)
+        pairs = list(zip(own, optimizer.param_groups, strict=True))
+        fits = all(_same_form(group[key], other.get(key)) for group, other in pairs for key in group if key != "params")
+        for parameter, values in optimizer.state.items():
+            tensors = [value for value in values.values() if isinstance(value, torch.Tensor)]
+            fits &= all(t.shape in ((), parameter.shape) and t.is_floating_point() for t in tensors)
+            fits &= len(tensors) == len(values) and {"step", "exp_avg", "exp_avg_sq"} <= set(values)
+    except Exception as error:  # torch's own checks are few
+        raise Refused(f"{path} is damaged: its optimizer ({type(error).__name__})") from error
+    if not fits:
+        raise Refused(f"{path} is damaged: its optimizer is of other parameters")
+
+
+def _same_form(own: Any, saved: Any) -> bool:
+    """Whether a saved setting can stand for one of our own: a number for a number, as many of them for several."""
+    if isinstance(own, list | tuple):
+        return isinstance(saved, list | tuple) and len(own) == len(saved) and all(map(_same_form, own, saved))
+    if isinstance(own, int | float) and not isinstance(own, bool):
+        return isinstance(saved, int | float) and math.isfinite(saved)
+    return True

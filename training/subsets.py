@@ -6,7 +6,6 @@ objects by class uses their classes once, as cutting a dataset does; no label re
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Literal
 from manifests import store
 from manifests.errors import Refused
 from manifests.recipes import unknown_name
+from manifests.records import parse_assets
 from manifests.shards import ASSETS, BuildManifest
 from manifests.tables import load_table, table_names
 
@@ -95,13 +95,15 @@ def _keys(out: str, split: str, names: frozenset[str], objects: str) -> frozense
 
 def _assets(path: str, split: str) -> list[tuple[str, str, str | None]]:
     """(key, id, class) of the split's objects. Raises Refused naming the file when it is missing or damaged."""
-    data = store.read_bytes(path)
+    try:
+        data = store.read_bytes(path)
+    except ValueError as error:
+        raise Refused(str(error)) from error
     if data is None:
         raise Refused(f"{path} is missing, and data.classes and data.objects need it: run the build again")
     try:
-        lines = [json.loads(line) for line in data.splitlines()]
-        return [(key, identity, class_name) for place, key, identity, class_name, _ in lines if place == split]
-    except (ValueError, TypeError) as error:
+        return [(asset.key, asset.id, asset.class_name) for asset in parse_assets(data) if asset.split == split]
+    except ValueError as error:
         raise Refused(f"{path} is damaged: {error}") from error
 
 
@@ -110,7 +112,7 @@ def _listed(path: str) -> frozenset[str]:
     try:
         lines = (line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
         return frozenset(line for line in lines if line and not line.startswith("#"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise Refused(f"data.objects={path} is neither {MVCNN} nor a list of ids, one a line: {error}") from error
 
 

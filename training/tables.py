@@ -53,7 +53,7 @@ class Row(BaseModel):
     recipe: str = ""
     changes: dict[str, Any] = {}
     points_from_scratch: bool = False
-    run: str = ""
+    run: Annotated[str, Field(pattern="^([A-Za-z0-9_-][A-Za-z0-9_.-]*)?$")] = ""  # the name of a folder
     shards: str = ""
     step: Literal["last", "first"] = "last"
     evaluate: dict[str, Any] = {}

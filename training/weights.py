@@ -112,6 +112,10 @@ def read_weights_file(path: str | Path, who: Who = "student") -> WeightsFile:
         first = ", ".join(sorted(given)[:3])
         raise Refused(f"{path}: no weights of a kind that is known here ({len(given)} tensors, such as {first})")
     tensors, left_over = _rename(kind, given)
+    for name, dims in (("logit_scale", None), ("classifier", 2)):
+        value = tensors.get(name)
+        if value is not None and (value.numel() != 1 if dims is None else value.ndim != dims):
+            raise Refused(f"{path}: {name} is {tuple(value.shape)}")
     return WeightsFile(str(path), kind, _space(kind, given), tensors, left_over, _projection(kind, given))
 
 
@@ -163,6 +167,7 @@ def read_tensors(path: str | Path, who: Who = "student") -> dict[str, Tensor]:
 def _open(file: Path) -> Any:
     """What a file holds: safetensors, a zip of torch.save, a TorchScript archive, or torch's older format."""
     if zipfile.is_zipfile(file):
+        refuse_packed(file)
         with zipfile.ZipFile(file) as archive:
             script = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/constants.pkl")]
             if script:
@@ -173,6 +178,18 @@ def _open(file: Path) -> Any:
     if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
         return load_file(file)
     return _load(file, mmap=False)
+
+
+def refuse_packed(file: Path) -> None:
+    """Raises ValueError where the members of an archive are larger than its file: torch stores tensors as they are.
+
+    Only the text of code, which is never read, is packed.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            sizes = [info.file_size for info in archive.infolist() if "/code/" not in info.filename]
+        if sum(sizes) > file.stat().st_size:
+            raise ValueError("an archive whose members are larger than itself")
 
 
 def _load(file: Path | io.BytesIO, mmap: bool, inert: Iterable[str] = ()) -> Any:
