@@ -120,6 +120,7 @@ def draw_points(points, preset, cameras):
 """
 
 
+@pytest.mark.slow
 def test_retry_touches_the_shards_with_such_failures_only(planted_tree, tmp_path) -> None:
     """Views that take too long are failures of their set; `build` and `views` make them again, once it is mended."""
     (planted_tree / "renderers/slow.py").write_text(SLOW_VIEWS)
