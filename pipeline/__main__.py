@@ -322,8 +322,9 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 def _inspect(options: argparse.Namespace, console: Console) -> int:
     try:
         data, size = _inspected(options)
-    except (ValueError, KeyError) as error:
-        raise Refused(f"{options.out} is damaged ({error}): python -m pipeline check {options.out}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise Refused(f"{options.out} is damaged ({words}): python -m pipeline check {options.out}") from error
     path = options.html or options.png
     store.write_bytes(store.absolute(path), data)
     console.print(f"{path}: {size}", highlight=False)

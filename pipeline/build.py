@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from manifests import store
 from manifests.errors import Refused, Stopped
@@ -82,6 +83,8 @@ class JobEvent:
 
 
 Outcome = BuiltObject | Failure
+_Stored = tuple[Sample, bytes | None]
+_ASSET: TypeAdapter[Asset] = TypeAdapter(Asset)
 ViewResults = dict[str, Members | Failure | Skipped]
 Report = Callable[[str, BuiltObject | None], None]
 
@@ -300,7 +303,7 @@ def redraw_shard(job: Job, plan: Plan, maker: Maker, view_sets: tuple[ViewSet, .
         store.remove(record_path(path))
     with ExitStack() as stack:
         writers = [open_writer(stack, path, s.hash) for path, s in zip(paths, view_sets, strict=True)]
-        for shape, glb in stored_objects(job, plan, _any_mesh(view_sets)):
+        for shape, glb in _undamaged(stored_objects(job, plan, _any_mesh(view_sets)), job, plan):
             results = maker.redraw(shape, glb, view_sets)
             for writer, result in zip(writers, results.values(), strict=True):
                 writer.add(shape.key, result)
@@ -310,10 +313,35 @@ def redraw_shard(job: Job, plan: Plan, maker: Maker, view_sets: tuple[ViewSet, .
     write_records(writers, plan.versions, time.monotonic() - start)
 
 
+def _undamaged(objects: Iterator[_Stored], job: Job, plan: Plan) -> Iterator[_Stored]:
+    """The stored objects of a shard. Raises Stopped where its tars are damaged."""
+    try:
+        yield from objects
+    except (ValueError, KeyError, OSError) as error:
+        tar = shapes_tar(plan.out, job.split, job.shard)
+        words = " ".join(one_line(error).split())[:150]
+        raise Stopped(f"{tar} or its meshes: {words}: python -m pipeline check {plan.out} --repair") from error
+
+
 def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple[ViewSet, ...]) -> ViewResults:
-    """Members of view sets of one stored object; where no mesh is stored, its file is read again."""
-    values = shape.json
-    asset = Asset(values["id"], values["source"], values["split"], values["class"], shape.key)
+    """Members of view sets of one stored object; where no mesh is stored, its file is read again.
+
+    Raises Stopped, naming the object, when what is stored of it is damaged.
+    """
+    try:
+        values = shape.json
+        asset = _ASSET.validate_python(
+            {"key": shape.key, "class_name": values["class"]}
+            | {name: values[name] for name in ("id", "source", "split")}
+        )
+        points = decode_array(shape.members[POINTS])
+        colors = decode_array(shape.members[COLORS]) if COLORS in shape.members else None
+        if np.shape(values["world_from_source"]) != (4, 4) or not isinstance(values["num_faces"], int):
+            raise ValueError("its json is of another form")
+        np.asarray(values["world_from_source"], np.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{shape.key} is damaged in {plan.out}/shapes ({' '.join(one_line(error).split())[:150]})"
+        raise Stopped(f"{what}: python -m pipeline check {plan.out} --repair") from error
     files = {s.name: _pictures_of(asset, s, plan) for s in view_sets if is_files_preset(s.preset)}
     files |= _frame_results(asset, np.array(values["world_from_source"]), plan, view_sets)
     if files:
@@ -328,8 +356,7 @@ def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple
             points_only = tuple(s for s in view_sets if not is_mesh_preset(s.preset))
             drawn = redraw_object(shape, None, plan, points_only) if points_only else {}
             return {s.name: drawn.get(s.name, failure) for s in view_sets}
-    colors = decode_array(shape.members[COLORS]) if COLORS in shape.members else None
-    return draw_view_sets(shape.key, values["id"], decode_array(shape.members[POINTS]), colors, glb, view_sets)
+    return draw_view_sets(shape.key, values["id"], points, colors, glb, view_sets)
 
 
 def _any_mesh(view_sets: tuple[ViewSet, ...]) -> bool:

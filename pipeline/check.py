@@ -53,6 +53,7 @@ GRAY_TOLERANCE = 1.0  # of 255, between machines
 LENGTH_TOLERANCE = 1e-6
 _ODD = (KeyError, TypeError, AttributeError)  # what JSON of another form than ours gives
 _ROOM, _BLOCK = 8 << 20, 256 << 10
+_MOST_PROBLEMS = 10_000  # a manifest may announce a million shards that are not there
 _KINDS = {"depth": (1, 16), "gray": (1, 8)}  # channel -> (channels, bits) of its pictures
 
 
@@ -120,6 +121,9 @@ def check(out: str, on_tar: OnTar = lambda tar: None, deep: bool = False) -> Fin
     seen = array("q")  # hashes: the keys of millions of objects would fill the memory
     for split, shards in manifest.num_shards.items():
         for shard in range(shards):
+            if len(found.problems) > _MOST_PROBLEMS:
+                found.problems.append(f"{split}-{shard:05d} and the shards after it were not looked at")
+                break
             keys = _check_shard(out, manifest, sets, split, shard, reading)
             found.keys[split] = found.keys.get(split, 0) + len(keys)
             seen.extend(map(hash, keys))
@@ -214,7 +218,7 @@ def _check_shapes(
     for sample in samples:
         try:
             values = _shape_values(sample, manifest)
-            warnings = {w["type"]: w["count"] for w in values["warnings"]}
+            warnings = _warnings(values["warnings"])
         except (ValueError, *_ODD) as error:
             found.blame(tar, f"{tar}: {sample.key}: {_worded(error)}")
             continue
@@ -239,12 +243,20 @@ def _check_views(tar: str, view_set: ViewSetManifest, reading: _Reading) -> Reco
     for sample in samples:
         try:
             values = _view_values(sample, view_set, reading.deep)
-            found.warnings.update({w["type"]: w["count"] for w in values.get("warnings", [])})
+            found.warnings.update(_warnings(values.get("warnings", [])))
         except (ValueError, *_ODD) as error:
             found.blame(tar, f"{tar}: {sample.key}: {_worded(error)}")
     if record.gates:
         reading.gates.setdefault(view_set.name, []).append((record.count, record.gates))
     return record
+
+
+def _warnings(rows: Any) -> dict[str, int]:
+    """type -> count of the warnings of a sample. Raises ValueError when they are none."""
+    counts = {w["type"]: w["count"] for w in rows}
+    if not all(isinstance(kind, str) and isinstance(count, int) for kind, count in counts.items()):
+        raise ValueError("its warnings are no types with counts")
+    return counts
 
 
 def _worded(error: Exception) -> str:
@@ -326,6 +338,8 @@ class _Reading:
                     end += count
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"{tar}: missing; delete its record and run the build again") from error
+        except OSError as error:
+            raise ValueError(f"{tar}: cannot be read ({error.strerror})") from error
         self.found.bytes += end
         return memoryview(self._room).toreadonly()[:end], sha256.hexdigest()
 
@@ -356,7 +370,9 @@ def _shape_values(sample: Sample, manifest: BuildManifest) -> dict[str, Any]:
         raise ValueError("its json is of another format or key")
     if points.dtype != np.float32 or points.shape != (values["num_points"], 3) or not np.isfinite(points).all():
         raise ValueError(f"points are {points.dtype} {points.shape}")
-    label = values["label"]
+    label, texts = values["label"], [values[name] for name in ("id", "split", "source", "class")]
+    if not all(isinstance(text, str) for text in texts if text is not None) or None in texts[:3]:
+        raise ValueError("its id, split, source or class is no text")
     if label is not None and (not 0 <= label < len(manifest.classes) or manifest.classes[label] != values["class"]):
         raise ValueError(f"label {label} is not class {values['class']}")
     for suffix, width in ((COLORS, (3,)), (PARTS, ())):
@@ -431,19 +447,29 @@ def compare(out: str, other: str) -> list[str]:
 
 
 def _compare_tars(one: str, two: str) -> Iterator[str]:
-    first, second = store.read_bytes(one), store.read_bytes(two)
+    try:
+        first, second = store.read_bytes(one), store.read_bytes(two)
+    except ValueError as error:
+        yield str(error)
+        return
     if first is None or second is None:
         yield f"{one if first is None else two}: missing"
         return
     if first == second:
         return
-    a = {sample.key: sample for _, sample in read_samples(io.BytesIO(first))}
-    b = {sample.key: sample for _, sample in read_samples(io.BytesIO(second))}
+    try:
+        a, b = ({sample.key: sample for _, sample in read_samples(io.BytesIO(data))} for data in (first, second))
+    except ValueError as error:
+        yield f"{one} or {two}: {error}"
+        return
     for key in sorted(set(a) ^ set(b)):
         yield f"{one if key in a else two}: only here: {key}"
     for key in sorted(set(a) & set(b)):
         for suffix in sorted(set(a[key].members) | set(b[key].members)):
-            problem = _compare_members(suffix, a[key], b[key])
+            try:
+                problem = _compare_members(suffix, a[key], b[key])
+            except (ValueError, IndexError, *_ODD) as error:
+                problem = _worded(error)
             if problem:
                 yield f"{one}: {key}.{suffix}: {problem}"
 

@@ -88,7 +88,7 @@ def _card(shape: Sample, views: dict[str, Sample], num_views: int) -> str:
             f'<figure data-set="{html.escape(set_name)}"><figcaption>{html.escape(set_name)}</figcaption>'
             f'<img alt="views of {html.escape(shape.key)}" src="{_strip(view_tiles(sample, num_views))}"></figure>'
         )
-    notes = "".join(f"<li>{html.escape(kind)}: {count}</li>" for kind, count in warned)
+    notes = "".join(f"<li>{html.escape(str(kind))}: {html.escape(str(count))}</li>" for kind, count in warned)
     faces = f"{values['num_faces']:,} faces, " if values["num_faces"] else ""
     return (
         f'<article data-class="{html.escape(name)}" data-warned="{int(bool(warned))}">'

@@ -48,8 +48,8 @@ def build_lock(out: str) -> Iterator[BuildLock]:
     path = store.join(out, LOCK)
     try:
         _take(out, path)
-    except OSError as error:
-        raise Refused(f"{out} cannot be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise Refused(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     try:
         yield BuildLock(path)
     finally:
@@ -68,9 +68,8 @@ def _take(out: str, path: str) -> None:
             continue  # let go meanwhile
         holder = _parsed(held)
         if _is_live(holder):
-            raise Refused(
-                f"{out} is being built by process {holder['pid']} on {holder['host']} (delete {path} if it is not)"
-            )
+            who = f"process {holder.get('pid')} on {holder.get('host')}"
+            raise Refused(f"{out} is being built by {who} (delete {path} if it is not)")
         store.take_away(path, held)
     raise Refused(f"{path}: other builds take it over at the same moment; run the same again")
 
@@ -82,7 +81,7 @@ def _holder(path: str) -> dict[str, Any]:
 def _parsed(data: bytes) -> dict[str, Any]:
     try:
         values = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -97,5 +96,5 @@ def _is_live(holder: dict[str, Any]) -> bool:
         if holder.get("host") == socket.gethostname():
             return started(int(holder.get("pid", -1))) == holder.get("started") is not None
         return time.time() - float(holder.get("renewed", 0)) < STALE_SECONDS
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False

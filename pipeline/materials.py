@@ -147,7 +147,7 @@ def _library_names(line: str, files: SideFiles) -> list[str]:
     line = line.strip()
     parts = line.split()
     several = len(parts) > 1 and all(part.lower().endswith(".mtl") for part in parts)
-    return parts if several and not (files.folder / line).is_file() else [line]
+    return parts if several and not os.path.isfile(files.folder / line) else [line]
 
 
 def _parse_mtl(text: str) -> dict[str, dict[str, str]]:

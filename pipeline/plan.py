@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -309,7 +310,7 @@ def _refuse_division(recipe: BuildRecipe, table: DatasetTable, module: ModuleTyp
         raise Refused(f"split: {table.name} is not divided by {recipe.split}; known: {known}")
     if recipe.split_list and not getattr(module, "TAKES_LISTS", False):
         raise Refused(f"split_list: {table.name} takes no list")
-    if recipe.split_list and not Path(recipe.split_list).exists():
+    if recipe.split_list and not os.path.exists(recipe.split_list):
         raise Refused(f"split_list: no such file {recipe.split_list}")
 
 

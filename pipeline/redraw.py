@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import nullcontext
 
 from manifests import store
 from manifests.errors import Refused
 from manifests.presets import is_files_preset, is_frames_preset, is_mesh_preset, load_preset
 from manifests.recipes import Value, parse_recipe
-from manifests.records import Asset
+from manifests.records import Asset, parse_assets
 from manifests.shards import (
     ASSETS,
     VIEWS,
@@ -95,15 +94,18 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
 def listed_assets(out: str, manifest: BuildManifest) -> list[Asset]:
     """The assets of a build, from its own list. Raises Refused where that is missing or damaged."""
     path = store.join(out, ASSETS)
-    data = store.read_bytes(path)
+    try:
+        data = store.read_bytes(path)
+    except ValueError as error:
+        raise Refused(str(error)) from error
     if data is None:
         raise Refused(f"{path} is missing: run the build again")
     if hashlib.sha256(data).hexdigest() != manifest.assets_hash:
         raise Refused(f"{path} is damaged: delete {out}/manifest.json and run the build again")
-    return [
-        Asset(id=id, source=source, split=split, class_name=class_name, key=key)
-        for split, key, id, class_name, source in map(json.loads, data.splitlines())
-    ]
+    try:
+        return parse_assets(data)
+    except ValueError as error:
+        raise Refused(f"{path} is damaged ({error}): delete {out}/manifest.json and run the build again") from error
 
 
 def draw_view_set(

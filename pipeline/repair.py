@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from manifests import store
 from manifests.errors import Refused
 from manifests.presets import is_files_preset, is_frames_preset, is_mesh_preset
-from manifests.recipes import parse_recipe
+from manifests.recipes import parse_recipe, parse_toml
 from manifests.records import read_record, record_path
 from manifests.shards import (
     RECIPE,
@@ -117,10 +116,10 @@ def _recipe(out: str, manifest: BuildManifest) -> BuildRecipe:
     """The recipe of a build with its limits, from OUT/recipe.toml; without them where that is gone or another's."""
     path = store.join(out, RECIPE)
     try:
-        recipe = parse_recipe(BuildRecipe, tomllib.loads((store.read_bytes(path) or b"").decode()), path)
+        recipe = parse_recipe(BuildRecipe, parse_toml((store.read_bytes(path) or b"").decode()), path)
         if recipe.shapes_hash() == manifest.shapes_hash:
             return recipe
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, Refused):
+    except (ValueError, Refused):
         pass  # the manifest holds what changes bytes
     recipe = parse_recipe(BuildRecipe, manifest.recipe, f"{out}/manifest.json")
     if recipe.shapes_hash() != manifest.shapes_hash:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections import Counter
@@ -15,7 +14,7 @@ from manifests import store
 from manifests.errors import Refused
 from manifests.presets import is_files_preset, is_mesh_preset
 from manifests.recipes import first_difference, to_toml
-from manifests.records import Failure, Record, record_path
+from manifests.records import Failure, Record, parse_assets, record_path
 from manifests.shards import (
     ASSETS,
     LOCK,
@@ -164,7 +163,10 @@ def refuse_other_build(plan: Plan, jobs: list[Job]) -> None:
 
 def refuse_other_view_set(out: str, view_set: ViewSet) -> None:
     """Raises Refused when OUT holds a view set of this name drawn with another preset."""
-    known = read_view_set(out, view_set.name)
+    try:
+        known = read_view_set(out, view_set.name)
+    except ValueError as error:
+        raise Refused(f"{error}; delete its folder to draw it again") from error
     if known is not None and known.hash != view_set.hash:
         change = first_difference(known.preset.model_dump(), view_set.preset.model_dump()) or "drawn from other shapes"
         folder = store.join(out, VIEWS, view_set.name)
@@ -173,16 +175,19 @@ def refuse_other_view_set(out: str, view_set: ViewSet) -> None:
 
 def _asset_difference(plan: Plan, jobs: list[Job]) -> str:
     """The first asset that one list has and the other has not, or that differs."""
-    old = [tuple(json.loads(line)) for line in (store.read_bytes(store.join(plan.out, ASSETS)) or b"").splitlines()]
-    new = [tuple(json.loads(line)) for line in assets_file(jobs).splitlines()]
+    try:
+        old = parse_assets(store.read_bytes(store.join(plan.out, ASSETS)) or b"")
+    except ValueError as error:
+        return f"its {ASSETS} is damaged ({error})"
+    new = parse_assets(assets_file(jobs))
     known_old, known_new = set(old), set(new)
     gone = next((asset for asset in old if asset not in known_new), None)
     come = next((asset for asset in new if asset not in known_old), None)
-    if gone and come and gone[1] == come[1]:
-        return f"{gone[1]} was {gone[4]} and is {come[4]}"
+    if gone and come and gone.key == come.key:
+        return f"{gone.key} was {gone.source} and is {come.source}"
     if come:
-        return f"{come[4]} is new ({len(old):,} assets then, {len(new):,} now)"
-    return f"{gone[4] if gone else 'the list'} is gone ({len(old):,} assets then, {len(new):,} now)"
+        return f"{come.source} is new ({len(old):,} assets then, {len(new):,} now)"
+    return f"{gone.source if gone else 'the list'} is gone ({len(old):,} assets then, {len(new):,} now)"
 
 
 def build(
