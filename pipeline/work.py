@@ -17,7 +17,7 @@ from pipeline.plan import Job, Plan
 from pipeline.versions import difference, versions_here
 
 _WATCH_SECONDS = 0.1
-_TELL_SECONDS = 1.0  # a driver takes in a thousand reports a second, and may have a thousand workers
+_TELL_SECONDS = 1.0  # a driver takes in some thousand reports a second, and may have a thousand workers
 
 
 def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -> Iterator[Progress]:
