@@ -102,7 +102,8 @@ def test_killed_workers_cost_time_only_and_all_ports_are_on_loopback(planted_tre
         assert process.poll() is None, process.stderr.read()
         if killed == 0:
             places = listening({process.pid, *processes_of(process.pid)})
-            assert places == {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, and the same as IPv6
+            assert places  # only 127.0.0.1, and the same as IPv6
+            assert places <= {"0100007F", "0000000000000000FFFF00000100007F"}
         time.sleep(draw.uniform(0, 0.4))
         for pid, command in processes_of(process.pid).items():
             if command == "ray::work":
