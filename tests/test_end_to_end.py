@@ -15,7 +15,7 @@ from manifests.shards import shapes_tar
 pipeline, training = Commands(REPOSITORY), Commands(REPOSITORY, "training")
 
 
-@pytest.mark.parametrize("name", ["ModelNet40", "ModelNet10"])
+@pytest.mark.parametrize("name", ["ModelNet40", pytest.param("ModelNet10", marks=pytest.mark.slow)])
 def test_modelnet_samples_become_shards_and_shards_train(shared, tmp_path, name: str) -> None:
     out, source = tmp_path / "out", shared / "samples" / name
     objects = len(list(source.rglob("*.off")))

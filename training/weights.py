@@ -7,9 +7,11 @@ Sources of the names: the released code of OpenAI CLIP, ULIP, Point-BERT, Cross-
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickletools
 import re
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -166,8 +168,8 @@ def read_tensors(path: str | Path, who: Who = "student") -> dict[str, Tensor]:
 
 def _open(file: Path) -> Any:
     """What a file holds: safetensors, a zip of torch.save, a TorchScript archive, or torch's older format."""
+    refuse_packed(file)
     if zipfile.is_zipfile(file):
-        refuse_packed(file)
         with zipfile.ZipFile(file) as archive:
             script = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/constants.pkl")]
             if script:
@@ -183,8 +185,10 @@ def _open(file: Path) -> Any:
 def refuse_packed(file: Path) -> None:
     """Raises ValueError where the members of an archive are larger than its file: torch stores tensors as they are.
 
-    Only the text of code, which is never read, is packed.
+    Only the text of code, which is never read, is packed. A tar (torch before 0.1.10) is refused too: torch unpacks it.
     """
+    with contextlib.suppress(tarfile.TarError), tarfile.open(file, "r:"):
+        raise ValueError("a tar archive, torch's format before 0.1.10: load and save it with a newer torch")
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             sizes = [info.file_size for info in archive.infolist() if "/code/" not in info.filename]
