@@ -19,7 +19,7 @@ class FrameViews(BaseModel):
     `crop_margin` of the box's longer side and cut off at the picture's edge; frames without a mask are passed over.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     title: str = ""
     backend: Literal["frames"]

@@ -23,13 +23,19 @@ def tower_picture(array: np.ndarray, channel: str, preset: AnyViews) -> np.ndarr
     array: rgb uint8 (H, W, 3); gray uint8 or float32 in [0, 1] (H, W); depth float32 (H, W), +inf where empty. In
     [0, 1], but world depth for mapping=world.
     """
+    picture = mapped_picture(array, channel, preset)
+    return picture if picture.ndim == 3 else picture[..., None].repeat(3, axis=2)
+
+
+def mapped_picture(array: np.ndarray, channel: str, preset: AnyViews) -> np.ndarray:
+    """`tower_picture`, with one channel, float32 (S, S), where all three are the same."""
     if channel == "depth":
         picture = to_picture(array, preset.mapping)
     else:
         picture = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array
     if preset.upsample:
         picture = upsampled(picture, preset.upsample)
-    return picture if picture.ndim == 3 else picture[..., None].repeat(3, axis=2)
+    return picture
 
 
 def to_picture(depth: np.ndarray, mapping: str) -> np.ndarray:

@@ -36,7 +36,7 @@ class FileViews(BaseModel):
     max_blank_views: how many pictures of one colour an object may have; more, or nothing else, is a Failure.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     title: str = ""
     backend: Literal["files"]

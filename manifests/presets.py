@@ -56,7 +56,7 @@ class _Views(Gates):
     to this side, bilinear with aligned corners (0: as it is), `normalize` names mean and standard deviation.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     title: str = ""
     image_size: Annotated[int, Field(ge=8, le=4096)] = 224

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from manifests import store
 from manifests.errors import Refused
 
 Value = Any  # what TOML holds: str, int, float, bool, list or dict of these
@@ -28,17 +30,18 @@ BACKENDS = ("raycast", "rasterize", "depth", "pointclip", "realistic", "files", 
 def load_toml(path: Path) -> dict[str, Value]:
     """The values of a TOML file. Raises Refused naming the file when it is missing or does not parse."""
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
-        return parse_toml(path.read_text(encoding="utf-8"))
+        return parse_toml(store.read_text(path))
     except (OSError, ValueError) as error:
         raise Refused(f"cannot read {path}: {_one_line(str(error))}") from error
 
 
 def parse_toml(text: str) -> dict[str, Value]:
-    """The values of a text in TOML. Raises ValueError in one line when it does not parse or is nested too deep."""
+    """The values of a text in TOML. Raises ValueError in one line when it does not parse or is nested too deep.
+
+    No key means anything at inf or nan, which TOML has.
+    """
     try:
-        values = tomllib.loads(text)
+        values = tomllib.loads(text, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     level: list[Value] = [values]
@@ -48,6 +51,13 @@ def parse_toml(text: str) -> dict[str, Value]:
     if level:
         raise ValueError(f"nested deeper than {_DEPTH} tables and lists")
     return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value
 
 
 def _one_line(text: str) -> str:

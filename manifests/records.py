@@ -113,11 +113,16 @@ class Record:
     def from_json(cls, values: dict[str, Any]) -> Record:
         """The record of plain values. Raises ValueError naming the key that is missing, unknown or of another type."""
         try:
-            return _RECORD.validate_python(values)
+            record = _RECORD.validate_python(values)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))[:100]
             raise ValueError(" ".join(f"not a record: {where}: {first['msg']}".split())) from error
+        columns = {"offsets": record.offsets, **record.sizes, **record.checks}
+        short = next((name for name, column in columns.items() if len(column) != len(record.keys)), None)
+        if short is not None:
+            raise ValueError(f"not a record: {short[:40]} has {len(columns[short])} values for {len(record.keys)} keys")
+        return record
 
 
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)

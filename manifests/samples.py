@@ -24,7 +24,7 @@ EMPTY_CODE = 0
 FAR_CODE = 65535
 JPEG_QUALITY = 95
 PNG_LEVEL = 3
-MAX_PIXELS = 1 << 26  # of a picture; no preset makes one of more
+MAX_PIXELS = 1 << 25  # of a picture in a shard; no preset makes one of more
 BLOCK = 512
 ADLER = 65521
 _END = bytes(BLOCK)
@@ -103,7 +103,7 @@ def npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
         raise ValueError(f"not a readable npy file ({type(error).__name__})") from error
     if dtype.kind not in "fiub":
         raise ValueError(f"an npy file of {str(dtype)[:40]}; numbers are needed (pickles are never opened)")
-    if min(shape, default=0) < 0:
+    if min(shape, default=0) < 0 or max(shape, default=0) > len(data):
         raise ValueError(f"its header announces {str(shape)[:60]}, more than its bytes hold")
     return shape, dtype, file.tell()
 

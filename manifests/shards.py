@@ -36,7 +36,7 @@ SPLIT_NAME = r"^[A-Za-z0-9_-]{1,80}$"  # it becomes part of a file's name
 class SplitCounts(BaseModel):
     """What one split of a build holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     assets: Annotated[int, Field(ge=0)]
     samples: Annotated[int, Field(ge=0)]
@@ -52,7 +52,7 @@ class BuildManifest(BaseModel):
     has its record. seconds: of all jobs together.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: int = FORMAT
     dataset: str
@@ -76,7 +76,7 @@ class BuildManifest(BaseModel):
 class ViewSetManifest(BaseModel):
     """OUT/views/<set>/manifest.json."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: int = FORMAT
     name: str
@@ -134,7 +134,10 @@ def read_view_set(out: str, name: str) -> ViewSetManifest | None:
     """The manifest of a view set, or None where there is none. Raises ValueError naming the file when damaged."""
     path = store.join(out, VIEWS, name, MANIFEST)
     values = read_json(path)
-    return None if values is None else _typed(TypeAdapter(ViewSetManifest), values, path)
+    found = None if values is None else _typed(TypeAdapter(ViewSetManifest), values, path)
+    if found is not None and found.name != name:
+        raise ValueError(f"{path}: it is of the view set {found.name[:60]}: rename the folder back")
+    return found
 
 
 def _typed(adapter: TypeAdapter[Any], values: dict[str, Any], path: str) -> Any:

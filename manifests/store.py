@@ -251,9 +251,12 @@ def list_names(folder: str) -> list[str]:
 
 
 def remove(path: str) -> None:
-    """Deletes one file, if it is there."""
+    """Deletes one file, if it is there. Raises Stopped where a folder stands in its place."""
     if not is_url(path):
-        Path(path).unlink(missing_ok=True)
+        try:
+            Path(path).unlink(missing_ok=True)
+        except IsADirectoryError as error:
+            raise Stopped(f"{path} is a folder in place of a file: move it away") from error
         return
     fs, inner = filesystem(path)
     try:
@@ -279,6 +282,15 @@ def open_reading(path: str, ahead: bool = True) -> IO[bytes]:
     fs.invalidate_cache(inner)
     size = patiently(path, "read", lambda: fs.size(inner))
     return AheadFile(path, [(0, size)], size)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a local file that a person wrote: UTF-8, a byte order mark allowed, line ends as they are.
+
+    Raises OSError, also where a pipe or a device stands in its place, and UnicodeDecodeError.
+    """
+    with open_reading(os.path.abspath(path)) as file:
+        return file.read().decode("utf-8-sig")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class DatasetTable(BaseModel):
     determinant +1.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     title: str = ""

@@ -51,14 +51,19 @@ def write_object(build: Build, to: str | None, key: str | None, overwrite: bool)
     """
     name = _view_set(build)
     key, shape, views = _samples(build, name, key)
-    pictures = _pictures(views, name)
+    try:
+        pictures = _pictures(views, name)
+        model = _model(pictures, shape)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+        raise Refused(f"{build.out}: {key} is damaged ({words}): python -m pipeline check {build.out}") from error
     folder = store.join(build.out, FOLDER, key) if to is None else store.absolute(to)
     refuse_among_shards(build.out, folder)
     if folder == build.out or (store.list_names(folder) and not overwrite):
         raise Refused(f"--to {folder} is not empty: choose another folder, or --overwrite")
     written = {f"images/{picture.name}": picture.data for picture in pictures}
     written |= {f"masks/{picture.name}.png": picture.mask for picture in pictures if picture.mask is not None}
-    written |= {f"{SPARSE}/{file}": text.encode() for file, text in _model(pictures, shape).items()}
+    written |= {f"{SPARSE}/{file}": text.encode() for file, text in model.items()}
     for path, data in written.items():
         store.write_bytes(store.join(folder, path), data)
     return folder, key, name, [store.join(folder, path) for path in written]
@@ -102,7 +107,7 @@ def _sample(out: str, tar: str, key: str) -> Sample:
         with store.open_reading(store.join(out, tar)) as file:
             file.seek(record.offsets[record.keys.index(key)])
             return next(sample for _, sample in read_samples(file))
-    except (ValueError, FileNotFoundError, StopIteration) as error:
+    except (ValueError, OSError, StopIteration) as error:
         raise Refused(f"{store.join(out, tar)}: {error}: python -m pipeline check {out}") from error
 
 

@@ -83,7 +83,10 @@ def _check_gltf(values: dict[str, Any], size: int, own_bytes: bool) -> None:
     announced = 0
     for number, accessor in enumerate(_rows(values, "accessors", dict)):
         count = _whole(accessor.get("count", 0), f"accessor {number}")
-        each = _COMPONENT_BYTES.get(accessor.get("componentType"), 4) * _COMPONENTS.get(accessor.get("type"), 1)
+        component, kind = accessor.get("componentType"), accessor.get("type")
+        if not isinstance(component, int | None) or not isinstance(kind, str | None):
+            raise ValueError(f"accessor {number} has a type that is none")
+        each = _COMPONENT_BYTES.get(component, 4) * _COMPONENTS.get(kind, 1)
         announced += count * each
         view = accessor.get("bufferView")
         if view is not None:

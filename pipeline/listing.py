@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from manifests import store
 from manifests.errors import Refused
 from manifests.records import Asset
 from pipeline.source import plain_name
@@ -62,7 +63,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """(row number, its values by column) of every row that is not blank."""
     suffix = file.suffix.lower()
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = store.read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise Refused(f"listing={file} cannot be read: {why}") from error

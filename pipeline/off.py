@@ -76,7 +76,7 @@ def _by_lines(
     triangles: list[np.ndarray] = []
     for line in lines[num_vertices : num_vertices + num_faces]:
         row = _numbers(line)
-        corners = int(row[0]) if len(row) else 0
+        corners = _corners(row)
         if len(row) < corners + 1:
             raise ValueError(f"a face announces {corners} corners and has {len(row) - 1}")
         polygon = row[1 : corners + 1]
@@ -85,6 +85,15 @@ def _by_lines(
     start = 6 if has_normal else 3
     colors = _colors(rows, start) if rows and min(map(len, rows)) >= start + 3 else None
     return np.array([row[:3] for row in rows]).reshape(-1, 3), faces, colors
+
+
+def _corners(row: np.ndarray) -> int:
+    """How many corners a face's line announces."""
+    if not len(row):
+        return 0
+    if not np.isfinite(row[0]) or row[0] < 0:
+        raise ValueError(f"a face announces {row[0]} corners")
+    return int(row[0])
 
 
 def _colors(rows: list[np.ndarray], start: int) -> np.ndarray:

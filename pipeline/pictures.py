@@ -19,9 +19,9 @@ from manifests.errors import Refused
 from manifests.picture_files import FORMS, FileViews, fields_of, file_names, parse_name
 from manifests.presets import parse_preset
 from manifests.records import Asset
-from manifests.samples import FORMAT, JSON, encode_json, encode_picture, view_member
+from manifests.samples import FORMAT, JSON, MAX_PIXELS, encode_json, encode_picture, view_member
 from pipeline.gates import one_colour
-from pipeline.materials import FORMATS, MAX_PIXELS
+from pipeline.materials import FORMATS
 from pipeline.shard import Members
 
 _CORNER_TOLERANCE = 10  # of 255: a pixel this far from the corners' colour shows the object

@@ -52,7 +52,7 @@ class BuildRecipe(BaseModel):
     clouds may declare, max_failed_fraction, allow_partial) change no byte and are in no hash.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dataset: str
     seed: int = 0

@@ -102,7 +102,7 @@ def _jsons(out: str, tar: str) -> Iterator[dict[str, Any]]:
     try:
         with store.open_reading(path) as file:
             yield from (sample.json for _, sample in read_samples(file, _is_json))
-    except (ValueError, KeyError, FileNotFoundError) as error:
+    except (ValueError, KeyError, OSError) as error:
         raise Refused(f"{path}: {error}: python -m pipeline check {out}") from error
 
 

@@ -30,7 +30,7 @@ def list_files(root: Path, suffixes: Collection[str]) -> Iterator[str]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(f"{inside}{name}/")
-                elif name.lower().endswith(wanted) or (entry.is_symlink() and entry.is_dir()):
+                elif name.lower().endswith(wanted) or (entry.is_symlink() and os.path.isdir(entry.path)):
                     found.append(inside + name)
     return iter(sorted(found, key=lambda path: path.split("/")))
 

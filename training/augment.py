@@ -34,7 +34,7 @@ class AugmentSettings(BaseModel):
     methods (training.clouds): `turned_clouds`, or `ulip_clouds`, which are stronger.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     image_crop: Annotated[float, Field(gt=0, le=1)] = 0.3
     image_magnitude: Annotated[int, Field(ge=0, le=10)] = 9

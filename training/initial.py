@@ -77,7 +77,7 @@ class InitSettings(BaseModel):
     classes in the same order.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     all: str = ""
     image: str = ""

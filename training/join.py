@@ -49,7 +49,7 @@ class DataSettings(BaseModel):
     process of the machine may share it. allow_incomplete: read an unfinished build.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     views: str = "rgb12"
     channel: Literal["rgb", "depth", "gray"] = "rgb"

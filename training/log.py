@@ -146,8 +146,7 @@ def append_histograms(path: Path, step: int, histograms: dict[str, list[int]], c
 
 def _widened(path: Path, names: list[str]) -> list[str]:
     """The columns of a file, after adding those of `names` that it lacks, as a run of an earlier version does."""
-    with open(path, newline="") as file:
-        header, *rows = csv.reader(file)
+    header, *rows = csv.reader(io.StringIO(store.read_text(path), newline=""))
     lacking = [name for name in names if name not in header]
     if lacking:
         text = io.StringIO(newline="")
@@ -163,7 +162,7 @@ def cut_rows(path: Path, step: int) -> None:
     """
     if path.is_file():
         try:
-            lines = path.read_text().splitlines(keepends=True)
+            lines = store.read_text(path).splitlines(keepends=True)
             ended = [line for line in lines[1:] if line.endswith("\n")]
             kept = lines[:1] + [line for line in ended if int(line.partition(",")[0]) <= step]
         except ValueError as error:

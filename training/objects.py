@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from manifests.mappings import tower_picture, value_range
+from manifests.mappings import mapped_picture, value_range
 from manifests.presets import AnyViews
 from manifests.samples import POINTS, Sample, decode_array, decode_picture, depth_of_codes, view_member
 
@@ -23,7 +23,9 @@ def picture_of(views: Sample, number: int, channel: str, preset: AnyViews) -> np
         array = depth_of_codes(array, camera["near"], camera["far"])
     elif array.ndim == 3 and not preset.upsample:
         return array
-    return np.rint(tower_picture(array, channel, preset) * (255 / value_range(channel, preset))).astype(np.uint8)
+    picture = mapped_picture(array, channel, preset) * (255 / value_range(channel, preset))
+    codes = np.rint(picture, out=picture).astype(np.uint8)
+    return codes if codes.ndim == 3 else codes[..., None].repeat(3, axis=2)
 
 
 def num_views(views: Sample) -> int:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
+from manifests import store
+
 FOLDER = Path(__file__).parent / "prompt_sets"
 DEFAULT_PROMPTS = ("a photo of a {}.", "a 3D model of a {}.")  # paper, section 3.1
 
@@ -18,7 +20,7 @@ def prompt_set_names() -> list[str]:
 
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts of a file, one a line; empty lines and lines that begin with # are left out."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in store.read_text(path).splitlines())
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 

@@ -31,7 +31,7 @@ class OptimizerSettings(BaseModel):
     betas: torch's own (released); ULIP's pre-training has (0.9, 0.98).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: Annotated[float, Field(gt=0)] = 2e-5
     floor: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -8,6 +8,7 @@ clouds (`points`), and their mean.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -190,8 +191,7 @@ def _same_shards(path: str, shards: str, manifest: BuildManifest) -> dict[str, A
 def _read_log(path: Path) -> figures.Columns | None:
     """Columns of log.csv by name, None where there is none. Raises Refused naming it when it is damaged."""
     try:
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(store.read_text(path), newline="")))
         return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else None
     except FileNotFoundError:
         return None

@@ -101,7 +101,7 @@ def known_outcome(judged: Judged, place: Place) -> Outcome:
     if judged.shards is None:
         return Outcome("no shards")
     try:
-        found = _Result.model_validate_json(place.result_path(judged).read_bytes())
+        found = _Result.model_validate_json(store.read_text(place.result_path(judged)))
     except (OSError, ValueError):
         return Outcome("not run")  # missing or damaged: it is judged again
     if found.identity != judged.identity:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from manifests import store
@@ -110,7 +109,7 @@ def _assets(path: str, split: str) -> list[tuple[str, str, str | None]]:
 def _listed(path: str) -> frozenset[str]:
     """The lines of a file, each the key or the id of an object. Raises Refused where it cannot be read."""
     try:
-        lines = (line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
+        lines = (line.strip() for line in store.read_text(path).splitlines())
         return frozenset(line for line in lines if line and not line.startswith("#"))
     except (OSError, ValueError) as error:
         raise Refused(f"data.objects={path} is neither {MVCNN} nor a list of ids, one a line: {error}") from error

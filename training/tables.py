@@ -46,7 +46,7 @@ class Row(BaseModel):
     paper: percent by column, as printed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Name
     label: str
@@ -70,7 +70,7 @@ class Row(BaseModel):
 class Table(BaseModel):
     """One file of recipes/tables. columns: what is compared; notes: what a reader must know, the paper's slips too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     title: str
     columns: tuple[Column, ...] = ("image", "image_star", "points")

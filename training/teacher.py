@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class EMASettings(BaseModel):
     """Momentum of the teacher: from `start` to `end`, linear over `steps` updates (released values)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     start: Annotated[float, Field(ge=0, le=1)] = 0.99
     end: Annotated[float, Field(ge=0, le=1)] = 0.9998
@@ -34,7 +34,7 @@ class LabelSettings(BaseModel):
     released code: 0.9 for ModelNet).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     mode: Literal["joint", "random", "image", "points", "none", "own", "agreement"] = "joint"
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.84

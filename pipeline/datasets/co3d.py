@@ -48,7 +48,7 @@ class Co3dV2Options(BaseModel):
     when unpacked, json_depth of its nesting.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     LIMITS: ClassVar[frozenset[str]] = frozenset({"annotations_mb", "json_depth"})
 
     split: Literal["seeded", "set_lists"] = "seeded"

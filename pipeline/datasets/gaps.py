@@ -31,7 +31,7 @@ Shares = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 class Surroundings(BaseModel):
     """What stands around the object. A radius is the distance from the middle of the object's box to its corner."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     floor_chance: Annotated[Share, Field(description="chance that the object stands on a piece of floor")]
     floor_size: Annotated[Lengths, Field(description="side of the piece of floor, least and most, radii")]

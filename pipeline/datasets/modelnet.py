@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from manifests import store
 from manifests.errors import Refused
 from manifests.records import Asset
 from manifests.tables import DatasetTable
@@ -66,7 +67,7 @@ def listed_ids(path: str, table: DatasetTable) -> frozenset[str]:
         names = [name for _, _, names in os.walk(file) for name in names]
     else:
         try:
-            names = [line.strip().rpartition("/")[2] for line in file.read_text(encoding="utf-8-sig").splitlines()]
+            names = [line.strip().rpartition("/")[2] for line in store.read_text(file).splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise Refused(f"split_list={path} is no list of ids: {error}") from error
     found = {match[1] for match in map(_ID.match, names) if match}

@@ -21,6 +21,7 @@ from manifests.errors import Refused
 from manifests.records import Asset
 from manifests.tables import DatasetTable
 from pipeline.load import RawShape, read_mesh
+from pipeline.source import source_file
 
 ANNOTATIONS = ("lvis-annotations.json", "lvis-annotations.json.gz")
 _LIMIT = 64 << 20  # the real file has 2 MB
@@ -72,6 +73,7 @@ def _categories(root: Path) -> dict[str, list[str]]:
     if path is None:
         raise Refused(f"{root} holds no {ANNOTATIONS[1]}: import objaverse; objaverse.load_lvis_annotations() gets it")
     try:
+        path = source_file(root, path.name)
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             data = file.read(_LIMIT + 1)
         values = json.loads(data) if len(data) <= _LIMIT else None

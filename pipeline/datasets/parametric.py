@@ -40,7 +40,7 @@ class ParametricOptions(BaseModel):
     below mild. scan and scene: single knobs of the clouds and of the pictures; what is not given comes from the gap.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     objects: Annotated[int, Field(ge=1)] = 240
     seed: int = 0

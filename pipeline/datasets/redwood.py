@@ -47,7 +47,7 @@ class RedwoodOptions(BaseModel):
     archive, picture_mb of one of its pictures when unpacked.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     LIMITS: ClassVar[frozenset[str]] = frozenset({"zip_members", "picture_mb"})
 
     train_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8

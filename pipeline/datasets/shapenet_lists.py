@@ -15,6 +15,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from manifests import store
 from manifests.errors import Refused
 
 SPLITS = ("train", "val", "test")
@@ -70,7 +71,7 @@ def read_split_list(path: str, synsets: Container[str], ids: Iterable[str]) -> S
 def _rows(file: Path, ids: list[str]) -> Iterator[tuple[str, str, str, str]]:
     """(where, synset, id, split) of every row of a file."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = store.read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"split_list={file} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
     suffix = file.suffix.lower()

@@ -228,6 +228,7 @@ class Fuzz:
         """Runs one case; what is wrong with it, with the command that runs it again, or nothing."""
         case, told = self.case_of(kind, seed, number)
         shutil.rmtree(KEPT / case.name, ignore_errors=True)
+        shutil.rmtree(self.home / "kept", ignore_errors=True)
         kept = shutil.copytree(case, self.home / "kept", symlinks=True, copy_function=_copied, dirs_exist_ok=False)
         outcome, wrong = self.judge(kind, case)
         self.outcomes.setdefault(kind.name, Counter())[outcome] += 1

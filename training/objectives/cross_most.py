@@ -28,7 +28,7 @@ Weight = Annotated[float, Field(ge=0)]
 class Weights(BaseModel):
     """Weights of the six losses (released values; the paper gives none)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     cls: Weight = 1.0
     align: Weight = 1.0
@@ -41,7 +41,7 @@ class Weights(BaseModel):
 class ClsSettings(BaseModel):
     """Eq. 2. divisor: `batch` (paper) or `selected`, the number of confident samples (released code, MUST)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     divisor: Literal["batch", "selected"] = "batch"
 
@@ -49,7 +49,7 @@ class ClsSettings(BaseModel):
 class AlignSettings(BaseModel):
     """Eq. 3. temperature: not in the paper; CLIP's initial 0.07. gather: negatives of all processes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     temperature: Annotated[float, Field(gt=0)] = 0.07
     reduction: Literal["mean", "sum"] = "mean"
@@ -61,7 +61,7 @@ class MaskSettings(BaseModel):
     L_align and L_fair, a masked one for the rest). image_cell: pixels of a block; image_ratio: share of blocks.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     passes: Literal[1, 2] = 1
     image_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3
@@ -72,7 +72,7 @@ class LocalGlobalSettings(BaseModel):
     """L_lg-align of points: `tower` (paper: f^P, as the readout of a one-token sequence) or `own` (released: a matrix
     of its own, against the CLS token)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     points: Literal["tower", "own"] = "tower"
 
@@ -80,7 +80,7 @@ class LocalGlobalSettings(BaseModel):
 class CrossMostSettings(BaseModel):
     """Everything about the objective; these are tables of the recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     labels: LabelSettings = LabelSettings()
     weights: Weights = Weights()

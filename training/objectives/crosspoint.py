@@ -29,7 +29,7 @@ Weight = Annotated[float, Field(ge=0)]
 class CrossPointSettings(BaseModel):
     """Weights of the two losses, their temperature, and whether the image tower is trained with the points."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     intra: Weight = 1.0
     cross: Weight = 1.0

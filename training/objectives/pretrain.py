@@ -36,7 +36,7 @@ PROJECTIONS = ("visual.proj", "clip.text_projection")  # f^I and f^S, by their n
 class PretrainSettings(BaseModel):
     """Weights of the three contrastive losses (ULIP: no image_text), what the two CLIP towers learn, and positives."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     image_text: Weight = 1.0
     points_text: Weight = 1.0

@@ -34,7 +34,7 @@ class ImageSettings(BaseModel):
     masked pixels are zeroed before it, or neighbours would leak).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = "ViT-B-16-quickgelu"
     pretrained: str = ""
@@ -48,7 +48,7 @@ class TextSettings(BaseModel):
     (A small pre-training uses a hundred of its 49,408 rows; random rows that stay tell words apart as well.)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     freeze_tokens: bool = True
 

@@ -31,7 +31,7 @@ class PointSettings(BaseModel):
     weights and leaves the batch norms moving).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     groups: Positive = 64
     group_size: Positive = 32
