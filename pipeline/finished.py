@@ -75,7 +75,7 @@ def _is_record(name: str) -> bool:
 class _Kept(BaseModel):
     """What is kept of a record; the rest is passed over without becoming Python objects."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     format: int
     count: int

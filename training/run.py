@@ -24,7 +24,7 @@ from training.log import HISTOGRAMS, LOG, cut_rows
 from training.order import Given, went_on
 from training.recipe import FitRecipe
 from training.updates import Updates
-from training.weights import refuse_packed
+from training.weights import require_plain
 
 
 @dataclass
@@ -172,7 +172,7 @@ class _SavedState(BaseModel):
 def _read_state(path: Path) -> dict[str, Any]:
     """The tensors and plain values of state.pt. Raises Refused when it is damaged."""
     try:
-        refuse_packed(path)
+        require_plain(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are opcodes and records
         raise Refused(f"{path} is damaged") from error

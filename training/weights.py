@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -64,6 +64,8 @@ _HARMLESS = (  # classes that training scripts pickle beside their tensors: argu
 )
 _DICTIONARIES = ("easydict.EasyDict", "collections.defaultdict")
 _CONTAINERS = ("state_dict", "base_model", "module", "model_state_dict", "model")
+_LONGEST_NAME = 1000  # of a class
+_PICKLES = 5  # in a file of torch's older format, before the values: magic, version, system, what was saved, keys
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _SIZES_OF_CLIP = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI keeps beside the weights
 
@@ -168,32 +170,46 @@ def read_tensors(path: str | Path, who: Who = "student") -> dict[str, Tensor]:
 
 def _open(file: Path) -> Any:
     """What a file holds: safetensors, a zip of torch.save, a TorchScript archive, or torch's older format."""
-    refuse_packed(file)
+    with open(file, "rb") as opened:
+        head = opened.read(9)
+    if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
+        return load_file(file)
+    require_plain(file)
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             script = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/constants.pkl")]
             if script:
                 return _read_torchscript(archive, script[0].partition("/")[0])
         return _load(file, mmap=True)
-    with open(file, "rb") as opened:
-        head = opened.read(9)
-    if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
-        return load_file(file)
     return _load(file, mmap=False)
 
 
-def refuse_packed(file: Path) -> None:
-    """Raises ValueError where the members of an archive are larger than its file: torch stores tensors as they are.
+def require_plain(file: Path) -> None:
+    """Raises ValueError for an archive that torch would unpack or search for minutes.
 
-    Only the text of code, which is never read, is packed. A tar (torch before 0.1.10) is refused too: torch unpacks it.
+    Such as one whose members are larger than its file (torch stores tensors as they are; only the text of code, which
+    is never read, is packed); a tar (torch before 0.1.10); a pickle that is cut or names something very long, for which
+    torch searches its own message in quadratic time.
     """
     with contextlib.suppress(tarfile.TarError), tarfile.open(file, "r:"):
         raise ValueError("a tar archive, torch's format before 0.1.10: load and save it with a newer torch")
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             sizes = [info.file_size for info in archive.infolist() if "/code/" not in info.filename]
-        if sum(sizes) > file.stat().st_size:
-            raise ValueError("an archive whose members are larger than itself")
+            if sum(sizes) > file.stat().st_size:
+                raise ValueError("an archive whose members are larger than itself")
+            for pickled in [name for name in archive.namelist() if name.endswith("/data.pkl")]:
+                _require_short_names(archive.read(pickled))
+    else:
+        with open(file, "rb") as opened:
+            for _ in range(_PICKLES):
+                _require_short_names(opened)
+
+
+def _require_short_names(pickled: bytes | BinaryIO) -> None:
+    for opcode, named, _ in pickletools.genops(pickled):
+        if opcode.name in ("GLOBAL", "INST") and len(str(named)) > _LONGEST_NAME:
+            raise ValueError("a pickle that names something very long")
 
 
 def _load(file: Path | io.BytesIO, mmap: bool, inert: Iterable[str] = ()) -> Any:
