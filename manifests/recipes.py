@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,6 +49,8 @@ def parse_toml(text: str) -> dict[str, Value]:
     for _ in range(_DEPTH):
         inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
         level = [v for each in inner for v in each]
+        if any(isinstance(v, int) and abs(v) >= 1 << 63 for v in level):
+            raise ValueError("an integer of more than 64 bits, which TOML has not")
     if level:
         raise ValueError(f"nested deeper than {_DEPTH} tables and lists")
     return values
@@ -80,11 +83,11 @@ def unknown_name(what: str, name: str, known: Sequence[str], hint: str = "") -> 
 def find_recipe(name: str, folder: Path) -> Path:
     """The file of a recipe: a path ending in .toml, or the name of one shipped in `folder`."""
     if name.endswith(".toml"):
-        if not Path(name).is_file():
+        if not os.path.isfile(name):
             raise Refused(f"no recipe file {name}")
         return Path(name)
     path = folder / f"{name}.toml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise unknown_name("recipe", name, names_in(folder))
     return path
 
