@@ -29,6 +29,7 @@ MANIFEST = "manifest.json"
 RECIPE = "recipe.toml"
 ASSETS = "assets.jsonl"
 LOCK = "build.lock"
+SPLITS = "splits"  # a folder of lists of ids, where the splits were drawn or given
 MAX_SHARDS = 1_000_000  # of a split: a number beyond is damage, and no reader looks for so many files
 SPLIT_NAME = r"^[A-Za-z0-9_-]{1,80}$"  # it becomes part of a file's name
 

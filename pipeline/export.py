@@ -23,6 +23,7 @@ from manifests.shards import (
     MESHES,
     RECIPE,
     SHAPES,
+    SPLITS,
     VIEWS,
     BuildManifest,
     ViewSetManifest,
@@ -34,7 +35,6 @@ from manifests.shards import (
 README = "README.md"
 INDEX = "index"
 WIDS = "wids"
-SPLITS = "splits"
 _BLOCK = 8 << 20
 
 

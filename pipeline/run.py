@@ -21,6 +21,7 @@ from manifests.shards import (
     MESHES,
     RECIPE,
     SHAPES,
+    SPLITS,
     VIEWS,
     BuildManifest,
     SplitCounts,
@@ -46,7 +47,6 @@ from pipeline.plan import (
 )
 from renderers import backends
 
-SPLITS = "splits"
 _BEFORE_MANIFEST = (LOCK, ASSETS, SPLITS)  # a build that is killed early leaves these without a manifest
 
 

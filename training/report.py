@@ -158,6 +158,8 @@ def _open_runs(paths: Sequence[str | Path], shards: str, manifest: BuildManifest
         first = open_checkpoint(str(folders[0]))
         if first.step:
             raise Refused(f"{path} has no checkpoint of step 0, which is zero-shot")
+        if last.recipe.data.classes:
+            raise Refused(f"{path} knows a part of the classes (data.classes); `training evaluate` judges such runs")
         about = _same_shards(path, shards, manifest)
         if about.get("oracle") or last.recipe.method in SUPERVISED:
             raise Refused(f"{path} was trained with labels: it can be the --oracle alone")

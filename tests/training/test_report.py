@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from manifests.recipes import to_toml
 from training import report
 from training.__main__ import main
 from training.checkpoint import open_checkpoint
@@ -258,6 +260,7 @@ def test_report_as_a_person_types_it(training, runs, shards, tmp_path) -> None:
         ("oracle_without_labels", "was trained without labels (method=cross_most)"),
         ("other_classes", "20 classes"),
         ("other_shards", "was trained on other shards"),
+        ("part_of_the_classes", "knows a part of the classes (data.classes)"),
         ("no_split", "data.split=val2"),
         ("damaged_log", "log.csv is damaged"),
     ],
@@ -279,6 +282,12 @@ def test_refusals_write_nothing(runs, shards, tmp_path, capsys, change: str, wor
     elif change == "damaged_log":
         two = shutil.copytree(two, tmp_path / "two")
         (two / "log.csv").write_text("step,loss\n2,x\n")
+    elif change == "part_of_the_classes":
+        two = shutil.copytree(two, tmp_path / "two")
+        for path in two.rglob("recipe.toml"):
+            table = tomllib.loads(path.read_text())
+            table["data"]["classes"] = ["mug", "laptop"]
+            path.write_text(to_toml(table))
     elif change == "other_shards":
         two = shutil.copytree(two, tmp_path / "two")
         about = json.loads((two / "run.json").read_text())
