@@ -348,7 +348,8 @@ def _inspected(options: argparse.Namespace) -> tuple[bytes, str]:
 
 def _export(options: argparse.Namespace, console: Console) -> int:
     from pipeline.colmap import write_object
-    from pipeline.export import lay_out, open_build, write_hub, write_wids
+    from pipeline.export import lay_out, write_hub, write_wids
+    from pipeline.holdings import open_build
 
     names = tuple(dict.fromkeys(name.strip() for name in options.views.split(",") if name.strip()))
     _refuse_odd_export(options)

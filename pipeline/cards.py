@@ -12,7 +12,8 @@ import re
 from manifests.samples import FORMAT, JSON, MESH, POINTS
 from manifests.shards import MESHES, SHAPES, VIEWS
 from manifests.tables import load_table, table_names
-from pipeline.export import INDEX, Build, Survey
+from pipeline.holdings import Build, Survey
+from pipeline.sample_table import INDEX
 
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
 _CLASSES_SHOWN = 60

@@ -25,7 +25,8 @@ from manifests.samples import (
     split_view_member,
 )
 from manifests.shards import SHAPES, VIEWS
-from pipeline.export import Build, finished_record, refuse_among_shards
+from pipeline.export import refuse_among_shards
+from pipeline.holdings import Build, finished_record
 
 FOLDER = "colmap"
 SPARSE = "sparse/0"

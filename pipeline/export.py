@@ -6,17 +6,14 @@ as it stands, or in a folder of their own (`--to`) with links to the shards. Eve
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.records import Record, read_record, record_path, write_json
-from manifests.samples import Sample, read_samples, tar_name
+from manifests.records import record_path, write_json
 from manifests.shards import (
     ASSETS,
     MANIFEST,
@@ -25,113 +22,15 @@ from manifests.shards import (
     SHAPES,
     SPLITS,
     VIEWS,
-    BuildManifest,
-    ViewSetManifest,
-    read_view_set,
     require_manifest,
-    view_set_names,
 )
+from pipeline.cards import card
+from pipeline.holdings import Build, survey
+from pipeline.sample_table import INDEX, require, write_split
 
 README = "README.md"
-INDEX = "index"
 WIDS = "wids"
 _BLOCK = 8 << 20
-
-
-@dataclass(frozen=True)
-class Build:
-    """A finished build and those of its view sets that are wanted, by name."""
-
-    out: str
-    manifest: BuildManifest
-    view_sets: dict[str, ViewSetManifest]
-
-    @property
-    def folders(self) -> list[str]:
-        """The folders of tars, below OUT: shapes, meshes where they are stored, and each view set's."""
-        meshes = [MESHES] if self.manifest.recipe.get("store_meshes", True) else []
-        return [SHAPES, *meshes, *(store.join(VIEWS, name) for name in self.view_sets)]
-
-    def tars(self, folder: str, split: str) -> list[str]:
-        """Paths below OUT of the tars of a folder and split, in order."""
-        return [store.join(folder, tar_name(split, shard)) for shard in range(self.manifest.num_shards[split])]
-
-
-@dataclass(frozen=True)
-class Tar:
-    """One tar: its path below OUT, samples, bytes, sha256 and the suffixes of the members in it."""
-
-    path: str
-    samples: int
-    bytes: int
-    sha256: str
-    suffixes: frozenset[str]
-
-
-Survey = dict[str, dict[str, list[Tar]]]  # folder -> split -> tars
-
-
-def open_build(out: str, view_sets: tuple[str, ...] = ()) -> Build:
-    """A finished build with all its view sets, or those that are named.
-
-    Raises Refused where there is none, it is not finished, or it has no such view set.
-    """
-    out = store.absolute(out)
-    manifest = require_manifest(out, out)
-    if not manifest.complete:
-        raise Refused(f"{out} is not finished: run its build again first")
-    there = view_set_names(out)
-    for name in view_sets:
-        if name not in there:
-            near = difflib.get_close_matches(name, there, n=1, cutoff=0.0)
-            raise Refused(f"--views {name}: {out} has no such view set; {f'did you mean {near[0]}?' if near else ''}")
-    found = {}
-    for name in view_sets or there:
-        try:
-            view_set = read_view_set(out, name)
-        except ValueError as error:
-            raise Refused(f"{error}: python -m pipeline check {out}") from error
-        if view_set.shapes_hash != manifest.shapes_hash:
-            raise Refused(f"{out}/views/{name} was drawn from other shapes: delete it, or name others by --views")
-        found[name] = view_set
-    return Build(out, manifest, found)
-
-
-def finished_record(out: str, tar: str) -> Record:
-    """The record of a tar below OUT. Raises Refused where it is missing or damaged."""
-    path = store.join(out, tar)
-    try:
-        record = read_record(record_path(path))
-    except ValueError as error:
-        raise Refused(f"{error}: python -m pipeline check {out}") from error
-    if record is None:
-        raise Refused(f"{path} has no record: run the build (or its views) again")
-    return record
-
-
-def survey(build: Build) -> Survey:
-    """What every tar of a build holds, from the records. Raises Refused where one is missing or damaged."""
-    return {
-        folder: {
-            split: [_tar(build.out, path) for path in build.tars(folder, split)] for split in build.manifest.num_shards
-        }
-        for folder in build.folders
-    }
-
-
-def _tar(out: str, path: str) -> Tar:
-    record = finished_record(out, path)
-    suffixes = frozenset(record.sizes)
-    if record.count and not suffixes:  # a record of an older build: the tar tells
-        with store.open_reading(store.join(out, path)) as file:
-            suffixes = frozenset(s for _, sample in read_samples(file, _seen) for s in sample.members)
-    return Tar(path, record.count, record.bytes, record.sha256, suffixes)
-
-
-def _seen(sample: Sample, suffix: str) -> bool:
-    """Reads no member, but notes that it is there."""
-    sample.members[suffix] = b""
-    return False
 
 
 def lay_out(build: Build, to: str | None, copy: bool) -> str:
@@ -221,10 +120,7 @@ def write_hub(build: Build, folder: str, license: str | None, overwrite: bool) -
 
     Raises Refused, before anything is written, where pyarrow is missing or a README.md of other words is there.
     """
-    from pipeline import sample_table
-    from pipeline.cards import card
-
-    sample_table.require()
+    require()
     found = survey(build)
     text = card(build, found, license).encode()
     readme = store.join(folder, README)
@@ -234,6 +130,6 @@ def write_hub(build: Build, folder: str, license: str | None, overwrite: bool) -
     written = []
     for split in build.manifest.num_shards:
         written.append(store.join(folder, INDEX, f"{split}.parquet"))
-        sample_table.write_split(build, split, written[-1])
+        write_split(build, split, written[-1])
     store.write_bytes(readme, text)
     return [readme, *written]

@@ -11,8 +11,9 @@ from manifests.presets import is_frames_preset
 from manifests.records import Record
 from manifests.samples import BLOCK, JSON, Sample, read_samples
 from manifests.shards import SHAPES, VIEWS
-from pipeline.export import Build, finished_record
+from pipeline.holdings import Build, finished_record
 
+INDEX = "index"  # the folder of the tables
 _PLACES = (("tar", "string"), ("offset", "int64"), ("bytes", "int64"))
 _FIXED = {
     "key": "string",
