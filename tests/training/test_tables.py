@@ -466,7 +466,7 @@ def test_a_table_is_run_and_goes_on(small, shards, capfd) -> None:
     assert all(path.stat().st_mtime_ns == when for path, when in results.items())
     log = (run / "logs/ours.txt").read_text()
     assert log.count(" fit ") == 2  # begun for zero-shot, then to its end
-    assert log.count("step 1/2 ") == 1
+    assert log.count("step 1/2 ") in (1, 2)  # one that was not kept when the run was stopped is made again
     before = (run / "logs").stat().st_mtime_ns, log
     assert main([*command, "--rows", "ours,one_view,zero_shot"]) == 0
     assert before == ((run / "logs").stat().st_mtime_ns, (run / "logs/ours.txt").read_text())
