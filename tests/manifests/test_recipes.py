@@ -35,7 +35,7 @@ def test_merge_reaches_inside_and_changes_nothing_else() -> None:
     assert old == {"a": {"b": 1, "c": 2}, "d": 3}
 
 
-FLOATS = st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)  # libraries of other tests turn subnormal ones off
+FLOATS = st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)  # `fit` flushes those to zero
 VALUES = st.recursive(
     st.booleans() | st.integers(-(2**40), 2**40) | FLOATS | st.text(st.characters(codec="utf-8")),
     lambda inner: st.lists(inner, max_size=3),
