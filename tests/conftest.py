@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("always the same", deadline=None, derandomize=True)  # machines differ in speed and luck
+settings.load_profile("always the same")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -52,7 +52,7 @@ def test_farthest_points_equal_golden(golden, name: str) -> None:
     np.testing.assert_array_equal(farthest_points(data[f"{name}_points8192"], 1024), data[f"{name}_fps_idx_f64"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 60), st.integers(0, 10**6))
 def test_farthest_points_by_definition(count: int, seed: int) -> None:
     points = np.random.default_rng(seed).normal(size=(60, 3)).astype(np.float32)

@@ -14,7 +14,7 @@ def samples_of(ranges) -> list[tuple[int, int]]:
     return [(piece.shard, number) for piece in ranges for number in range(piece.start, piece.stop)]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 9), st.integers(0, 3))
 def test_nobody_comes_twice_and_who_rested_comes_first(sizes: list[int], batch: int, seed: int) -> None:
     everyone = {(shard, number) for shard, size in enumerate(sizes) for number in range(size)}
@@ -106,7 +106,7 @@ def breaks(draw) -> tuple[EpochOrder, list[tuple[int, int, int]]]:
     return order, segments
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(breaks())
 def test_any_breaks_within_an_epoch_leave_each_sample_once_in_whole_batches(case) -> None:
     order, segments = case
@@ -121,7 +121,7 @@ def test_any_breaks_within_an_epoch_leave_each_sample_once_in_whole_batches(case
     assert sorted(found) == list(range(order.count))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(breaks(), st.data())
 def test_the_same_readers_go_on_as_if_unbroken(case, data) -> None:
     """Also after breaks of others, and where nothing was given between."""
