@@ -111,12 +111,12 @@ def _shown(
     title: str,
     answers: tuple[tuple[str, tuple[Answer, ...]], ...] = (),
 ) -> Shown:
-    """An object with up to NUM_VIEWS of its views, evenly chosen."""
+    """An object with up to NUM_VIEWS of the views that are used, evenly chosen."""
     shape, views = joined
     with naming(shard.views, views.key):
-        total = num_views(views)
-        count, preset = min(NUM_VIEWS, total), source.view_set.preset
-        numbers = [number * total // count for number in range(count)]
+        used, preset = settings.views_of(num_views(views)), source.view_set.preset
+        count = min(NUM_VIEWS, len(used))
+        numbers = [used[number * len(used) // count] for number in range(count)]
         pictures = tuple(np.asarray(picture_of(views, number, settings.channel, preset)) for number in numbers)
     with naming(shard.shapes, shape.key):
         points = normalize_cloud(cloud_of(shape, settings.num_points, generator(0, 0, shape.key)))
