@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.data import Form, Loader, SupervisedSamples, UnlabelledSamples, ba
 from training.folders import CLASSES, read_about
 from training.initial import Loaded
 from training.join import Source, open_source
+from training.lock import held
 from training.log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
 from training.objectives import SUPERVISED
 from training.pace import Pace
@@ -48,8 +50,8 @@ def fit(
     """Trains to the last step, going on from the last checkpoint of `run` if there is one. Returns its folder.
 
     on_weights: told of each source of weights that a new run begins with. Under torchrun every process calls it; the
-    first one writes and tells. Raises Refused when shards or recipe do not
-    fit (before anything is written), Stopped on a loss or weight that is not finite, a damaged shard (DamagedShard) or
+    first one writes and tells. Raises Refused when shards or recipe do not fit or another process trains into `run`
+    (before anything is written), Stopped on a loss or weight that is not finite, a damaged shard (DamagedShard) or
     a full disk, Interrupted after a signal: in all processes what one of them met.
     """
     folder, sources = Path(run).absolute(), []
@@ -59,24 +61,28 @@ def fit(
         state, text = _set_up(folder, recipe, shards, device, sources.append)
         folders = step_folders(folder)
     last = distributed.same(str(folders[-1]) if folders else "")
-    with distributed.together():
+    with ExitStack() as stack:
+        with distributed.together():
+            if distributed.leads():
+                stack.enter_context(held(folder))
+                if last != "".join(map(str, step_folders(folder)[-1:])):
+                    raise Refused(f"--run {folder} was trained meanwhile: the same command goes on from there")
+                for place in (folder, folder / "text", folder / "checkpoints"):
+                    store.delete_temporaries(str(place))
+            if last:
+                state.resume(Path(last))
+            elif distributed.leads():
+                _write_run_files(state, text, sources)
+                for source in sources:
+                    on_weights(source)
+        if not last:
+            state.seed()
+            state.save()
+        started, first = time.monotonic(), state.step
+        _loop(state, on_log, on_step)
+        finished = state.save()
         if distributed.leads():
-            for place in (folder, folder / "text", folder / "checkpoints"):
-                store.delete_temporaries(str(place))
-        if last:
-            state.resume(Path(last))
-        elif distributed.leads():
-            _write_run_files(state, text, sources)
-            for source in sources:
-                on_weights(source)
-    if not last:
-        state.seed()
-        state.save()
-    started, first = time.monotonic(), state.step
-    _loop(state, on_log, on_step)
-    finished = state.save()
-    if distributed.leads():
-        write_seconds(folder, time.monotonic() - started, state.step - first)
+            write_seconds(folder, time.monotonic() - started, state.step - first)
     return finished
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from itertools import pairwise
@@ -24,6 +25,7 @@ from manifests.recipes import parse_changes, to_toml
 from training import fit
 from training.checkpoint import prune, save_step, step_folders
 from training.data import batches_of
+from training.lock import held
 from training.log import append_row, cut_rows
 from training.pace import TIMING, Pace
 from training.recipe import FitRecipe, read_recipe
@@ -197,6 +199,26 @@ def test_sigterm_to_torchrun_saves_once(shards, tmp_path) -> None:
     assert err.count("run the same again to go on") == 1
     assert len(step_folders(folder)) == 2
     assert step_folders(folder)[-1].name > "step-00000001"
+
+
+def test_a_second_fit_into_a_run_is_refused_until_the_first_is_gone(shards, tmp_path) -> None:
+    folder = tmp_path / "run"
+    first = start(1, folder, shards, "optimizer.steps=900")
+    wait_for(folder / "log.csv", first)
+    pid = int((folder / ".lock").read_text().rpartition(" ")[2])
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix == ".toml"}
+    message = ended(start(1, folder, shards, "optimizer.steps=900"), 1)  # torchrun's code for any failure
+    assert f"{folder} is being trained ({socket.gethostname()}, process {pid})" in message
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    os.kill(pid, signal.SIGKILL)
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    with held(folder):
+        assert (
+            (folder / ".lock").read_text().endswith(f"process {os.getpid()}")
+        )  # readers of the killed one do not hold it
+    assert not (folder / ".lock").exists()
+    ended(first, 1)
 
 
 def test_killed_while_it_writes_leaves_the_last_good_checkpoint(training, alone, shards, tmp_path) -> None:
