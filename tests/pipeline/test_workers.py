@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -132,17 +131,22 @@ def test_workers_are_renewed(planted_tree, tmp_path) -> None:
     assert [len(list(filter(pid.__eq__, pids))) for pid in dict.fromkeys(pids)] == [8] * 5
 
 
-def test_what_a_killed_driver_leaves_is_ended_by_the_next_start(planted_tree, tmp_path) -> None:
+def test_what_a_killed_driver_leaves_is_ended_by_the_next_start(planted_tree, tmp_path, monkeypatch) -> None:
+    """Builds of other tests, which would end it as well, do not know these: they carry another mark."""
     commands, out = plant(planted_tree), tmp_path / "out"
+    text = (planted_tree / "pipeline/leftovers.py").read_text()
+    for name, own in (("MARK", f"DRIVER_{os.getpid()}"), ("_PREFIX", f"ray-{os.getpid()}-")):
+        text = text.replace(f'{name} = "{getattr(leftovers, name)}"', f'{name} = "{own}"')
+        assert own in text
+        monkeypatch.setattr(leftovers, name, own)
+    (planted_tree / "pipeline/leftovers.py").write_text(text)
     commands.environment["ASSET_TAKES"] = "0.2"
     quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     process = commands.start("build", "planted", "--out", out, "--workers", 1, **quiet)
     wait_for(lambda: "ray::work" in processes_of(process.pid).values())
-    names = {}
-    for path in Path(leftovers._parent()).glob("crossmost-ray-*"):
-        with suppress(FileNotFoundError):  # another test's, which begins or ends just now
-            names[path] = (path / "driver").read_text()
-    ((folder, name),) = [(path, name) for path, name in names.items() if name.startswith(f"{process.pid}:")]
+    (folder,) = Path(leftovers._parent()).glob(f"{leftovers._PREFIX}*")
+    name = (folder / "driver").read_text()
+    assert name.startswith(f"{process.pid}:")
     alive = f"{os.getpid()}:{started(os.getpid())}:{name.rpartition(':')[2]}"
     others = {
         "a live driver's": {leftovers.MARK: alive},
