@@ -29,6 +29,7 @@ from manifests.processes import started
 PATIENCE = "CROSS_MOST_STORE_SECONDS"  # environment: for how long a store that refuses is asked again
 _PATIENCE_SECONDS = 120.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 15.0
+_CHANCE = random.SystemRandom()  # asking again takes nothing from a stream that somebody has seeded
 _TEMPORARY = re.compile(r"^\.(?P<name_and_host>.+\.[A-Za-z0-9_.-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 _ELSEWHERE_SECONDS = 600  # a temporary file of another machine that is not written for so long is left behind
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
@@ -117,7 +118,7 @@ def patiently(path: str, what: str, attempt: Callable[[], _T]) -> _T:
             lasting = isinstance(error, _LASTING) or type(error).__name__ in _LASTING_NAMES
             if lasting or time.monotonic() + wait > deadline:
                 raise _stopped(path, error, what) from error
-        time.sleep(wait * random.uniform(0.5, 1.0))  # a hundred workers do not come back at one moment
+        time.sleep(wait * _CHANCE.uniform(0.5, 1.0))  # a hundred workers do not come back at one moment
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from timm.data.auto_augment import rand_augment_transform
+from timm.data import auto_augment
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
@@ -48,13 +48,15 @@ class AugmentSettings(BaseModel):
 
 @contextmanager
 def _lending(rng: np.random.Generator) -> Iterator[None]:
-    """Lends one generator's numbers to a library that draws from `random`, and puts those back afterwards."""
-    state = random.getstate()
-    random.seed(int(rng.integers(2**63)))
+    """Lends one generator's numbers to timm's operations, which draw from what they know as `random`.
+
+    Not by `random.seed`: all threads share that one, and a store's client draws from it before it asks again.
+    """
+    auto_augment.random = random.Random(int(rng.integers(2**63)))
     try:
         yield
     finally:
-        random.setstate(state)
+        auto_augment.random = random
 
 
 def weak_picture(picture: np.ndarray, size: int) -> np.ndarray:
@@ -78,7 +80,7 @@ class StrongPicture:
         if settings.image_magnitude:
             options = {"translate_pct": 0.45, "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
             name = f"rand-m{settings.image_magnitude}-mstd0.5-inc1"
-            self._operations = rand_augment_transform(name, options).ops
+            self._operations = auto_augment.rand_augment_transform(name, options).ops
         for operation in self._operations:
             operation.magnitude_max = LARGEST_MAGNITUDE
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -39,6 +41,30 @@ def test_pictures_are_seeded_by_the_generator_alone() -> None:
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, strong(picture(), rng(4)))
     assert first.shape == (64, 64, 3)
+
+
+def test_threads_that_draw_change_no_picture() -> None:
+    """As those of a store's client do, which wait for a random time before they ask again."""
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    strong = StrongPicture(AugmentSettings(), 64, (120, 120, 120))
+    quiet = [strong(picture, np.random.default_rng(seed)) for seed in range(150)]
+    over = threading.Event()
+
+    def draw() -> None:
+        while not over.is_set():
+            random.random()
+
+    thread = threading.Thread(target=draw)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        beside = [strong(picture, np.random.default_rng(seed)) for seed in range(150)]
+    finally:
+        over.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert all(np.array_equal(one, other) for one, other in zip(quiet, beside, strict=True))
 
 
 def test_crops_are_those_of_torchvision() -> None:
