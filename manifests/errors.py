@@ -1,5 +1,9 @@
 """The two errors that a command turns into an exit code; everything else is a bug and shows its traceback."""
 
+from __future__ import annotations
+
+from pydantic import ValidationError
+
 
 class Refused(Exception):
     """Work was refused before it began (exit code 2): a recipe, key, path, library or hash is wrong.
@@ -13,3 +17,10 @@ class Stopped(Exception):
 
     What is finished stays valid, and the same command run again resumes.
     """
+
+
+def first_problem(error: ValidationError) -> str:
+    """`where: what` of the first thing that is wrong with plain values, in one line."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))[-100:]
+    return " ".join(f"{where}: {first['msg']}".split())

@@ -1,12 +1,17 @@
-"""Processes of this machine: whether one still runs, told by when it began, and how much memory this one took."""
+"""Processes of this machine: whether one still runs, told by when it began; this one's memory and its parent's end."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
+import signal
+import sys
 from pathlib import Path
 
 _ENDED = ("Z", "X", "x")  # proc(5), states of a process
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a process that was forked loads nothing
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def started(pid: int) -> str | None:
@@ -40,3 +45,9 @@ def peak_resident_mb() -> float:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
     except (OSError, ValueError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Lets the kernel send this process a signal when its parent dies; nothing where it is not Linux's."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number)

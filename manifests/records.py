@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from manifests import store
+from manifests.errors import first_problem
 
 MAX_KEY_BYTES = 80
 STAGES = ("load", "sample", "mesh", "render", "encode")
@@ -115,9 +116,7 @@ class Record:
         try:
             record = _RECORD.validate_python(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))[:100]
-            raise ValueError(" ".join(f"not a record: {where}: {first['msg']}".split())) from error
+            raise ValueError(f"not a record: {first_problem(error)}") from error
         columns = {"offsets": record.offsets, **record.sizes, **record.checks}
         short = next((name for name, column in columns.items() if len(column) != len(record.keys)), None)
         if short is not None:

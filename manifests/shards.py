@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from manifests import store
-from manifests.errors import Refused
+from manifests.errors import Refused, first_problem
 from manifests.presets import AnyViews, Preset, preset_hash
 from manifests.recipes import digest
 from manifests.records import read_json, write_json
@@ -147,9 +147,7 @@ def _typed(adapter: TypeAdapter[Any], values: dict[str, Any], path: str) -> Any:
     try:
         return adapter.validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))[-100:]
-        raise ValueError(" ".join(f"{path}: {where}: {first['msg']}".split())) from error
+        raise ValueError(f"{path}: {first_problem(error)}") from error
 
 
 def write_manifest(out: str, manifest: BuildManifest) -> None:

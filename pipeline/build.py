@@ -227,6 +227,11 @@ def missing_tars(job: Job, plan: Plan, is_done: Callable[[str, str], bool] = is_
     return not all(is_done(tar, plan.shapes_hash) for tar in shapes), views
 
 
+def is_missing(job: Job, plan: Plan, is_done: Callable[[str, str], bool]) -> bool:
+    """Whether any tar of a job is not finished."""
+    return missing_tars(job, plan, is_done) != (False, [])
+
+
 class Maker(Protocol):
     """How one object is made: here, or in a child process (`pipeline.careful`)."""
 
@@ -336,14 +341,14 @@ def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple
         )
         points = decode_array(shape.members[POINTS])
         colors = decode_array(shape.members[COLORS]) if COLORS in shape.members else None
-        if np.shape(values["world_from_source"]) != (4, 4) or not isinstance(values["num_faces"], int):
+        world_from_source = np.asarray(values["world_from_source"], np.float64)
+        if world_from_source.shape != (4, 4) or not isinstance(values["num_faces"], int):
             raise ValueError("its json is of another form")
-        np.asarray(values["world_from_source"], np.float64)
     except (ValueError, KeyError, TypeError) as error:
         what = f"{shape.key} is damaged in {plan.out}/shapes ({' '.join(one_line(error).split())[:150]})"
         raise Stopped(f"{what}: python -m pipeline check {plan.out} --repair") from error
     files = {s.name: _pictures_of(asset, s, plan) for s in view_sets if is_files_preset(s.preset)}
-    files |= _frame_results(asset, np.array(values["world_from_source"]), plan, view_sets)
+    files |= _frame_results(asset, world_from_source, plan, view_sets)
     if files:
         drawn = tuple(s for s in view_sets if s.name not in files)
         results = files | (redraw_object(shape, glb, plan, drawn) if drawn else {})

@@ -7,7 +7,6 @@ more, then records the Failure. Pickles travel between these two processes only 
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing as mp
 import os
 import resource
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import Stopped
+from manifests.processes import end_with_parent
 from manifests.records import Asset, Failure
 from manifests.samples import Sample
 from pipeline.build import BuiltObject, Outcome, PlainMaker, ViewResults, make_object
@@ -30,7 +30,6 @@ ATTEMPTS = 2
 _MEGABYTE = 1 << 20
 _POLL_SECONDS = 0.2
 _START_SECONDS = 120
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class ChildDied(Exception):
@@ -181,15 +180,10 @@ def _limit_memory(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + megabytes * _MEGABYTE,) * 2)
 
 
-def _end_with_parent() -> None:
-    """Lets the kernel end this process when its parent dies: one that hangs would never see the closed socket."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def serve(connection: Connection) -> None:
     """The child's loop: a plan, then calls until the parent closes the socket."""
-    _end_with_parent()  # a parent that is dead already has closed the socket
+    # one that hangs would never see the closed socket; a parent that is dead already has closed it
+    end_with_parent(signal.SIGKILL)
     plan: Plan = connection.recv()
     _limit_memory(plan.recipe.asset_memory_mb)
     plain = PlainMaker(plan)

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from manifests import store
+from manifests.errors import first_problem
 from manifests.records import Failure, Record, Skipped, record_path
 from manifests.shards import MANIFEST
 
@@ -95,6 +96,5 @@ def _parsed(path: str, data: bytes) -> Record:
     try:
         kept = _Kept.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path}: not a record: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+        raise ValueError(f"{path}: not a record: {first_problem(error)}") from error
     return Record(keys=(), offsets=(), **dict(kept))

@@ -11,7 +11,7 @@ from typing import Any
 from manifests.records import Asset, Failure
 from manifests.samples import BLOCK
 from manifests.seeds import seed_digest
-from pipeline.build import BuiltObject, missing_tars, stored_objects
+from pipeline.build import BuiltObject, is_missing, missing_tars, stored_objects
 from pipeline.careful import CarefulMaker
 from pipeline.finished import FinishedRecords
 from pipeline.plan import Job, Plan
@@ -69,7 +69,7 @@ def forecast(plan: Plan, jobs: list[Job]) -> Forecast:
     for job in jobs:
         splits[job.split] = splits.get(job.split, 0) + len(job.assets)
     records = FinishedRecords()
-    left = [asset for job in jobs if missing_tars(job, plan, records.is_done) != (False, []) for asset in job.assets]
+    left = [asset for job in jobs if is_missing(job, plan, records.is_done) for asset in job.assets]
     trials, failures, memory_mb = _try(plan, left)
     return Forecast(
         objects=sum(splits.values()),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 
 from manifests import store
 from manifests.errors import Refused
@@ -20,8 +22,8 @@ from manifests.shards import (
     view_set_hash,
     views_tar,
 )
-from manifests.tables import load_table
-from pipeline.build import missing_tars
+from manifests.tables import DatasetTable, load_table
+from pipeline.build import is_missing, missing_tars
 from pipeline.finished import FinishedRecords
 from pipeline.lock import build_lock
 from pipeline.pictures import resolved
@@ -76,7 +78,13 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
         root = source_folder(table, source)  # its meshes are read again
     view_set = ViewSet(name, preset, view_set_hash(preset, manifest.shapes_hash))
     refuse_other_view_set(out, view_set)
-    plan = Plan(
+    plan = replace(plan_of(out, manifest, recipe, table, root), view_sets=(view_set,))
+    return plan, cut_jobs(assets, recipe.seed, recipe.shard_size)
+
+
+def plan_of(out: str, manifest: BuildManifest, recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> Plan:
+    """The plan of a finished build, without view sets. root: of the raw dataset, where it is needed."""
+    return Plan(
         recipe=recipe,
         table=table,
         source=None if root is None else str(root),
@@ -85,10 +93,9 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
         prompt_names=manifest.prompt_names,
         shapes_hash=manifest.shapes_hash,
         assets_hash=manifest.assets_hash,
-        view_sets=(view_set,),
+        view_sets=(),
         versions=library_versions(*LIBRARIES),
     )
-    return plan, cut_jobs(assets, recipe.seed, recipe.shard_size)
 
 
 def listed_assets(out: str, manifest: BuildManifest) -> list[Asset]:
@@ -124,11 +131,7 @@ def draw_view_set(
     records = FinishedRecords()
     tars = {(job.split, job.shard): views_tar(plan.out, view_set.name, job.split, job.shard) for job in jobs}
     again = [tar for tar in tars.values() if retry and failed(tar, records, retry)]
-    missing = [
-        job
-        for job in jobs
-        if tars[job.split, job.shard] in again or missing_tars(job, plan, records.is_done) != (False, [])
-    ]
+    missing = [job for job in jobs if tars[job.split, job.shard] in again or is_missing(job, plan, records.is_done)]
     with ready(plan, workers, missing) if missing else nullcontext() as demand, build_lock(plan.out) as lock:
         store.delete_temporaries(store.join(plan.out, VIEWS, view_set.name))
         records = FinishedRecords()

@@ -13,7 +13,6 @@ from manifests.records import read_record, record_path
 from manifests.shards import (
     RECIPE,
     BuildManifest,
-    library_versions,
     meshes_tar,
     read_view_set,
     require_manifest,
@@ -22,10 +21,10 @@ from manifests.shards import (
     views_tar,
 )
 from manifests.tables import load_table
+from pipeline.build import is_missing
 from pipeline.finished import FinishedRecords
 from pipeline.lock import build_lock
 from pipeline.plan import (
-    LIBRARIES,
     BuildRecipe,
     Job,
     Plan,
@@ -35,8 +34,8 @@ from pipeline.plan import (
     dataset_module,
     existing_folder,
 )
-from pipeline.redraw import listed_assets
-from pipeline.run import OnEvent, OnStart, Workers, finish, is_missing, ready, run_missing, run_on
+from pipeline.redraw import listed_assets, plan_of
+from pipeline.run import OnEvent, OnStart, Workers, finish, ready, run_missing, run_on
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def repair(
             store.remove(tar)
         raw = [job for job in todo if wanted & set(_raw_tars(job, plan))]
         records = FinishedRecords()
-        missing = [job for job in todo if is_missing(job, plan, records)]
+        missing = [job for job in todo if is_missing(job, plan, records.is_done)]
         run_missing(jobs, missing, run_on(missing, plan, workers, demand), lock, on_start, on_event)
         if raw:
             finish(plan, jobs, FinishedRecords())
@@ -95,21 +94,10 @@ def _plan(out: str, source: str | None) -> tuple[Plan, list[Job]]:
     table = load_table(manifest.dataset)
     needs = getattr(dataset_module(table), "NEEDS_SOURCE", True)
     root = existing_folder(source, table.name) if needs and source is not None else None
-    plan = Plan(
-        recipe=recipe,
-        table=table if needs and root is None else complete_table(table, root),
-        source=None if root is None else str(root),
-        out=out,
-        classes=manifest.classes,
-        prompt_names=manifest.prompt_names,
-        shapes_hash=manifest.shapes_hash,
-        assets_hash=manifest.assets_hash,
-        view_sets=(),
-        versions=library_versions(*LIBRARIES),
-    )
-    return replace(plan, view_sets=tuple(_view_sets(plan))), cut_jobs(
-        listed_assets(out, manifest), recipe.seed, recipe.shard_size
-    )
+    table = table if needs and root is None else complete_table(table, root)
+    plan = plan_of(out, manifest, recipe, table, root)
+    plan = replace(plan, view_sets=tuple(_view_sets(plan)))
+    return plan, cut_jobs(listed_assets(out, manifest), recipe.seed, recipe.shard_size)
 
 
 def _recipe(out: str, manifest: BuildManifest) -> BuildRecipe:

@@ -35,7 +35,7 @@ from manifests.shards import (
     write_view_set,
 )
 from pipeline import cluster
-from pipeline.build import JobEvent, PlainMaker, missing_tars, run_job
+from pipeline.build import JobEvent, PlainMaker, is_missing, missing_tars, run_job
 from pipeline.finished import FinishedRecords
 from pipeline.lock import BuildLock, build_lock
 from pipeline.plan import (
@@ -208,7 +208,7 @@ def build(
     records = FinishedRecords()
     if retry:
         plan = with_existing(plan)
-    missing = [job for job in jobs if is_missing(job, plan, records) or has_failed(job, plan, records, retry)]
+    missing = [job for job in jobs if is_missing(job, plan, records.is_done) or has_failed(job, plan, records, retry)]
     with ready(plan, workers, missing) if missing else nullcontext() as demand, build_lock(plan.out) as lock:
         _prepare(plan, jobs)
         if missing:
@@ -217,14 +217,9 @@ def build(
                 forget([tar for job in missing for tar in tars_of(job, plan) if failed(tar, records, retry)])
                 forget_files(plan, missing)
                 records = FinishedRecords()
-            missing = [job for job in jobs if is_missing(job, plan, records)]
+            missing = [job for job in jobs if is_missing(job, plan, records.is_done)]
         run_missing(jobs, missing, run_on(missing, plan, workers, demand), lock, on_start, on_event)
         return finish(plan, jobs, FinishedRecords() if missing else records)
-
-
-def is_missing(job: Job, plan: Plan, records: FinishedRecords) -> bool:
-    """Whether any tar of a job is not finished."""
-    return missing_tars(job, plan, records.is_done) != (False, [])
 
 
 def tars_of(job: Job, plan: Plan) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manifests.errors import Refused
+from manifests.errors import Refused, first_problem
 from manifests.records import read_json
 
 MODEL, TEACHER, STATE, RECIPE, CLASSES = (
@@ -64,6 +64,4 @@ def parse_about(values: dict[str, Any], where: str) -> dict[str, Any]:
     try:
         return _About.model_validate(values).model_dump(exclude_unset=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))[:100]
-        raise Refused(" ".join(f"{where} is damaged: {key}: {first['msg']}".split())) from error
+        raise Refused(f"{where} is damaged: {first_problem(error)}") from error

@@ -7,7 +7,6 @@ RUN/results/<run>-<8 hex>.json      the figures of one row: of its recipe, shard
 
 from __future__ import annotations
 
-import ctypes
 import json
 import signal
 import subprocess
@@ -22,14 +21,13 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from manifests import store
+from manifests.processes import end_with_parent
 from manifests.recipes import Value, to_toml
 from training.tables import HEADS, Judged
 
 FIRST = "checkpoints/step-00000000"
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60  # for a command that was told to stop
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -247,5 +245,4 @@ def _stop(process: subprocess.Popen) -> None:
 
 def _end_with_parent() -> None:
     """In the child: it ends when this process is killed, or two of them would train into one folder after a rerun."""
-    if LIBC is not None:
-        LIBC.prctl(DIE_WITH_PARENT, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)

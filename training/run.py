@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, Stopped, first_problem
 from manifests.seeds import generator
 from training import distributed
 from training.checkpoint import MODEL, STATE, TEACHER, load_weights, prune, save_step
@@ -181,9 +181,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         saved = _SavedState.model_validate(loaded)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))[:100]
-        raise Refused(" ".join(f"{path} is damaged: {where}: {first['msg']}".split())) from error
+        raise Refused(f"{path} is damaged: {first_problem(error)}") from error
     return {name: getattr(saved, name) for name in saved.model_fields_set} | {"log": saved.log.model_dump()}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from manifests.errors import Refused
+from manifests.errors import Refused, first_problem
 from manifests.records import Asset
 from manifests.tables import DatasetTable
 from pipeline.annotations import JsonLimits, load_json, load_records
@@ -183,8 +183,7 @@ def _clouds(root: Path, category: str, limits: JsonLimits) -> Clouds:
 
 def _short(error: ValueError) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"a record without its schema: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return f"a record without its schema: {first_problem(error)}"
     return str(error)
 
 
