@@ -9,7 +9,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 TEST_PROCESSES ?= $(shell nproc 2>/dev/null || echo 2)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint mutants clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,9 @@ test: lint
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile -q
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants.py --processes $(TEST_PROCESSES)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache
