@@ -83,6 +83,11 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise Refused(f"cannot open {path}: {error}") from error
 
 
+def patience_seconds() -> float:
+    """For how long a store that refuses is asked again, as the environment says."""
+    return float(os.environ.get(PATIENCE, _PATIENCE_SECONDS))
+
+
 @contextmanager
 def stopping(path: str) -> Iterator[None]:
     """Turns errors of the disk into Stopped, naming the path and what to do."""
@@ -107,7 +112,7 @@ def patiently(path: str, what: str, attempt: Callable[[], _T]) -> _T:
     what: `read` or `write`, for the message. Answers (there is no such file, there is one already) are raised as they
     come, missing rights at once. Raises Stopped naming the path when the store goes on failing.
     """
-    deadline = time.monotonic() + float(os.environ.get(PATIENCE, _PATIENCE_SECONDS))
+    deadline = time.monotonic() + patience_seconds()
     wait = _FIRST_WAIT_SECONDS
     while True:
         try:

@@ -45,8 +45,8 @@ class DataSettings(BaseModel):
     shuffle: size of the buffer, samples. workers: reader processes of each GPU, beside the one that trains; 0: it reads
     by itself, which is best on a CPU. A core reads some 500 full-size samples a second, so a GPU that takes n a second
     wants n / 500 + 1 of them; each keeps two batches and a buffer ahead (full size: 0.4 MB a sample of a batch, 0.1 MB
-    of the buffer). cache: a local folder that keeps tars of an object store, up to cache_gb (training.cache); every
-    process of the machine may share it. allow_incomplete: read an unfinished build.
+    of the buffer). cache: a local folder below which tars of an object store are kept, up to cache_gb (training.cache);
+    every process of the machine may share it. allow_incomplete: read an unfinished build.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -22,7 +22,7 @@ from manifests import store
 from manifests.ahead import AheadFile, blocks_of
 from manifests.errors import Refused
 from training.augment import AugmentSettings
-from training.cache import Cache, open_cache
+from training.cache import FOLDER, Cache, open_cache
 from training.data import Form, Loader, UnlabelledSamples, batches_of
 from training.join import DataSettings, open_source
 from training.labelled import labelled
@@ -150,10 +150,10 @@ def test_a_cached_epoch_reads_the_store_once(server, shards, url, proxy, tmp_pat
         proxy.seen.clear()
         assert same(epoch_of(loader), local)
         assert not proxy.seen
-    names = sorted(path.name for path in (tmp_path / "cache").glob("*.tar"))
+    names = sorted(path.name for path in (tmp_path / "cache" / FOLDER).glob("*.tar"))
     records = [json.loads(path.read_text()) for path in shards.glob("**/rgb12/train-*.json")]
     assert {f"{record['sha256']}.tar" for record in records} <= set(names)
-    assert not list((tmp_path / "cache").glob("*.tmp"))
+    assert not list((tmp_path / "cache" / FOLDER).glob("*.tmp"))
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -168,7 +168,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(server, shards, url, tmp_p
                     places = [replace(p, checks=None) for p in (shard.shapes_places, shard.views_places)]
                     shard = replace(shard, shapes_places=places[0], views_places=places[1])
                 assert list(read_joined(shard, range(len(shard.keys)))) == expected
-            files = list((tmp_path / "cache").glob("*.tar"))
+            files = list((tmp_path / "cache" / FOLDER).glob("*.tar"))
             assert len(files) == 12
             for path in files:
                 data = bytearray(path.read_bytes())
@@ -460,7 +460,7 @@ def test_build_check_views_fit_evaluate_in_an_object_store(server, tmp_path) -> 
     assert len(json.loads(training("predict", run, "--shards", out, "--json").stdout)) == test
     texts = b"".join(path.read_bytes() for path in run.rglob("*") if path.suffix in (".toml", ".json", ".csv"))
     assert server.environment["AWS_SECRET_ACCESS_KEY"].encode() not in texts
-    assert list((tmp_path / "cache").glob("*.tar"))
+    assert list((tmp_path / "cache" / FOLDER).glob("*.tar"))
 
 
 def open_source_there(server, out: str) -> tuple:
