@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_count, metavar="N", help="reader processes; default: the recipe's")
+    parser.add_argument("--workers", type=_count, metavar="N", help="reader processes; default: data.workers, or 0")
 
 
 def _count(text: str) -> int:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.recipes import load_toml, parse_recipe, to_toml
+from manifests.recipes import load_toml, to_toml
 from training.folders import MODEL, RECIPE, STATE, TEACHER, TEXT, last_step, read_about, step_folders
 from training.initial import InitSettings, Loaded, initial_towers
 from training.model import CrossModalModel
 from training.objectives import SUPERVISED, crosspoint, pretrain
-from training.recipe import FitRecipe
+from training.recipe import FitRecipe, checkpoint_recipe, travelling_recipe
 from training.towers.clip import TextTower
 
 
@@ -132,7 +132,7 @@ def save_step(
             buffer = io.BytesIO()
             torch.save(state, buffer)
             _write(temporary / STATE, buffer.getvalue())
-            _write(temporary / RECIPE, to_toml(recipe.model_dump(mode="json")).encode())
+            _write(temporary / RECIPE, to_toml(travelling_recipe(recipe).model_dump(mode="json")).encode())
             os.replace(temporary, folder)
             store.fsync_folder(folder.parent)
         finally:
@@ -160,7 +160,7 @@ def open_checkpoint(path: str) -> Checkpoint:
     return Checkpoint(
         folder=folder,
         step=int(step),
-        recipe=parse_recipe(FitRecipe, load_toml(folder / RECIPE), str(folder / RECIPE)),
+        recipe=checkpoint_recipe(load_toml(folder / RECIPE), str(folder / RECIPE)),
         classes=tuple(about["classes"]),
         prompt_names=tuple(about["prompt_names"]),
         dataset=about["dataset"],

@@ -22,7 +22,6 @@ from torch.nn.functional import normalize
 from manifests import store
 from manifests.errors import Refused
 from manifests.mappings import NORMALIZE
-from manifests.recipes import parse_recipe
 from manifests.records import parse_json
 from manifests.seeds import generator
 from training.augment import normalize_cloud, to_tensor, weak_picture
@@ -30,7 +29,7 @@ from training.checkpoint import Checkpoint, build_model, load_text, open_checkpo
 from training.folders import MODEL, TEACHER, parse_about, read_about
 from training.model import CrossModalModel
 from training.objects import pad_cloud
-from training.recipe import FitRecipe
+from training.recipe import checkpoint_recipe
 from training.towers.clip import TextTower
 from training.towers.points import farthest_points
 from training.weights import Who
@@ -247,7 +246,7 @@ def _read_file(path: Path) -> tuple[Checkpoint, dict[str, Any], dict[str, Tensor
         about, values = parse_json(header["run"]), parse_json(header["recipe"])
     except ValueError as error:
         raise Refused(f"{path}: {error}") from error
-    about, recipe = parse_about(about, str(path)), parse_recipe(FitRecipe, values, str(path))
+    about, recipe = parse_about(about, str(path)), checkpoint_recipe(values, str(path))
     step = about.get("step")
     if not isinstance(step, int):
         raise Refused(f"{path} is damaged: step: {str(step)[:40]!r} is no number")

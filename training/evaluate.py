@@ -49,8 +49,8 @@ class Options:
     """How a split is read. every_view: else only the one view of `image` is looked at. labels: else none is read.
 
     classes_from_text: the classifier is made anew, from the shards' class names. workers: reader processes, None for
-    the recipe's. precision: of the towers, whatever a run was trained in. changes: keys of `data` laid over each
-    recipe's, such as classes, candidates, objects, num_views.
+    those of `changes`, else none. precision: of the towers, whatever a run was trained in. changes: keys of `data` laid
+    over each recipe's, such as classes, candidates, objects, num_views, workers, cache.
     """
 
     classes_from_text: bool = False

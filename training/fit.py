@@ -17,7 +17,7 @@ from torch import nn
 from manifests import store
 from manifests.errors import Refused
 from manifests.processes import peak_resident_mb
-from manifests.recipes import first_difference, load_toml, parse_recipe, to_toml
+from manifests.recipes import first_difference, load_toml, to_toml
 from manifests.shards import library_versions
 from training import distributed
 from training.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
@@ -29,12 +29,12 @@ from training.lock import held
 from training.log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
 from training.objectives import SUPERVISED
 from training.pace import Pace
-from training.recipe import FitRecipe
+from training.recipe import POLICY_OF_DATA, FitRecipe, saved_recipe
 from training.run import Run
 from training.signals import Interrupted, Pending, remembered
 from training.updates import updates_of
 
-POLICY, POLICY_OF_DATA = ("save_every", "keep_last", "tensorboard"), ("workers", "cache", "cache_gb")
+POLICY = ("save_every", "keep_last", "tensorboard")
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
 
 
@@ -102,7 +102,7 @@ def _refuse_other_run(folder: Path, recipe: FitRecipe) -> None:
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise Refused(f"--run {folder} is not empty and no run (it has no {RECIPE})")
         return
-    begun = parse_recipe(FitRecipe, load_toml(known), str(known))
+    begun = saved_recipe(load_toml(known), str(known))
     change = first_difference(*(_decisive(each) for each in (begun, recipe)))
     if change:
         raise Refused(f"--run {folder} holds a run of another recipe: {change}; choose another --run")

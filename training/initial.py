@@ -229,7 +229,8 @@ def _refuse_other_sizes(key: str, source: str, parts: Iterable[str], recipe: Fit
     for table in parts:
         now = getattr(recipe, table).model_dump(mode="json")
         for name in _SIZES[table]:
-            old = begun.get(table, {}).get(name, now[name])
+            own = begun.get(table)
+            old = own.get(name, now[name]) if isinstance(own, dict) else now[name]
             if old != now[name]:
                 raise Refused(f"{key}={source} has {table}.{name}={old}, this recipe {now[name]}")
 

@@ -51,7 +51,7 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    views: str = "rgb12"
+    views: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")] = "rgb12"  # a folder in OUT/views
     channel: Literal["rgb", "depth", "gray"] = "rgb"
     split: str = "train"
     num_points: Positive = 8192

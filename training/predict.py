@@ -16,12 +16,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 
 from manifests import store
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, Stopped, first_problem
 from manifests.presets import (
     AnyViews,
     is_files_preset,
@@ -51,6 +52,17 @@ PLAIN = ("x", "y", "z")
 Say = Callable[[str], None]
 
 
+class _Shapes(BaseModel):
+    """How shapes were made, as run.json says: plain values that go into a build's recipe, and no path among them."""
+
+    dataset: str
+    seed: int
+    num_points: Annotated[int, Field(ge=1)]
+    fps_prefix: Annotated[int, Field(ge=0)]
+    normalize: Annotated[str, Field(pattern=r"^[a-z0-9_.]+$")]
+    axes: tuple[str, str, str] | None = None
+
+
 @dataclass(frozen=True)
 class Drawn:
     """How the objects that a checkpoint was trained on were made: its view preset and shape keys.
@@ -69,9 +81,12 @@ class Drawn:
         path = checkpoint.folder.parent.parent / CLASSES
         about = read_about(path.parent)
         try:
-            name, recipe = about["view_set"], about["shapes"]
+            name, values = about["view_set"], about["shapes"]
             preset = parse_preset(about["preset"], f"{path}: preset")
-            keys = {key: recipe[key] for key in SHAPE_KEYS}
+            keys = {key: values[key] for key in ("dataset", *SHAPE_KEYS)}
+            made = _Shapes.model_validate(keys | {"axes": values.get("axes")})
+        except ValidationError as error:
+            raise Refused(f"{path} is damaged: shapes.{first_problem(error)}") from error
         except KeyError as error:
             raise Refused(
                 f"{path} has no {error}: its run is of an older version; build the files and predict with --shards"
@@ -80,8 +95,8 @@ class Drawn:
             raise Refused(
                 f"the checkpoint reads {name}, pictures that come with its dataset and are not drawn: predict --shards"
             )
-        known = load_table(recipe["dataset"]).axes if recipe["dataset"] in table_names() else PLAIN
-        return cls(name, preset, keys, tuple(recipe.get("axes") or known))
+        known = load_table(made.dataset).axes if made.dataset in table_names() else PLAIN
+        return cls(name, preset, made.model_dump(include=set(SHAPE_KEYS)), made.axes or tuple(known))
 
     def recipe(self, dataset: str, listing: Path, axes: Sequence[str]) -> str:
         """TOML of a build that makes shapes and views as these were made."""

@@ -24,6 +24,11 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 
+def names_a_file(value: str) -> bool:
+    """Whether a recipe's text is no prompt and no shipped set, and so a file."""
+    return "{}" not in value and value not in prompt_set_names()
+
+
 def _written_out(value: object) -> object:
     """A name or a path as the prompts that it stands for: a recipe that is saved holds the prompts themselves."""
     if not isinstance(value, str):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from manifests.errors import Refused
 from manifests.recipes import Value, find_recipe, load_toml, merge, parse_recipe
 from training.augment import AugmentSettings
 from training.initial import InitSettings
@@ -15,12 +17,15 @@ from training.objectives.cross_most import CrossMostSettings
 from training.objectives.crosspoint import CrossPointSettings
 from training.objectives.pretrain import PretrainSettings
 from training.precision import Precision
-from training.prompts import DEFAULT_PROMPTS, Prompts
+from training.prompts import DEFAULT_PROMPTS, Prompts, names_a_file
+from training.subsets import MVCNN
 from training.teacher import EMASettings
 from training.towers.clip import ImageSettings, TextSettings
 from training.towers.points import PointSettings
 
+log = logging.getLogger(__name__)
 RECIPES = Path(__file__).parent / "recipes"
+POLICY_OF_DATA = ("workers", "cache", "cache_gb")  # of the machine, not of the run
 
 
 class OptimizerSettings(BaseModel):
@@ -98,3 +103,42 @@ class FitRecipe(CrossMostSettings):
 def read_recipe(name: str, changes: dict[str, Value]) -> FitRecipe:
     """A recipe file with changes applied. Raises Refused naming what does not fit."""
     return parse_recipe(FitRecipe, merge(load_toml(find_recipe(name, RECIPES)), changes), f"recipe {name}")
+
+
+def saved_recipe(values: dict[str, Value], where: str) -> FitRecipe:
+    """A recipe that was saved with a run, whose prompts are written out; no other file is read for it.
+
+    Raises Refused naming `where` and what does not fit.
+    """
+    prompts = values.get("prompts")
+    if isinstance(prompts, str) and names_a_file(prompts):
+        raise Refused(f"{where}: prompts={prompts[:60]!r} names a file, and a saved recipe has its prompts written out")
+    return parse_recipe(FitRecipe, values, where)
+
+
+def travelling_recipe(recipe: FitRecipe) -> FitRecipe:
+    """A recipe as it goes with a checkpoint: without what is of the machine that trained."""
+    defaults = {name: DataSettings.model_fields[name].default for name in POLICY_OF_DATA}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=defaults)})
+
+
+def checkpoint_data(recipe: FitRecipe) -> DataSettings:
+    """What of `data` holds for a checkpoint: neither policy of a machine nor a file of objects."""
+    data = travelling_recipe(recipe).data
+    return data if data.objects == MVCNN else data.model_copy(update={"objects": ""})
+
+
+def checkpoint_recipe(values: dict[str, Value], where: str) -> FitRecipe:
+    """The recipe of a checkpoint, which may be somebody else's: nothing in it says what this machine reads or writes.
+
+    Machine policy and a list of objects are the command line's to give. Weights that training began with are named in
+    it and never read. Raises Refused as `saved_recipe` does.
+    """
+    recipe = saved_recipe(values, where)
+    used = checkpoint_data(recipe)
+    if recipe.data.cache:
+        log.warning("%s: data.cache=%r is not used: a cache is named on the command line", where, recipe.data.cache)
+    if recipe.data.objects != used.objects:
+        words = "%s: data.objects=%r is not read: name the file on the command line, or all objects are used"
+        log.warning(words, where, recipe.data.objects)
+    return recipe.model_copy(update={"data": used})

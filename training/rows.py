@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from manifests import store
 from manifests.processes import end_with_parent
 from manifests.recipes import Value, to_toml
+from training.recipe import FitRecipe, checkpoint_data
 from training.tables import HEADS, Judged
 
 FIRST = "checkpoints/step-00000000"
@@ -58,6 +59,12 @@ class _Result(BaseModel):
     step: int
 
 
+def _own_data(recipe: FitRecipe) -> dict[str, Value]:
+    """Keys of data that a checkpoint does not bring along, where they are given."""
+    given, brought = recipe.data.model_dump(exclude_defaults=True), checkpoint_data(recipe).model_dump()
+    return {name: value for name, value in given.items() if value != brought[name]}
+
+
 @dataclass(frozen=True)
 class Place:
     """Where and how rows are run. processes: of one fit, by torchrun. say: a line; status: what goes on now."""
@@ -85,7 +92,7 @@ class Place:
         """Judges the row's checkpoint."""
         run = self.folder / judged.row.run
         checkpoint = str(run / FIRST if judged.row.step == "first" else run)
-        changes = assignments(judged.row.evaluate, "data.")
+        changes = assignments(_own_data(judged.recipe) | judged.row.evaluate, "data.")
         places = ["--shards", str(judged.shards), "--device", self.device, "--json"]
         return [*self.program(), "evaluate", checkpoint, *places, *changes]
 
