@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -165,8 +166,25 @@ def parse_json(data: bytes | str) -> dict[str, Any]:
 
 
 def write_json(path: str, values: dict[str, Any]) -> None:
-    """Writes one JSON object whole or not at all."""
-    store.write_bytes(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+    """Writes one JSON object whole or not at all. Raises ValueError where a number is not finite."""
+    store.write_bytes(path, (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def json_text(values: Any, indent: int | None = None) -> str:
+    """Values as JSON for other programs. A number that is not finite is null: JSON has no word for it, and most parsers
+    stop at Python's NaN."""
+    try:
+        return json.dumps(values, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def record_path(tar_path: str) -> str:

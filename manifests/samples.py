@@ -73,8 +73,8 @@ def split_view_member(suffix: str) -> tuple[int, str] | None:
 
 
 def encode_json(values: dict[str, Any]) -> bytes:
-    """JSON bytes, the same for the same values."""
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+    """JSON bytes, the same for the same values. Raises ValueError where a number is not finite."""
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def encode_array(array: np.ndarray) -> bytes:

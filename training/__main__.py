@@ -8,7 +8,6 @@ for all. Progress and messages go to stderr, `--json` prints one object on stdou
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -26,6 +25,7 @@ from rich.table import Table
 from manifests.commands import parse_arguments, recipe_titles
 from manifests.errors import Refused, Stopped
 from manifests.recipes import parse_changes
+from manifests.records import json_text
 
 RECIPES = Path(__file__).parent / "recipes"
 WIDTH = 124  # characters of the widest table
@@ -234,7 +234,7 @@ def _forecast(options: argparse.Namespace, recipe, device, console: Console) -> 
     if not distributed.leads():
         return 0
     if options.json:
-        print(json.dumps(found.json()))
+        print(json_text(found.json()))
         return 0
     table = Table(title=f"{options.recipe}, nothing written", show_header=False)
     for name, words in found.lines():
@@ -264,7 +264,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         return 0
     result = found.result()
     if options.json:
-        print(json.dumps(result))
+        print(json_text(result))
     else:
         for table in ([shown.accuracies(result)] if found.labelled else []) + [shown.analysis(result)]:
             Console().print(table)
@@ -329,7 +329,7 @@ def _predict(options: argparse.Namespace, console: Console) -> int:
         else:
             rows = predict_shards(checkpoint, options.shards, options.split, *how, status.update)
     if options.json:
-        print(json.dumps(rows))
+        print(json_text(rows))
     else:
         Console().print(shown.predictions(rows))
     return int(any(row["error"] for row in rows))
@@ -402,7 +402,7 @@ def _table(options: argparse.Namespace, console: Console) -> int:
     comparison = compare(Path(options.table).stem, table, outcomes, options.recipe)
     stem = write(comparison, place.folder)
     if options.json:
-        print(json.dumps(comparison))
+        print(json_text(comparison))
     else:
         shown = Table(title=f"Table {comparison['table']}: {table.title} (%)")
         for number, head in enumerate(heads(comparison)):
@@ -423,7 +423,7 @@ def _weights(options: argparse.Namespace, console: Console) -> int:
     about = describe(options.file, options.take)
     if options.out:
         load(options.file, options.take).save(options.out)
-    print(json.dumps(about) if options.json else "\n".join(in_words(about)))
+    print(json_text(about) if options.json else "\n".join(in_words(about)))
     return 0
 
 

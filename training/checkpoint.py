@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from manifests import store
-from manifests.errors import Refused
+from manifests.errors import Refused, Stopped
 from manifests.recipes import load_toml, to_toml
 from training.folders import MODEL, RECIPE, STATE, TEACHER, TEXT, last_step, read_about, step_folders
 from training.initial import InitSettings, Loaded, initial_towers
@@ -24,6 +24,7 @@ from training.model import CrossModalModel
 from training.objectives import SUPERVISED, crosspoint, pretrain
 from training.recipe import FitRecipe, checkpoint_recipe, travelling_recipe
 from training.towers.clip import TextTower
+from training.weights import first_not_finite, require_finite
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,17 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def save_step(
     run: Path, step: int, student: nn.Module, teacher: nn.Module | None, state: dict[str, Any], recipe: FitRecipe
 ) -> Path:
-    """Writes one step's folder under another name and renames it. Raises Stopped when the disk is full."""
+    """Writes one step's folder under another name and renames it.
+
+    Raises Stopped when the disk is full, or a number of student or teacher is not finite.
+    """
     folder = run / "checkpoints" / f"step-{step:08d}"
     if folder.is_dir():
         return folder
+    for words, model in (("the weight", student), ("the teacher's weight", teacher)):
+        name = None if model is None else first_not_finite(model.state_dict())
+        if name is not None:
+            raise Stopped(f"step {step}: {words} {name} is not finite; lower optimizer.lr")
     temporary = folder.parent / store.temporary_name(folder.name)
     with store.stopping(str(folder)):
         temporary.mkdir(parents=True)
@@ -168,11 +176,21 @@ def open_checkpoint(path: str) -> Checkpoint:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file. Raises Refused naming it when it is missing or damaged."""
+    """The tensors of a file. Raises Refused naming it when it is missing or damaged, or a number is not finite."""
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error
+    require_finite(tensors, path)
+    return tensors
+
+
+def refuse_broken_other(folder: Path, who: str) -> None:
+    """Raises Refused where the other model of a checkpoint than the one that is asked for is damaged or not finite: the
+    run went wrong before this step, whatever the one still answers."""
+    other = folder / (MODEL if who == "teacher" else TEACHER)
+    if other.is_file():
+        read_weights(other)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

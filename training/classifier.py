@@ -5,7 +5,6 @@ Shape letters: B inputs, N points, S the tower's picture side, E embedding, C cl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,18 @@ from torch.nn.functional import normalize
 from manifests import store
 from manifests.errors import Refused
 from manifests.mappings import NORMALIZE
-from manifests.records import parse_json
+from manifests.records import json_text, parse_json
 from manifests.seeds import generator
 from training.augment import normalize_cloud, to_tensor, weak_picture
-from training.checkpoint import Checkpoint, build_model, load_text, open_checkpoint, read_weights, without_pretrained
+from training.checkpoint import (
+    Checkpoint,
+    build_model,
+    load_text,
+    open_checkpoint,
+    read_weights,
+    refuse_broken_other,
+    without_pretrained,
+)
 from training.folders import MODEL, TEACHER, parse_about, read_about
 from training.model import CrossModalModel
 from training.objects import pad_cloud
@@ -167,7 +174,7 @@ class Classifier:
         about |= {"dataset": self.checkpoint.dataset, "step": self.checkpoint.step}
         about |= {name: self._about[name] for name in _ABOUT if name in self._about}
         recipe = self.checkpoint.recipe.model_dump_json()
-        store.write_bytes(str(path), save(self.state_dict(), {"recipe": recipe, "run": json.dumps(about)}))
+        store.write_bytes(str(path), save(self.state_dict(), {"recipe": recipe, "run": json_text(about)}))
 
     def _loaded_text(self) -> TextTower:
         if not self._text_is_loaded:
@@ -210,6 +217,7 @@ def load(path: str | Path, who: Who = "student", device: str | torch.device = "c
         file = checkpoint.folder / (TEACHER if who == "teacher" else MODEL)
         if not file.is_file():
             raise Refused(f"{checkpoint.folder} has no teacher: its method is {checkpoint.recipe.method}")
+        refuse_broken_other(checkpoint.folder, who)
         about, tensors = read_about(checkpoint.folder.parent.parent), read_weights(file)
     model, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names, blank=True)
     about["text_is_loaded"] = model.text is not None

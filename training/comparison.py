@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from manifests import store
+from manifests.records import json_text
 from training.rows import Outcome
 from training.tables import HEADS, Table
 
@@ -90,7 +90,7 @@ def remarks(comparison: dict[str, Any]) -> list[str]:
 def write(comparison: dict[str, Any], folder: Path) -> Path:
     """Writes table_N.json, .md and .csv; gives the path of the first without its suffix."""
     stem = folder / f"table_{comparison['table']}"
-    texts = {".json": json.dumps(comparison, indent=1) + "\n", ".md": _markdown(comparison), ".csv": _csv(comparison)}
+    texts = {".json": json_text(comparison, indent=1) + "\n", ".md": _markdown(comparison), ".csv": _csv(comparison)}
     for suffix, text in texts.items():
         store.write_bytes(f"{stem}{suffix}", text.encode())
     return stem

@@ -23,7 +23,7 @@ from training import distributed
 from training.checkpoint import Checkpoint
 from training.data import batches_of
 from training.evaluate import settings_of
-from training.features import features_of
+from training.features import features_of, require_finite
 from training.join import Source, open_source
 from training.labelled import labelled
 from training.models import open_models
@@ -112,6 +112,7 @@ def embed(
         for noted in batches_of(loader_of(reader, settings.workers if workers is None else workers)):
             features = features_of(model, noted.batch, device)
             counts, label = (torch.tensor(values) for values in (noted.batch.num_views, noted.notes))
+            require_finite(noted.batch.keys, features.views, features.points)
             extra = {"views": features.views} if per_view else {}
             parts.add(
                 noted.batch.keys,

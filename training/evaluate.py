@@ -23,7 +23,7 @@ from training import distributed
 from training.answers import COLUMNS, MODALITIES, PREDICTED, Answers, Examined, pseudo_label_quality
 from training.checkpoint import Checkpoint
 from training.data import batches_of
-from training.features import Features, features_of
+from training.features import Features, features_of, require_finite
 from training.join import DataSettings, Source, open_source
 from training.labelled import UNKNOWN, labelled
 from training.model import CrossModalModel
@@ -87,7 +87,8 @@ def examine(
 ) -> list[Examined]:
     """The answers of several checkpoints, in one pass over the shards for those that read the same of them.
 
-    Raises Refused when the shards have no such split or view set, no labels, or other classes than a checkpoint.
+    Raises Refused when the shards have no such split or view set, no labels, or other classes than a checkpoint;
+    Stopped where answers are not finite.
     """
     device = device or torch.device("cpu")
     with distributed.together():
@@ -137,7 +138,9 @@ class _Examinee:
         for who, model in self.opened.models.items():
             if id(model) not in asked:
                 features = features_of(model, batch, device)
-                asked[id(model)] = logits_of(model, batch, features, label_B, self.checkpoint.recipe.seed, every_view)
+                found = logits_of(model, batch, features, label_B, self.checkpoint.recipe.seed, every_view)
+                require_finite(batch.keys, *(found[name] for name in self.columns))
+                asked[id(model)] = found
             self.logits.setdefault(who, []).append(asked[id(model)])
 
     def examined(self, source: Source, split: str, keys: tuple[str, ...], label_N: Tensor, labels: bool) -> Examined:

@@ -5,12 +5,14 @@ Shape letters: B batch, V views, E embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from manifests.errors import Stopped
 from training.model import CrossModalModel
 from training.splits import WholeBatch
 
@@ -35,6 +37,18 @@ class Features:
     def image(self) -> Tensor:
         """(B, E): the same, of length 1."""
         return normalize(self.mean(), dim=1)
+
+
+def require_finite(keys: Sequence[str], *values: Tensor) -> None:
+    """Raises Stopped, naming the object, where a row of some values (B, ...) is not finite: weights that are finite can
+    still overflow, and NaN would be counted as an answer."""
+    for rows in values:
+        sound = torch.isfinite(rows.flatten(1)).all(dim=1)
+        if not sound.all():
+            key = keys[int(sound.int().argmin())]
+            raise Stopped(
+                f"{key}: what the model makes of it is not finite: its weights overflow; give another checkpoint"
+            )
 
 
 def features_of(model: CrossModalModel, batch: WholeBatch, device: torch.device) -> Features:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from manifests import store
 from manifests.errors import Refused
+from manifests.records import json_text
 from training.answers import COLUMNS, PREDICTED, Answers, Examined
 from training.confusion import confusion_picture, histogram_picture
 
@@ -24,7 +24,7 @@ def write(examined: Examined, out: str) -> Path:
     Raises Refused where OUT cannot be written.
     """
     folder = Path(out).absolute()
-    files = {"evaluate.json": (json.dumps(examined.result(), indent=1) + "\n").encode()}
+    files = {"evaluate.json": (json_text(examined.result(), indent=1) + "\n").encode()}
     for who, answers in examined.models.items():
         files |= _histograms(examined, who, answers)
         if examined.labelled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from manifests import store
 from manifests.errors import Refused
 from manifests.processes import peak_resident_mb
 from manifests.recipes import first_difference, load_toml, to_toml
+from manifests.records import json_text
 from manifests.shards import library_versions
 from training import distributed
 from training.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
@@ -198,7 +198,7 @@ def _write_run_files(state: Run, text: nn.Module, sources: list[Loaded]) -> None
     about["weights"] = [source.summary() for source in sources]
     try:
         store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
-        store.write_bytes(str(state.folder / CLASSES), json.dumps(about, indent=1).encode())
+        store.write_bytes(str(state.folder / CLASSES), json_text(about, indent=1).encode())
         if state.updates.student.text is None:  # else it is trained, and part of every checkpoint
             store.write_bytes(str(state.folder / TEXT), save(tensors_of(text)))
     except OSError as error:
@@ -213,7 +213,7 @@ def write_seconds(folder: Path, seconds: float, steps: int) -> None:
     about["processes"] = distributed.world()
     if steps:
         about["ms_per_step"] = round(1000 * seconds / steps, 1)
-    store.write_bytes(str(folder / CLASSES), json.dumps(about, indent=1).encode())
+    store.write_bytes(str(folder / CLASSES), json_text(about, indent=1).encode())
 
 
 def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, int], None]) -> None:

@@ -43,6 +43,7 @@ from training.weights import (
     Who,
     read_tensors,
     read_weights_file,
+    require_finite,
 )
 
 if TYPE_CHECKING:
@@ -188,10 +189,14 @@ def read_path(path: Path, who: Who) -> WeightsFile:
             raise Refused(f"{path} is no checkpoint and no run with one (no {file.name})")
     elif not path.is_file():
         raise Refused(f"{path} is no checkpoint, no run and no file")
+    other = file.parent / (MODEL if who == "teacher" else TEACHER)
+    if path.is_dir() and other.is_file():
+        require_finite(read_tensors(other), other)  # its run went wrong before this step
     weights = read_weights_file(file, who)
     beside = file.parent.parent.parent / TEXT
     if weights.kind == OURS and not weights.below("text.") and beside.is_file():
         text = {f"text.{name}": value for name, value in read_tensors(beside).items()}
+        require_finite(text, beside)
         return replace(weights, tensors=weights.tensors | text)
     return weights
 

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 import torch
 
 from manifests.errors import Refused
-from training.checkpoint import MODEL, TEACHER, Checkpoint, build_model, load_text, load_weights, without_pretrained
+from training.checkpoint import (
+    MODEL,
+    TEACHER,
+    Checkpoint,
+    build_model,
+    load_text,
+    load_weights,
+    refuse_broken_other,
+    without_pretrained,
+)
 from training.join import Source
 from training.model import CrossModalModel
 from training.precision import Precision, settle
@@ -48,7 +57,8 @@ class Opened:
 def open_models(checkpoint: Checkpoint, who: str | None = None, precision: Precision = "fp32") -> Opened:
     """Student and, where there is one, teacher; or one of them alone. precision: of their towers, for the process.
 
-    Raises Refused when a file is damaged, or the teacher is asked for where there is none.
+    Raises Refused when a file is damaged or a number in it not finite, also in the one that is not asked for; or when
+    the teacher is asked for where there is none.
     """
     student, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names, blank=True)
     files = {"student": checkpoint.folder / MODEL, "teacher": checkpoint.folder / TEACHER}
@@ -57,6 +67,7 @@ def open_models(checkpoint: Checkpoint, who: str | None = None, precision: Preci
             raise Refused(f"{checkpoint.folder}: its method has no teacher: --who student")
         del files["teacher"]
     if who is not None:
+        refuse_broken_other(checkpoint.folder, who)
         files = {who: files[who]}
     models: dict[str, CrossModalModel] = {}
     for name, file in files.items():

@@ -11,7 +11,6 @@ Model, optimiser, schedule and number of steps are those of the recipe; the loss
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from manifests import store
 from manifests.commands import parse_arguments
 from manifests.errors import Refused, Stopped
 from manifests.recipes import parse_changes, to_toml
+from manifests.records import json_text
 from training import distributed
 from training.batches import LabelledBatch
 from training.checkpoint import RECIPE, build_model, save_step
@@ -70,7 +70,7 @@ def train(
         optimizer.step()
     store.write_bytes(str(run / RECIPE), to_toml(recipe.model_dump(mode="json")).encode())
     about = run_information(source) | {"oracle": True}
-    store.write_bytes(str(run / CLASSES), json.dumps(about, indent=1).encode())
+    store.write_bytes(str(run / CLASSES), json_text(about, indent=1).encode())
     write_seconds(run, time.monotonic() - started, total)
     return save_step(run, total, model, None, {"step": total}, recipe)
 

@@ -37,7 +37,7 @@ from manifests.shards import require_manifest, shapes_tar, views_tar
 from manifests.tables import axes_matrix, default_prompt_name, load_table, table_names
 from training.checkpoint import Checkpoint
 from training.data import batches_of
-from training.features import features_of
+from training.features import features_of, require_finite
 from training.folders import CLASSES, read_about
 from training.join import DataSettings, open_source
 from training.models import Opened, open_models
@@ -249,6 +249,7 @@ def _ask(
         features = features_of(model, noted.batch, device)
         image = model.image_logits(features.image()).softmax(dim=1).cpu()
         points = model.points_logits(features.points).softmax(dim=1).cpu()
+        require_finite(noted.batch.keys, image, points)
         for key, *both in zip(noted.batch.keys, image, points, strict=True):
             found[key] = _row(*both, names)
         say(f"{len(found):,} of {source.total:,} objects")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from manifests import store
 from manifests.errors import Refused
+from manifests.records import json_text
 from manifests.shards import BuildManifest, library_versions, require_manifest
 from training import figures, pages, sheets
 from training.checkpoint import Checkpoint, open_checkpoint, step_folders
@@ -136,7 +136,7 @@ def write(report: Report, out: str | Path, seconds: float | None = None, max_rss
     folder = Path(out).absolute()
     report = replace(report, values=report.values | {"seconds": seconds, "max_rss_mb": max_rss_mb})
     page = pages.page_of(report.values, report.pictures)
-    files = {"report.json": (json.dumps(report.values, indent=1) + "\n").encode()}
+    files = {"report.json": (json_text(report.values, indent=1) + "\n").encode()}
     files |= {pages.picture_file(name): png for name, png in report.pictures.items()}
     files |= {"report.md": pages.to_markdown(page).encode(), "report.html": pages.to_html(page).encode()}
     try:

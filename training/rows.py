@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from manifests import store
 from manifests.processes import end_with_parent
 from manifests.recipes import Value, to_toml
+from manifests.records import json_text
 from training.recipe import FitRecipe, checkpoint_data
 from training.tables import HEADS, Judged
 
@@ -191,7 +192,7 @@ def _evaluate(judged: Judged, place: Place) -> Outcome:
     result: dict[str, Any] = json.loads(out)
     kept = {name: result[name] for name in ("dataset", "split", "n", "step", "student", "teacher")}
     kept |= {"identity": judged.identity, "row": judged.row.name, "evaluate": judged.row.evaluate}
-    store.write_bytes(str(place.result_path(judged)), (json.dumps(kept, indent=1) + "\n").encode())
+    store.write_bytes(str(place.result_path(judged)), (json_text(kept, indent=1) + "\n").encode())
     return Outcome("done", result["student"], result["n"], result["step"])
 
 

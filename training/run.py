@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from manifests.errors import Refused, Stopped, first_problem
+from manifests.errors import Refused, first_problem
 from manifests.seeds import generator
 from training import distributed
 from training.checkpoint import MODEL, STATE, TEACHER, load_weights, prune, save_step
@@ -60,14 +60,12 @@ class Run:
     def save(self) -> Path:
         """Writes a checkpoint; all processes call it, the first writes.
 
-        Raises Stopped when a loss was not finite, or a weight is: the run could not go on; and when the disk is full.
+        Raises Stopped when a loss was not finite, or a weight of student or teacher is: the run could not go on; and
+        when the disk is full.
         """
         updates = self.updates
         updates.log.refuse_fault()
         updates.student.refresh_classifier()
-        for name, value in updates.student.named_parameters():
-            if not torch.isfinite(value).all():
-                raise Stopped(f"step {self.step}: the weight {name} is not finite; lower optimizer.lr")
         saved = self._state()
         teacher = None if updates.teacher is None else updates.teacher.model
         with distributed.together():

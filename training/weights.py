@@ -14,7 +14,7 @@ import re
 import tarfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -108,7 +108,8 @@ class WeightsFile:
 def read_weights_file(path: str | Path, who: Who = "student") -> WeightsFile:
     """Reads, recognises and renames. who: which of the two models of a file that holds a student and a teacher.
 
-    Raises Refused, in one line naming the path, when the file is missing, damaged, names code, or is of no known kind.
+    Raises Refused, in one line naming the path, when the file is missing, damaged, names code, is of no known kind, or
+    holds a number that is not finite.
     """
     given = read_tensors(path, who)
     kind = recognise(given)
@@ -120,7 +121,24 @@ def read_weights_file(path: str | Path, who: Who = "student") -> WeightsFile:
         value = tensors.get(name)
         if value is not None and (value.numel() != 1 if dims is None else value.ndim != dims):
             raise Refused(f"{path}: {name} is {tuple(value.shape)}")
+    require_finite(tensors, path)
     return WeightsFile(str(path), kind, _space(kind, given), tensors, left_over, _projection(kind, given))
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity in it, or None; the device is waited for once."""
+    floating = {name: value for name, value in tensors.items() if value.is_floating_point()}
+    if not floating:
+        return None
+    finite = torch.stack([torch.isfinite(value).all() for value in floating.values()]).tolist()
+    return next((name for name, sound in zip(floating, finite, strict=True) if not sound), None)
+
+
+def require_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raises Refused, naming the file and the first tensor, where a number is not finite: every answer would be NaN."""
+    name = first_not_finite(tensors)
+    if name is not None:
+        raise Refused(f"{path}: {name} is not finite (NaN or infinity)")
 
 
 def recognise(names: Iterable[str]) -> str:
