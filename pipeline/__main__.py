@@ -28,6 +28,7 @@ from manifests.presets import (
     preset_names,
 )
 from manifests.recipes import parse_changes, to_toml
+from manifests.records import json_text
 
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
 
@@ -78,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--against", metavar="OTHER", help="also compare with another build of the same recipe")
     check.add_argument("--deep", action="store_true", help="also decode every picture (ten times as long)")
     check.add_argument("--repair", action="store_true", help="make damaged shards again")
-    check.add_argument("--source", help="with --repair: the raw dataset, where shapes are damaged")
+    check.add_argument(
+        "--source", help="the raw dataset: compared with what the objects were made of; with --repair read where needed"
+    )
     _add_workers(check)
     check.set_defaults(run=_check)
     inspect = commands.add_parser("inspect", help="a contact sheet, or a page with filters")
@@ -178,7 +181,7 @@ def _dry_run(plan, jobs, as_json: bool) -> int:
 
     with ready(plan, Workers(), jobs):
         found = forecast(plan, jobs)
-    print(json.dumps(found.to_json()) if as_json else "\n".join(lines(found, plan.recipe.asset_memory_mb)))
+    print(json_text(found.to_json()) if as_json else "\n".join(lines(found, plan.recipe.asset_memory_mb)))
     return 0
 
 
@@ -275,8 +278,6 @@ def _repair(options: argparse.Namespace, damaged: list[str], console: Console) -
 def _check(options: argparse.Namespace, console: Console) -> int:
     from pipeline.check import check, compare
 
-    if options.source and not options.repair:
-        raise Refused("--source is for --repair")
     if options.repair:
         found = check(options.out, deep=options.deep)
         if found.damaged:
@@ -286,10 +287,13 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         found = check(options.out, lambda tar: status.update(f"checking {tar}"), options.deep)
         seconds = time.monotonic() - start
         differences = compare(options.out, options.against) if options.against else []
+        origins = None if options.repair or not options.source else _origins(options, status)
     found.problems += [f"differs: {line}" for line in differences]
-    values = found.to_json()
+    if origins is not None:
+        found.problems += [f"{key}: its source {words}" for key, words in origins.changed.items()]
+    values = found.to_json() | ({} if origins is None else {"source": origins.to_json()})
     if options.json:
-        print(json.dumps(values))
+        print(json_text(values))
         return 0 if values["ok"] else 1
     expected = f" ({found.expected_failures:,} expected)" if found.expected_failures else ""
     print(f"{options.out}: {values['samples']:,} objects, {len(values['failures']):,} failures{expected}")
@@ -313,10 +317,22 @@ def _check(options: argparse.Namespace, console: Console) -> int:
             print(f"  failure: views/{name}: {failure.key}: {failure.stage}: {failure.reason}")
     for problem in values["problems"]:
         print(f"  PROBLEM: {problem}")
+    if origins is not None:
+        unknown = f", {origins.unknown:,} say nothing of theirs (an older build)" if origins.unknown else ""
+        print(f"  source: {origins.objects:,} objects compared, {len(origins.changed):,} differ{unknown}")
     pictures = "every picture decoded" if options.deep else "pictures by their headers, --deep decodes them"
     print(f"  {found.bytes / 1e6:,.0f} MB in {seconds:.1f} s ({pictures})")
     print("every byte is right" if values["ok"] else f"{len(values['problems'])} problems")
     return 0 if values["ok"] else 1
+
+
+def _origins(options: argparse.Namespace, status):
+    from pipeline.origins import compare_source
+
+    def on_object(done: int, total: int) -> None:
+        status.update(f"comparing with the source: {done:,} of {total:,} objects")
+
+    return compare_source(options.out, options.source, on_object)
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from manifests import store
 from manifests.errors import Refused, Stopped
@@ -35,6 +36,7 @@ from manifests.samples import (
     read_samples,
 )
 from manifests.shards import meshes_tar, shapes_tar, views_tar
+from pipeline.fingerprints import fingerprint_of, fingerprint_values, known_fingerprints, require_unchanged
 from pipeline.frames import frame_members
 from pipeline.gates import judge, require_seen
 from pipeline.load import Shape, decode_mesh, encode_mesh, make_shape
@@ -42,6 +44,7 @@ from pipeline.members import view_members
 from pipeline.pictures import picture_members
 from pipeline.plan import Job, Plan, ViewSet, dataset_module
 from pipeline.shard import Members, is_done, open_writer, write_records
+from pipeline.source import Fingerprint, watched
 from renderers import backends
 from renderers.geometry import Mesh
 
@@ -118,7 +121,8 @@ def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcom
     stage = "load"
     try:
         report(stage, None)
-        raw = dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
+        with watched() as source:
+            raw = dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
         stage = "sample"
         report(stage, None)
         recipe = plan.recipe
@@ -135,7 +139,7 @@ def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcom
         report(stage, None)
         glb = encode_mesh(shape.mesh) if shape.mesh is not None and _wants_mesh(plan) else None
         stage = "encode"
-        members = shape_members(shape, plan)
+        members = shape_members(shape, plan, source.fingerprint)
     except (Refused, Stopped):
         raise
     except MemoryError as error:
@@ -154,8 +158,8 @@ def _wants_mesh(plan: Plan) -> bool:
     return plan.recipe.store_meshes or _any_mesh(plan.view_sets)
 
 
-def shape_members(shape: Shape, plan: Plan) -> Members:
-    """Members of an object in a tar of shapes."""
+def shape_members(shape: Shape, plan: Plan, source: Fingerprint | None) -> Members:
+    """Members of an object in a tar of shapes. source: what it was made of, None where it was not read."""
     asset = shape.asset
     values = {
         "format": FORMAT,
@@ -166,6 +170,7 @@ def shape_members(shape: Shape, plan: Plan) -> Members:
         "label": plan.label(asset.class_name),
         "class": asset.class_name,
         "source": asset.source,
+        **fingerprint_values(source),
         "world_from_source": shape.world_from_source.tolist(),
         "num_points": len(shape.points),
         "num_faces": 0 if shape.mesh is None else len(shape.mesh.faces),
@@ -270,7 +275,10 @@ def run_job(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
 
 
 def build_shard(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
-    """Writes all tars of one shard from the raw assets; their records come last."""
+    """Writes all tars of one shard from the raw assets; their records come last.
+
+    Raises Stopped, and leaves what is there, where a tar of before was made of other bytes of the source.
+    """
     paths = {"shapes": shapes_tar(plan.out, job.split, job.shard)}
     hashes = {"shapes": plan.shapes_hash, "meshes": plan.shapes_hash}
     if plan.recipe.store_meshes:
@@ -278,13 +286,13 @@ def build_shard(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
     for view_set in plan.view_sets:
         paths[f"views/{view_set.name}"] = views_tar(plan.out, view_set.name, job.split, job.shard)
         hashes[f"views/{view_set.name}"] = view_set.hash
-    for path in paths.values():
-        store.remove(record_path(path))
+    before = known_fingerprints(paths["shapes"])
     start = time.monotonic()
     with ExitStack() as stack:
         writers = {name: open_writer(stack, path, hashes[name]) for name, path in paths.items()}
         for asset in job.assets:
             outcome = maker.build(asset)
+            _require_unchanged(asset, outcome, before, paths["shapes"])
             if isinstance(outcome, Failure):
                 writers["shapes"].add(outcome.key, outcome)
                 yield Progress(failures=1)
@@ -295,9 +303,18 @@ def build_shard(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
             for name, result in outcome.views.items():
                 writers[f"views/{name}"].add(outcome.key, result)
             yield Progress(objects=1, failures=any(isinstance(v, Failure) for v in outcome.views.values()))
+        for path in paths.values():  # from here on the tars are others; until here what was finished stays so
+            store.remove(record_path(path))
         for writer in writers.values():
             writer.close()
     write_records(list(writers.values()), plan.versions, time.monotonic() - start)
+
+
+def _require_unchanged(asset: Asset, outcome: Outcome, before: dict[str, Fingerprint], tar: str) -> None:
+    """Raises Stopped where an object of a tar that is made again was made of other bytes (`pipeline.fingerprints`)."""
+    if asset.key in before:
+        now = outcome if isinstance(outcome, Failure) else fingerprint_of(from_json(outcome.shape[JSON]))
+        require_unchanged(asset, before[asset.key], now, tar, "; deleting that tar takes the new one in")
 
 
 def redraw_shard(job: Job, plan: Plan, maker: Maker, view_sets: tuple[ViewSet, ...]) -> Iterator[Progress]:
@@ -355,7 +372,7 @@ def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple
         return {s.name: results[s.name] for s in view_sets}
     if glb is None and values["num_faces"] and not plan.recipe.store_meshes and _any_mesh(view_sets):
         try:
-            glb = _read_again(asset, values["world_from_source"], plan)
+            glb = _read_again(asset, values, plan)
         except (ValueError, OSError) as error:
             failure = Failure(shape.key, values["id"], "load", one_line(error))
             points_only = tuple(s for s in view_sets if not is_mesh_preset(s.preset))
@@ -387,12 +404,17 @@ def stored_objects(job: Job, plan: Plan, with_meshes: bool) -> Iterator[tuple[Sa
             raise ValueError(f"{meshes_tar(plan.out, job.split, job.shard)}: {mesh.key} is not among the shapes")
 
 
-def _read_again(asset: Asset, world_from_source: list[list[float]], plan: Plan) -> bytes:
-    """GLB bytes of an object whose mesh was not stored, read again from its source."""
-    raw = dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
+def _read_again(asset: Asset, values: dict[str, Any], plan: Plan) -> bytes:
+    """GLB bytes of an object whose mesh was not stored, read again from its source. values: of its shape's json.
+
+    Raises Stopped where the source is not what the shape was made of.
+    """
+    with watched() as source:
+        raw = dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
+    require_unchanged(asset, fingerprint_of(values), source.fingerprint, f"{plan.out}/shapes")
     if raw.mesh is None:
         raise ValueError(f"{asset.source} has no mesh any more")
-    return encode_mesh(raw.mesh.transformed(np.array(world_from_source)))
+    return encode_mesh(raw.mesh.transformed(np.array(values["world_from_source"])))
 
 
 def _pictures_of(asset: Asset, view_set: ViewSet, plan: Plan) -> Members | Failure:

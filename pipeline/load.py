@@ -25,7 +25,7 @@ from manifests.tables import axes_matrix
 from pipeline.headers import check_header
 from pipeline.materials import TEXTURE_BROKEN, SideFiles, is_picture, mend_uvs, read_materials
 from pipeline.off import parse_off
-from pipeline.source import read_source
+from pipeline.source import noted, read_source
 from renderers.geometry import GREY, Material, Mesh, from_trimesh, transform
 from renderers.normals import weld
 from renderers.sampling import farthest_points, has_color, normalization, sample_surface
@@ -189,7 +189,7 @@ class _Resolver(trimesh.resolvers.FilePathResolver):
             found = self._files.find(name)
             if found is None:
                 raise FileNotFoundError(f"{name} is not in the source folder")
-            return found.read_bytes()
+            return noted(found, found.read_bytes())
         return self._made[name]
 
     def namespaced(self, namespace: str) -> _Resolver:

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import EpsImagePlugin, Image
 
+from pipeline.source import noted
 from renderers.geometry import GREY, Material
 
 MATERIAL_MISSING = "material not found"  # the .mtl is missing, or does not define a material that faces use: grey
@@ -121,7 +122,7 @@ def read_materials(obj: bytes, files: SideFiles, stem: str) -> tuple[bytes, dict
     ]
     paths = [files.find(name, MATERIAL_MISSING, instead=f"{stem}.mtl") for name in libraries]
     for path in paths:
-        defined |= {} if path is None else _parse_mtl(_text(path.read_bytes()))
+        defined |= {} if path is None else _parse_mtl(_text(noted(path, path.read_bytes())))
     folded = {name.casefold(): name for name in defined}
     textures: dict[tuple[str, str], np.ndarray | None] = {}
     materials = {}
@@ -245,7 +246,7 @@ def _picture(name: str, files: SideFiles) -> np.ndarray | None:
     if path is None:
         return None
     try:
-        picture, reduced = decode_texture(path.read_bytes())
+        picture, reduced = decode_texture(noted(path, path.read_bytes()))
     except ValueError:
         files.warnings[TEXTURE_BROKEN] += 1
         return None

@@ -22,6 +22,7 @@ from manifests.shards import (
 )
 from manifests.tables import load_table
 from pipeline.build import is_missing
+from pipeline.fingerprints import known_fingerprints
 from pipeline.finished import FinishedRecords
 from pipeline.lock import build_lock
 from pipeline.plan import (
@@ -60,7 +61,9 @@ def repair(
     finished build or cannot be rebuilt, Stopped midway.
     """
     out = store.absolute(out)
-    plan, jobs = _plan(out, source)
+    if not require_manifest(out, out).complete:
+        raise Refused(f"{out} is not finished: run its build again")
+    plan, jobs = plan_again(out, source)
     damaged = set(damaged)
     wanted = damaged & _reachable(plan, jobs)
     # views of a shard whose own shapes cannot be made wait for them
@@ -74,7 +77,8 @@ def repair(
         promised = {tar: _sha256(tar) for tar in wanted}
         for tar in sorted(wanted):
             store.remove(record_path(tar))
-            store.remove(tar)
+            if not known_fingerprints(tar):  # one that says what its objects were made of is looked at once more
+                store.remove(tar)
         raw = [job for job in todo if wanted & set(_raw_tars(job, plan))]
         records = FinishedRecords()
         missing = [job for job in todo if is_missing(job, plan, records.is_done)]
@@ -85,11 +89,10 @@ def repair(
     return Repaired(tuple(sorted(same)), tuple(sorted(wanted - same)), tuple(left))
 
 
-def _plan(out: str, source: str | None) -> tuple[Plan, list[Job]]:
-    """The plan of a finished build with all its drawn view sets, from what OUT says of itself."""
+def plan_again(out: str, source: str | None) -> tuple[Plan, list[Job]]:
+    """The plan of a build with all its drawn view sets, from what OUT says of itself. Raises Refused where that is not
+    enough."""
     manifest = require_manifest(out, out)
-    if not manifest.complete:
-        raise Refused(f"{out} is not finished: run its build again")
     recipe = _recipe(out, manifest)
     table = load_table(manifest.dataset)
     needs = getattr(dataset_module(table), "NEEDS_SOURCE", True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from manifests.errors import Refused
-from pipeline.source import source_file
+from pipeline.source import noted, source_file
 
 try:
     import h5py
@@ -63,10 +63,14 @@ def read_row(root: Path, relative: str, row: int, max_points: int, with_parts: b
         raise ValueError(f"no row {row}: the file has {len(file.labels):,}")
     try:
         with np.errstate(invalid="ignore"):  # damaged numbers are found by whoever checks the cloud
-            points = np.asarray(file.data[row], np.float64)
+            numbers = np.asarray(file.data[row])
+            points = numbers.astype(np.float64)
         parts = None if file.parts is None else np.asarray(file.parts[row])
     except (OSError, RuntimeError) as error:  # what HDF5 raises on bytes that are cut or do not unpack
         raise ValueError(f"row {row} cannot be read ({_one_line(error)})") from error
+    noted(f"{relative}#{row}", numbers.tobytes())
+    if parts is not None:
+        noted(f"{relative}#{row} parts", parts.tobytes())
     if parts is not None and (parts.min() < 0 or parts.max() > 255):
         raise ValueError(f"part labels from {parts.min()} to {parts.max()}")
     return Row(points, None if parts is None else parts.astype(np.uint8))

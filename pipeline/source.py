@@ -2,16 +2,91 @@
 
 A link that leads out of the source, a pipe and a folder in place of a file are reasons for a Failure; nothing of a
 source is ever written. Links to folders are listed as what they are and not followed.
+
+Readers pass what they read through `noted`, so that an object can say which bytes it was made of (`watched`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 _PASSED_OVER = (".", "__MACOSX")  # hidden files, and what a Mac puts into archives
+
+
+class Fingerprint(NamedTuple):
+    """What an object was made of: how many bytes, and their sha256 (that of a file, where they are one file's).
+
+    Of several files (a mesh, its .mtl, its textures) it is the sha256 of their hex digests, one after the other in the
+    order in which they are first read.
+    """
+
+    bytes: int
+    sha256: str
+
+
+class SeenEnough(BaseException):
+    """The bytes so far are those that were expected: the rest of a reader's work is spared. No library may catch it."""
+
+
+@dataclass
+class SourceBytes:
+    """The bytes of a source that were read, file by file.
+
+    until: once they have this fingerprint, `seen` is set and SeenEnough raised.
+    """
+
+    until: Fingerprint | None = None
+    seen: bool = False
+    _size: int = 0
+    _digests: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, data: bytes) -> None:
+        """Counts a file or a row; one that is read twice counts once."""
+        if name not in self._digests:
+            self._size += len(data)
+            self._digests[name] = hashlib.sha256(data).hexdigest()
+            if self.until is not None and self.fingerprint == self.until:
+                self.seen = True
+                raise SeenEnough
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """Of all bytes so far, None where none were read."""
+        digests = list(self._digests.values())
+        if not digests:
+            return None
+        whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        return Fingerprint(self._size, whole)
+
+
+_WATCHED: ContextVar[SourceBytes | None] = ContextVar("bytes of a source", default=None)
+
+
+@contextmanager
+def watched(until: Fingerprint | None = None) -> Iterator[SourceBytes]:
+    """Collects what is read of a source in the block."""
+    found = SourceBytes(until)
+    token = _WATCHED.set(found)
+    try:
+        yield found
+    finally:
+        _WATCHED.reset(token)
+
+
+def noted(name: str | Path, data: bytes) -> bytes:
+    """The same bytes, counted for the block of `watched` around it. name: of the file or row that they are."""
+    found = _WATCHED.get()
+    if found is not None:
+        found.add(str(name), data)
+    return data
 
 
 def list_files(root: Path, suffixes: Collection[str]) -> Iterator[str]:
@@ -62,10 +137,10 @@ def source_file(root: Path, relative: str) -> Path:
 
 
 def read_source(root: Path, relative: str) -> bytes:
-    """The bytes of one file of a source. Raises ValueError as `source_file`, and when it is empty."""
+    """The bytes of one file of a source, noted. Raises ValueError as `source_file`, and when it is empty."""
     path = source_file(root, relative)
     try:
-        data = path.read_bytes()
+        data = noted(path, path.read_bytes())
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
     if not data.strip():

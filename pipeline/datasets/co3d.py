@@ -27,7 +27,7 @@ from pipeline.datasets.sequences import seeded_split
 from pipeline.frames import MAX_PIXELS, Frame, FrameCamera
 from pipeline.load import RawShape, read_mesh
 from pipeline.materials import FORMATS
-from pipeline.source import source_file
+from pipeline.source import noted, source_file
 
 SAVES_SPLITS = True
 PAPER_CLASSES = 42  # of the table's classes, the first so many are the paper's
@@ -250,7 +250,10 @@ def read(asset: Asset, root: Path, options: Co3dV2Options) -> RawShape:
     raw = read_mesh(source_file(root, asset.source), root)
     if raw.points is None:
         raise ValueError("faces in place of a point cloud")
-    cameras = [_camera(frame) for frame in _annotated(root, *_names(asset), options.limits)]
+    annotated = _annotated(root, *_names(asset), options.limits)
+    poses = [None if frame.viewpoint is None else (frame.viewpoint.R, frame.viewpoint.T) for frame in annotated]
+    noted(FRAMES, repr(poses).encode())  # of a file of all sequences: what tells this one's up
+    cameras = [_camera(frame) for frame in annotated]
     turn = upright([camera.camera_from_source for camera in cameras if camera is not None])
     warnings = dict(raw.warnings) | ({"no camera tells up": 1} if turn is None else {})
     return RawShape(points=raw.points, colors=raw.colors, upright=turn, warnings=warnings)

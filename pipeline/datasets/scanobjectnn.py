@@ -26,7 +26,7 @@ from pipeline.datasets.modelnet40_d import class_of, row_shape
 from pipeline.datasets.releases import folders, read_lines
 from pipeline.load import RawShape, check_finite
 from pipeline.rows import has_background, read_labels
-from pipeline.source import source_file
+from pipeline.source import noted, source_file
 
 PREFIXES = {"train": "training", "test": "test"}
 PARTITIONS = ("main_split", "split1", "split2", "split3", "split4")
@@ -234,7 +234,9 @@ def _read_scan(root: Path, relative: str, max_points: int) -> np.ndarray:
         announced = _announced(file)
         if announced > max_points:
             raise ValueError(f"{announced:,} points, more than max_points={max_points:,}")
-        return np.frombuffer(file.read(), "<f4").reshape(-1, _COLUMNS)
+        file.seek(0)
+        data = noted(relative, file.read())
+        return np.frombuffer(data, "<f4", offset=4).reshape(-1, _COLUMNS)
 
 
 def _announced(file: BinaryIO) -> int:
