@@ -37,6 +37,7 @@ from manifests.samples import (
     split_view_member,
 )
 from manifests.shards import (
+    ASSETS,
     BuildManifest,
     ViewSetManifest,
     meshes_tar,
@@ -47,6 +48,7 @@ from manifests.shards import (
     views_tar,
 )
 from manifests.tables import load_table, table_names
+from pipeline.expected import ExpectedObjects, expected_objects, first_odd, row_hash
 from pipeline.picture_heads import PictureHead, read_head
 
 GRAY_TOLERANCE = 1.0  # of 255, between machines
@@ -115,6 +117,7 @@ def check(out: str, on_tar: OnTar = lambda tar: None, deep: bool = False) -> Fin
     if not manifest.complete:
         found.problems.append(f"{out}/manifest.json: the build is not finished; run it again")
     sets = _view_sets(out, manifest, found)
+    expected = _expected(out, manifest, found)
     found.view_sets = {name: {"samples": 0, "failures": 0, "skipped": 0} for name in sets}
     found.hashes = {"shapes": manifest.shapes_hash, "assets": manifest.assets_hash}
     found.hashes |= {f"views/{name}": view_set.hash for name, view_set in sets.items()}
@@ -124,7 +127,8 @@ def check(out: str, on_tar: OnTar = lambda tar: None, deep: bool = False) -> Fin
             if len(found.problems) > _MOST_PROBLEMS:
                 found.problems.append(f"{split}-{shard:05d} and the shards after it were not looked at")
                 break
-            keys = _check_shard(out, manifest, sets, split, shard, reading)
+            objects = None if expected is None else expected.of_shard(split, shard)
+            keys = _check_shard(out, manifest, sets, split, shard, objects, reading)
             found.keys[split] = found.keys.get(split, 0) + len(keys)
             seen.extend(map(hash, keys))
     times = _repeated(out, manifest, seen)
@@ -179,12 +183,27 @@ def _view_sets(out: str, manifest: BuildManifest, found: Findings) -> dict[str, 
     return sets
 
 
+def _expected(out: str, manifest: BuildManifest, found: Findings) -> ExpectedObjects | None:
+    """Which objects each shard should hold, None where the build does not tell, with the problem noted."""
+    try:
+        return expected_objects(out, manifest)
+    except ValueError as error:
+        found.problems.append(str(error))
+        return None
+
+
 def _check_shard(
-    out: str, manifest: BuildManifest, sets: dict[str, ViewSetManifest], split: str, shard: int, reading: _Reading
+    out: str,
+    manifest: BuildManifest,
+    sets: dict[str, ViewSetManifest],
+    split: str,
+    shard: int,
+    objects: dict[int, int] | None,
+    reading: _Reading,
 ) -> tuple[str, ...]:
-    """Checks one shard's tars; the keys of its shapes."""
+    """Checks one shard's tars; the keys of its shapes. objects: that it should hold (`ExpectedObjects.of_shard`)."""
     found = reading.found
-    shapes, with_faces = _check_shapes(shapes_tar(out, split, shard), manifest, split, reading)
+    shapes, with_faces = _check_shapes(shapes_tar(out, split, shard), manifest, split, objects, reading)
     keys = () if shapes is None else shapes.keys
     if manifest.recipe.get("store_meshes", True):
         tar = meshes_tar(out, split, shard)
@@ -200,17 +219,24 @@ def _check_shard(
         if record is not None and shapes is not None:
             left_out = {f.key for f in record.failures} | {s.key for s in record.skipped}
             _same_keys(tar, record.keys, tuple(k for k in keys if k not in left_out), found)
+            strangers = left_out - set(keys) - {f.key for f in shapes.failures}
+            if strangers:
+                found.blame(tar, f"{tar}: leaves out {min(strangers)}, which is none of the shapes: of another shard")
     return keys
 
 
 def _check_shapes(
-    tar: str, manifest: BuildManifest, split: str, reading: _Reading
+    tar: str, manifest: BuildManifest, split: str, objects: dict[int, int] | None, reading: _Reading
 ) -> tuple[Record | None, frozenset[str]]:
     """Checks a tar of shapes; its record where it is right, and the keys of objects that have faces."""
     found, shapes = reading.found, reading.verified(tar, manifest.shapes_hash)
     if shapes is None:
         return None, frozenset()
     record, samples = shapes
+    odd = None if objects is None else first_odd(record, objects)
+    if odd is not None:
+        found.blame(tar, f"{tar}: its objects are not those of this shard ({odd}): of another shard or build")
+        return None, frozenset()
     found.samples += record.count
     found.failures += record.failures
     counts = found.classes.setdefault(split, Counter())
@@ -219,6 +245,9 @@ def _check_shapes(
         try:
             values = _shape_values(sample, manifest)
             warnings = _warnings(values["warnings"])
+            row = row_hash(*(values[name] for name in ("split", "id", "class", "source")))
+            if objects is not None and row != objects.get(hash(sample.key), row):
+                raise ValueError(f"its id, split, class or source are not those of {ASSETS}")
         except (ValueError, *_ODD) as error:
             found.blame(tar, f"{tar}: {sample.key}: {_worded(error)}")
             continue
@@ -394,6 +423,8 @@ def _view_values(sample: Sample, view_set: ViewSetManifest, deep: bool) -> dict[
         fewer = is_frames_preset(view_set.preset) and 0 < len(views) < expected
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"unreadable ({error})") from error
+    if values.get("key") != sample.key or values.get("preset") != view_set.name:
+        raise ValueError(f"its json is of the key {values.get('key')} and the view set {values.get('preset')}")
     if (len(views) != expected and not fewer) or not whole:
         raise ValueError(f"{len(views)} views, the preset has {expected}")
     for suffix, place in pictures.items():
