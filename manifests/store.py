@@ -243,6 +243,33 @@ def exists(path: str) -> bool:
     return bool(patiently(path, "read", lambda: fs.exists(inner)))
 
 
+def age_seconds(path: str) -> float | None:
+    """For how long a file has not been written, by the clock of the disk or store that holds it and no other.
+
+    A small file is written beside it for a moment, which tells that clock. None where the file is gone or the store
+    tells no times.
+    """
+    folder, _, name = path.rpartition("/")
+    probe = join(folder, temporary_name(name))
+    write_bytes(probe, b"")
+    try:
+        return _written(probe) - _written(path)
+    except (FileNotFoundError, NotImplementedError):
+        return None
+    finally:
+        remove(probe)
+
+
+def _written(path: str) -> float:
+    """When a file was written last, in seconds."""
+    if not is_url(path):
+        with open(path, "rb") as file:  # a file of another machine's is asked for anew when it is opened
+            return os.fstat(file.fileno()).st_mtime
+    fs, inner = filesystem(path)
+    fs.invalidate_cache()
+    return patiently(path, "read", lambda: fs.modified(inner)).timestamp()
+
+
 def list_names(folder: str) -> list[str]:
     """Names of the files and folders directly inside a folder, sorted; [] where there is no such folder."""
     if not is_url(folder):

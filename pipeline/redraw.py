@@ -17,6 +17,7 @@ from manifests.shards import (
     VIEWS,
     BuildManifest,
     library_versions,
+    read_view_set,
     require_manifest,
     shapes_tar,
     view_set_hash,
@@ -125,6 +126,7 @@ def draw_view_set(
 ) -> Summary:
     """Draws what is missing of the plan's one view set. Raises Refused before, Stopped midway.
 
+    Where nothing is missing, OUT may be read-only.
     retry: kinds of failures (timeout, memory, crash, data) whose shards are drawn anew.
     """
     (view_set,) = plan.view_sets
@@ -132,7 +134,11 @@ def draw_view_set(
     tars = {(job.split, job.shard): views_tar(plan.out, view_set.name, job.split, job.shard) for job in jobs}
     again = [tar for tar in tars.values() if retry and failed(tar, records, retry)]
     missing = [job for job in jobs if tars[job.split, job.shard] in again or is_missing(job, plan, records.is_done)]
-    with ready(plan, workers, missing) if missing else nullcontext() as demand, build_lock(plan.out) as lock:
+    needed = bool(missing) or read_view_set(plan.out, view_set.name) is None
+    with ready(plan, workers, missing) if missing else nullcontext() as demand, build_lock(plan.out, needed) as lock:
+        if lock is None:
+            on_start(0, sum(len(job.assets) for job in jobs))
+            return view_set_summary(plan, jobs, view_set, records)
         store.delete_temporaries(store.join(plan.out, VIEWS, view_set.name))
         records = FinishedRecords()
         states = [(job, *missing_tars(job, plan, records.is_done)) for job in jobs]

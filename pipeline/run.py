@@ -201,7 +201,7 @@ def build(
     """Runs the missing jobs of a plan and finishes the manifest.
 
     retry: kinds of failures (timeout, memory, crash, data) whose shards are built anew.
-    Where nothing is missing, no renderer is loaded and no Ray: looking at the records is all.
+    Where nothing is missing, no renderer is loaded and no Ray: looking at the records is all, and OUT may be read-only.
     Raises Refused (OUT of another recipe or source, a live build) before anything is written, Stopped midway.
     """
     refuse_other_build(plan, jobs)
@@ -209,7 +209,11 @@ def build(
     if retry:
         plan = with_existing(plan)
     missing = [job for job in jobs if is_missing(job, plan, records.is_done) or has_failed(job, plan, records, retry)]
-    with ready(plan, workers, missing) if missing else nullcontext() as demand, build_lock(plan.out) as lock:
+    needed = bool(missing) or not _is_whole(plan)
+    with ready(plan, workers, missing) if missing else nullcontext() as demand, build_lock(plan.out, needed) as lock:
+        if lock is None:
+            on_start(0, sum(len(job.assets) for job in jobs))
+            return summed_up(plan, jobs, records)
         _prepare(plan, jobs)
         if missing:
             records = FinishedRecords()  # another build may have made some until the lock was ours
@@ -220,6 +224,13 @@ def build(
             missing = [job for job in jobs if is_missing(job, plan, records.is_done)]
         run_missing(jobs, missing, run_on(missing, plan, workers, demand), lock, on_start, on_event)
         return finish(plan, jobs, FinishedRecords() if missing else records)
+
+
+def _is_whole(plan: Plan) -> bool:
+    """Whether the manifests of a build and of the plan's view sets say that they are finished."""
+    manifest = read_manifest(plan.out)
+    sets = all(read_view_set(plan.out, view_set.name) is not None for view_set in plan.view_sets)
+    return manifest is not None and manifest.complete and sets
 
 
 def tars_of(job: Job, plan: Plan) -> list[str]:
@@ -326,14 +337,20 @@ def finish(plan: Plan, jobs: list[Job], finished: FinishedRecords) -> Summary:
     """Writes the finished manifest and sums the records up."""
     records = {(job.split, job.shard): finished[shapes_tar(plan.out, job.split, job.shard)] for job in jobs}
     write_manifest(plan.out, _manifest(plan, jobs, records, complete=True))
-    failures = [f for record in records.values() for f in record.failures]
+    return summed_up(plan, jobs, finished)
+
+
+def summed_up(plan: Plan, jobs: list[Job], finished: FinishedRecords) -> Summary:
+    """What the records of a finished build say, those of the plan's view sets included."""
+    records = [finished[shapes_tar(plan.out, job.split, job.shard)] for job in jobs]
+    failures = [f for record in records for f in record.failures]
     skipped: Counter[str] = Counter()
     for view_set in plan.view_sets:
         summary = view_set_summary(plan, jobs, view_set, finished)
         known = {failure.key for failure in failures}
         failures += [failure for failure in summary.failures if failure.key not in known]
         skipped.update(summary.skipped)
-    samples = sum(record.count for record in records.values())
+    samples = sum(record.count for record in records)
     attempted = sum(len(job.assets) for job in jobs)
     return Summary(samples, tuple(failures), dict(skipped), attempted, _expected(plan, failures))
 

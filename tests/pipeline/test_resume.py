@@ -74,3 +74,44 @@ def test_what_is_missing_is_still_made(pipeline, built) -> None:
     assert json.loads(again.stdout) == summary
     assert tar_hashes(out) == before
     assert json.loads(pipeline("check", out, "--json").stdout)["ok"]
+
+
+@pytest.fixture
+def read_only(built, tmp_path):
+    """The finished build, mounted read-only: nobody can write there, root neither."""
+    place = tmp_path / "place"
+    place.mkdir()
+    for options in (["--bind", str(built[0]), str(place)], ["-o", "remount,bind,ro", str(place)]):
+        done = subprocess.run(["mount", *options], capture_output=True, check=False)
+        if done.returncode:
+            subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
+            pytest.skip("no right to mount a folder read-only here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_finished_build_may_be_read_only(pipeline, built, read_only) -> None:
+    """Scripts build, draw and check an archive again: there is nothing to do, and so nothing to write."""
+    _, summary = built
+    command = ("build", "parametric", "--out", read_only, "--workers", 0, "--json", *OBJECTS)
+    result = pipeline(*command)
+    assert json.loads(result.stdout) == summary
+    assert "6 objects are already there" in result.stderr
+    assert json.loads(pipeline(*command, "max_failed_fraction=0.5").stdout) == summary
+    views = pipeline(
+        "views", "depth10", "--shards", read_only, "image_size=32", "name=depth10", "--workers", 0, "--json"
+    )
+    assert json.loads(views.stdout)["samples"] == 6
+    assert json.loads(pipeline("check", read_only, "--json").stdout)["ok"]
+
+
+def test_an_unfinished_build_that_is_read_only_says_so(pipeline, built, read_only) -> None:
+    out, _ = built
+    (out / "views/rgb12/train-00001.json").unlink()
+    command = ("build", "parametric", "--workers", 0, *OBJECTS, "--out")
+    said = pipeline(*command, read_only, code=3).stderr.strip()
+    assert said.endswith("run the same again")
+    assert "Read-only file system" in said
+    pipeline(*command, out)
