@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from training.batches import Batch
+from training.losses import divergence_from_uniform
 from training.model import parameter_groups
 from training.objectives.cross_most import CrossMostSettings, MaskSettings, Weights, step
 from training.recipe import FitRecipe
@@ -71,6 +75,122 @@ def test_all_six_terms_and_their_weights(passes: int, points: str) -> None:
     result.total.backward()
     untouched = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert untouched == ([] if points == "own" else ["points.own_projection"])
+
+
+def other_views(size: int = 6) -> Batch:
+    """Strong views that have nothing to do with the weak ones."""
+    g = torch.Generator().manual_seed(1)
+    strong = {"strong_image": torch.randn(size, 3, 48, 48, generator=g)}
+    strong["strong_points"] = torch.randn(size, 64, 3, generator=g) * torch.tensor([1.0, 3.0, 0.3])
+    return replace(batch_of(size), **strong)
+
+
+def decided_teacher(model):
+    """A teacher whose two branches give different labels to different objects."""
+    teacher = Teacher(model, EMASettings()).model
+    classifier = torch.randn(teacher.classifier.shape, generator=torch.Generator().manual_seed(3))
+    teacher.set_classifier(torch.nn.functional.normalize(classifier, dim=0))
+    batch = other_views()
+    with torch.no_grad():  # about the mean of all features, or one class would win everywhere
+        for features in (teacher.image_features(batch.weak_image), teacher.point_features(batch.weak_points)):
+            unit = torch.nn.functional.normalize(features.mean(dim=0), dim=0)
+            teacher.classifier -= unit[:, None] * (unit @ teacher.classifier)
+    return teacher
+
+
+@pytest.mark.parametrize("mode", ["own", "joint"])
+def test_the_teacher_labels_weak_views_of_which_nothing_is_hidden(mode: str) -> None:
+    """Its labels of weak views, by hand, teach the student's strong views; what it is asked is what the log tells."""
+    model, batch = model_of(), other_views()
+    teacher = decided_teacher(model)
+    settings = CrossMostSettings(labels=LabelSettings(mode=mode, threshold=0.0), mask=MaskSettings(passes=2))
+    result = step(model, teacher, batch, settings)
+    with torch.no_grad():
+        image = teacher.image_logits(teacher.image_features(batch.weak_image))
+        points = teacher.points_logits(teacher.point_features(batch.weak_points))
+        strong = model.image_logits(model.image_features(batch.strong_image))
+        strong_points = model.points_logits(model.point_features(batch.strong_points))
+    assert result.figures["entropy_image"].item() == pytest.approx(divergence_from_uniform(image).item(), rel=1e-4)
+    assert result.figures["entropy_points"].item() == pytest.approx(divergence_from_uniform(points).item(), rel=1e-4)
+    for name, logits in (("image", image), ("points", points)):
+        assert result.counts[name].tolist() == torch.bincount(logits.argmax(dim=1), minlength=3).tolist()
+    surer = image.softmax(dim=1).amax(dim=1) >= points.softmax(dim=1).amax(dim=1)
+    label = torch.where(surer, image.argmax(dim=1), points.argmax(dim=1))
+    labels = (image.argmax(dim=1), points.argmax(dim=1)) if mode == "own" else (label, label)
+    assert not torch.equal(image.argmax(dim=1), points.argmax(dim=1))
+    expected = cross_entropy(strong, labels[0]) + cross_entropy(strong_points, labels[1])
+    assert result.terms["cls"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_log_tells_shares_of_each_branch() -> None:
+    """Thresholds of its own let one object of the image and four of the points through."""
+    model, batch = model_of(), other_views()
+    teacher = decided_teacher(model)
+    with torch.no_grad():
+        image = teacher.image_logits(teacher.image_features(batch.weak_image)).softmax(dim=1).amax(dim=1)
+        points = teacher.points_logits(teacher.point_features(batch.weak_points)).softmax(dim=1).amax(dim=1)
+    above = {"image_threshold": image.sort().values[-2:].mean().item()}
+    above["points_threshold"] = points.sort().values[1:3].mean().item()
+    found = step(model, teacher, batch, CrossMostSettings(labels=LabelSettings(mode="own", **above)))
+    assert found.figures["confident_image"].item() == pytest.approx(1 / 6)
+    assert found.figures["confident_points"].item() == pytest.approx(4 / 6)
+    assert found.counts["labels_image"].sum() == 1
+    assert found.counts["labels_points"].sum() == 4
+    assert found.figures["logit_scale"].item() == pytest.approx(1 / 0.07, rel=1e-3)
+    surest = torch.maximum(image, points)
+    joint = CrossMostSettings(labels=LabelSettings(threshold=surest.sort().values[1:3].mean().item()))
+    found = step(model, teacher, batch, joint)
+    share = (image >= points)[surest > joint.labels.threshold].float().mean().item()
+    assert found.figures["confident_image"].item() == pytest.approx(4 / 6)
+    assert found.figures["from_image"].item() == pytest.approx(share)
+
+
+def test_each_pass_hides_what_it_says() -> None:
+    """Masks change the masked losses; of the others they change all with one pass, and none with two."""
+    model = model_of()
+    teacher, batch = decided_teacher(model), other_views()
+    for name, moved in (("image_mask", ("mim",)), ("points_draw", ("mpm",))):
+        other = 1 - batch.points_draw if name == "points_draw" else batch.image_mask.flip(1, 2)
+        for passes in (1, 2):
+            settings = CrossMostSettings(labels=LabelSettings(threshold=0.0), mask=MaskSettings(passes=passes))
+            begun = step(model, teacher, batch, settings).terms
+            found = step(model, teacher, replace(batch, **{name: other}), settings).terms
+            same = {term for term in TERMS if torch.equal(found[term], begun[term])}
+            assert not same & {*moved, "lg_align"}
+            assert bool(same & {"cls", "fair", "align"}) is (passes == 2)
+            assert passes == 1 or {"cls", "fair", "align"} <= same
+
+
+@pytest.mark.parametrize(
+    ("term", "points"),
+    [*((term, "tower") for term in ("cls", "align", "fair", "mim", "lg_align")), ("lg_align", "own")],
+)
+def test_gradients_are_those_of_the_value(term: str, points: str) -> None:
+    """Against a small step along them, in float64: no side of a term is cut off (in L_mpm the target is)."""
+    model, batch = model_of().double(), other_views()
+    floating = {n: v.double() for n, v in vars(batch).items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    batch = replace(batch, **floating)
+    teacher = Teacher(model, EMASettings()).model
+    settings = CrossMostSettings(labels=LabelSettings(threshold=0.0), lg_align={"points": points})
+    for tower in ("image.", "points."):
+        model.zero_grad()
+        step(model, teacher, batch, settings).terms[term].backward()
+        own = {name: p for name, p in model.named_parameters() if name.startswith(tower) and p.grad is not None}
+        gradients = {name: p.grad.clone() for name, p in own.items()}
+        if term == "mim" and tower == "points.":
+            assert all(not gradient.any() for gradient in gradients.values())
+            continue
+        length = sum(float(gradient.square().sum()) for gradient in gradients.values()) ** 0.5
+        values = []
+        for move in (1e-5, -2e-5):  # ahead, then as far behind where it began
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter += move * gradients[name] / length
+            values.append(step(model, teacher, batch, settings).terms[term].item())
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter += 1e-5 * gradients[name] / length
+        assert (values[0] - values[1]) / 2e-5 == pytest.approx(length, rel=1e-3), tower
 
 
 def test_the_divisor_of_the_classification_loss_by_key() -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from manifests.recipes import parse_changes
-from training.checkpoint import open_checkpoint
+from training.batches import Batch
+from training.checkpoint import build_model, open_checkpoint
 from training.evaluate import evaluate
 from training.fit import fit
 from training.losses import nt_xent
-from training.objectives.crosspoint import terms_of
+from training.objectives.crosspoint import step, terms_of
 from training.recipe import read_recipe
 
 FEW = ("data.num_points=128", "optimizer.batch_size=8", "points.depth=1", "log_every=5", "tensorboard=false")
@@ -37,6 +39,44 @@ def test_nt_xent_by_hand() -> None:
     left = torch.eye(2)
     expected = -np.log(np.exp(2) / (np.exp(2) + 2))
     assert nt_xent(left, 3 * left, 0.5).item() == pytest.approx(expected)
+
+
+def test_the_terms_by_hand() -> None:
+    """Two augmentations learn from one another, and their mean from the picture."""
+    first, second = torch.eye(3), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    image = 5 * torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])  # along the mean of each pair
+    terms = terms_of(first, second, image, 0.5)
+    # of the five others one is parallel, which is another object's; then the partner is, and four are at 60 degrees
+    assert terms["intra"].item() == pytest.approx(np.log(4 + np.exp(2)))
+    assert terms["cross"].item() == pytest.approx(-np.log(np.exp(2) / (np.exp(2) + 4 * np.exp(1))))
+
+
+@pytest.mark.parametrize("image", ["trained", "frozen"])
+def test_a_step_takes_both_clouds_and_the_strong_picture(image: str) -> None:
+    """A change of the weak cloud, of the strong one or of the picture is seen; the weights are each term's own."""
+    keys = ("crosspoint.intra=2", "crosspoint.cross=5", f"crosspoint.image={image}", "data.num_points=64")
+    recipe = read_recipe("small_crosspoint", parse_changes((*FEW, *keys)))
+    model = build_model(recipe, ("mug", "bowl"))[0].eval()
+    g = torch.Generator().manual_seed(0)
+    pictures, clouds = torch.randn(2, 4, 3, 48, 48, generator=g), torch.randn(2, 4, 64, 3, generator=g)
+    mask = torch.zeros(4, 6, 6, dtype=torch.bool)
+    batch = Batch(tuple("abcd"), *pictures, *clouds, mask, torch.rand(4, 2), torch.rand(4))
+    begun = step(model, None, batch, recipe)
+    terms = {name: value.item() for name, value in begun.terms.items()}
+    assert begun.total.item() == pytest.approx(2 * terms["intra"] + 5 * terms["cross"], rel=1e-5)
+    for name, changes in (
+        ("weak_image", set()),
+        ("strong_image", {"cross"}),
+        ("weak_points", {"intra", "cross"}),
+        ("strong_points", {"intra", "cross"}),
+    ):
+        other = replace(batch, **{name: torch.randn(getattr(batch, name).shape, generator=g)})
+        found = step(model, None, other, recipe).terms
+        assert {term for term in terms if found[term].item() != pytest.approx(terms[term], rel=1e-6)} == changes, name
+    assert model.image.visual.proj.requires_grad is (image == "trained")
+    begun.total.backward()
+    assert (model.image.visual.proj.grad is not None) is (image == "trained")
+    assert model.points.projection.grad.any()
 
 
 def run_of(recipe: str, shards, folder, *changes: str):

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -111,6 +112,64 @@ def test_a_sample_does_not_depend_on_its_reader(shards, stream) -> None:
     for key, tensors in alone.items():
         for other in (shared[key], (ranks[0] | ranks[1])[key]):
             assert all(torch.equal(a, b) for a, b in zip(tensors, other, strict=True))
+
+
+def drawn(samples: UnlabelledSamples, epoch: int) -> dict[str, dict[str, torch.Tensor]]:
+    """What each object of an epoch was given, by name."""
+    samples.set_epoch(epoch)
+    found = {}
+    for batch in samples:
+        values = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+        found |= {key: {name: value[i] for name, value in values.items()} for i, key in enumerate(batch.keys)}
+    return found
+
+
+def alike(first: dict, second: dict) -> dict[str, float]:
+    """Share of the objects of both epochs that were given the same, by name."""
+    keys = sorted(set(first) & set(second))
+    assert len(keys) >= 30
+    return {
+        name: sum(torch.equal(first[key][name], second[key][name]) for key in keys) / len(keys)
+        for name in first[keys[0]]
+    }
+
+
+def test_every_object_is_drawn_anew_in_each_epoch_and_seed(shards) -> None:
+    """View (one of three), augmentations, masks and draws; or a long run would see the same few pictures for ever."""
+    first = drawn(make(shards), 0)
+    assert alike(first, drawn(make(shards), 0)) == dict.fromkeys(next(iter(first.values())), 1.0)
+    for other in (drawn(make(shards), 1), drawn(make(shards, seed=1), 0)):
+        shares = alike(first, other)
+        assert shares.pop("points") == 1
+        assert 0.1 < shares.pop("weak_image") < 0.65
+        assert set(shares) == {"strong_image", "seed", "image_mask", "points_draw", "modality_draw"}
+        assert max(shares.values()) < 0.1
+    for name in ("seed", "image_mask", "points_draw", "modality_draw"):
+        different = {tuple(values[name].flatten().tolist()) for values in first.values()}
+        assert len(different) > 0.9 * len(first), name
+    draws = torch.stack([values["modality_draw"] for values in first.values()])
+    assert 0.25 < (draws < 0.5).float().mean() < 0.75
+
+
+def test_every_view_is_drawn_as_often(shards) -> None:
+    """Of three views, by three dozen objects in eight epochs."""
+    pictures: dict[str, Counter] = {}
+    samples = make(shards)
+    for epoch in range(8):
+        for key, values in drawn(samples, epoch).items():
+            pictures.setdefault(key, Counter())[values["weak_image"].numpy().tobytes()] += 1
+    assert max(len(seen) for seen in pictures.values()) == 3
+    assert sum(len(seen) for seen in pictures.values()) > 2.6 * len(pictures)
+
+
+def test_the_order_inside_a_reader_differs_between_epochs(shards) -> None:
+    """Of a single shard with all of it in the buffer: only shuffling moves the samples of an epoch about."""
+    source = open_source(str(shards), SETTINGS)
+    alone = replace(source, shards=source.shards[:1])
+    samples = UnlabelledSamples(alone, SETTINGS, AugmentSettings(), FORM, len(alone.shards[0].keys), 0)
+    orders = {tuple(keys_of(samples, epoch)) for epoch in range(6)}
+    assert len(orders) == 6
+    assert tuple(alone.shards[0].keys) not in orders
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -247,6 +306,24 @@ def test_wrong_settings_are_refused(shards, changes: dict, words: list[str]) -> 
     with pytest.raises(Refused) as caught:
         open_source(str(shards), SETTINGS.model_copy(update=changes))
     assert all(word in str(caught.value) for word in words)
+
+
+def test_views_of_other_shapes_are_refused(shards, tmp_path) -> None:
+    """Or pictures of one object would be taught with the cloud of another: the view set, and a single shard of it."""
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    for path, name, words in (
+        (out / "views/rgb12/manifest.json", "shapes_hash", "was drawn from other shapes"),
+        (out / "views/rgb12/train-00001.json", "hash", r"views/rgb12/train-00001\.tar .* of another build"),
+        (out / "shapes/train-00001.json", "hash", r"shapes/train-00001\.tar .* of another build"),
+    ):
+        whole = path.read_text()
+        values = json.loads(whole)
+        path.write_text(json.dumps({**values, name: "0" * len(values[name])}))
+        with pytest.raises(Refused, match=words):
+            make(out)
+        path.write_text(whole)
+    assert make(out).source.total == make(shards).source.total
 
 
 def test_a_batch_larger_than_the_data_is_refused(shards) -> None:

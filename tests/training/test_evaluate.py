@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,25 @@ def test_what_is_printed_and_written_agrees(found) -> None:
     with Image.open(out / "confusion_student_points.png") as picture:
         assert min(picture.size) > 700
         assert len(picture.convert("RGB").getcolors(2**24)) > 20
+
+
+def dark_cells(counts: np.ndarray) -> np.ndarray:
+    """How dark the cells of a picture of a confusion matrix are, 0 to 1, by row and column as they are seen."""
+    with Image.open(io.BytesIO(confusion_picture(counts, [" "] * len(counts), ""))) as picture:
+        dark = 1 - np.asarray(picture.convert("RGB"))[..., 0] / 255
+    frame = [np.flatnonzero((dark > 0.5).mean(axis=axis) > 0.75) for axis in (1, 0)]
+    edges = [np.linspace(found.min(), found.max(), len(counts) + 1) for found in frame]
+    rows, columns = ([slice(int(a + (b - a) / 8), int(a + (b - a) / 4)) for a, b in pairwise(edge)] for edge in edges)
+    return np.array([[dark[row, column].mean() for column in columns] for row in rows])
+
+
+def test_a_confusion_picture_has_a_row_a_true_class() -> None:
+    """Coloured by the share of the row: of class 0 all are taken for class 2, of class 1 a quarter for class 0."""
+    found = dark_cells(np.array([[0, 0, 7], [10, 30, 0], [0, 0, 0]]))
+    assert found[0, 2] > 0.9
+    assert 0.6 < found[1, 1] < 0.95
+    assert 0.15 < found[1, 0] < 0.4
+    assert found[[0, 0, 1, 2, 2, 2], [0, 1, 2, 0, 1, 2]].max() < 0.05
 
 
 def test_pictures_of_forty_classes_stay_readable() -> None:

@@ -72,6 +72,27 @@ def test_masked_losses_by_hand() -> None:
     assert losses.local_global(local, torch.tensor([[1.0, 0.0]]), torch.ones(1, 2)).item() == 1
 
 
+def test_local_and_global_move_towards_one_another() -> None:
+    """Both learn (the paper has no stop-gradient), from masked tokens alone: half the squared distance's gradient."""
+    local = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]], requires_grad=True)
+    whole = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    loss = losses.local_global(local, whole, torch.tensor([[0.0, 1.0, 1.0]]))
+    assert loss.item() == pytest.approx((2 + 0.16 + 0.64) / 2)
+    loss.backward()
+    torch.testing.assert_close(local.grad, torch.tensor([[[0.0, 0.0], [-1.0, 1.0], [-0.4, 0.8]]]))
+    torch.testing.assert_close(whole.grad, torch.tensor([[1.4, -1.8]]))
+
+
+def test_masked_losses_are_means_over_what_is_masked() -> None:
+    tokens = torch.tensor([[[1.0, 3.0], [10.0, 10.0]], [[5.0, 5.0], [7.0, 7.0]]])
+    zero = torch.zeros(2, 2, 2)
+    assert losses.masked_points(zero, tokens, torch.tensor([[1.0, 0.0], [0.0, 0.0]])).item() == 2
+    assert losses.masked_points(zero, tokens, torch.tensor([[1.0, 1.0], [1.0, 0.0]])).item() == pytest.approx(17 / 3)
+    local = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    assert losses.local_global(local, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])).item() == 0
+    assert losses.local_global(local, torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])).item() == 2
+
+
 def test_divergence_from_uniform_by_hand() -> None:
     assert losses.divergence_from_uniform(torch.zeros(3, 4)).item() == pytest.approx(0, abs=1e-6)
     sure = torch.tensor([[100.0, 0.0, 0.0, 0.0]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.evaluate import logits_of
+from training.evaluate import logits_of, one_view
 from training.features import features_of
 from training.splits import WholeBatch
 
@@ -58,6 +58,41 @@ def test_answers_do_not_depend_on_the_other_objects_of_the_batch(monkeypatch, at
     for row, sample in enumerate(samples):
         for name, value in answers(batch_of(sample), label[row : row + 1]).items():
             torch.testing.assert_close(together[name][row], value[0], msg=name)
+
+
+def test_views_that_are_not_there_are_never_right() -> None:
+    """Whatever the class: an object's padded views answer nothing, and its share is of its own views."""
+    generator = torch.Generator().manual_seed(0)
+    samples = [
+        (f"k{n}", torch.randint(256, (n, 3, 4, 4), dtype=torch.uint8, generator=generator), torch.randn(8, 3))
+        for n in (6, 1, 2)
+    ]
+    batch, total = batch_of(*samples), torch.zeros(3)
+    features = features_of(Linear(), batch, torch.device("cpu"))
+    for label in range(4):
+        share = answers(batch, torch.full((3,), label))["views_right"]
+        total += share
+        for row, (_, views, _) in enumerate(samples):
+            predicted = Linear().image_logits(features.views[row, : len(views)]).argmax(dim=1)
+            assert share[row].item() == pytest.approx((predicted == label).float().mean().item())
+    assert total.tolist() == pytest.approx([1, 1, 1])  # each view has one answer
+
+
+def test_the_view_that_is_judged_depends_on_seed_and_object() -> None:
+    keys = [f"object_{number}" for number in range(60)]
+    views = {seed: [one_view(seed, key, 12) for key in keys] for seed in (0, 1)}
+    assert views[0] == [one_view(0, key, 12) for key in keys]
+    assert sum(a == b for a, b in zip(*views.values(), strict=True)) < 20
+    assert set(views[0]) == set(range(12))
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=generator) for _ in range(8)]
+    batch = batch_of(*((f"k{n}", views, torch.randn(8, 3)) for n, views in enumerate(pictures)))
+    features = features_of(Linear(), batch, torch.device("cpu"))
+    logits = Linear().image_logits(features.views)
+    for seed in (0, 7):
+        found = logits_of(Linear(), batch, features, torch.zeros(8, dtype=torch.int64), seed, True)["image"]
+        for row, key in enumerate(batch.keys):
+            torch.testing.assert_close(found[row], logits[row, one_view(seed, key, 5)])
 
 
 def test_features_by_hand() -> None:

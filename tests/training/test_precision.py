@@ -14,7 +14,7 @@ from training.checkpoint import build_model
 from training.model import CrossModalModel
 from training.objectives import METHODS, SUPERVISED
 from training.objectives.pretrain import captions_of
-from training.precision import settle
+from training.precision import inside_towers, project, settle
 from training.recipe import FitRecipe, read_recipe
 from training.teacher import Teacher
 from training.updates import Updates, updates_of
@@ -82,6 +82,20 @@ def test_losses_in_bf16_are_those_of_fp32(cross_most, passes: int) -> None:
         assert gradient.isfinite().all(), name
     flat, expected = (torch.cat([g[name].flatten() for name in gradients]) for g in (gradients, exact_gradients))
     assert torch.nn.functional.cosine_similarity(flat, expected, dim=0) > 0.99
+
+
+def test_what_logits_are_made_of_is_not_rounded() -> None:
+    """The last product inside a tower: float32 of bfloat16 numbers, to float32's last digits."""
+    g = torch.Generator().manual_seed(0)
+    values, matrix = torch.randn(4, 32, generator=g), torch.randn(32, 8, generator=g)
+    narrow = values.to(torch.bfloat16)
+    with inside_towers("bf16", CPU):
+        found = project(narrow, matrix)
+        assert (values @ matrix).dtype == torch.bfloat16
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, narrow.float() @ matrix, atol=0, rtol=0)
+    with inside_towers("fp32", CPU):
+        assert (values @ matrix).dtype == torch.float32
 
 
 class Products(TorchDispatchMode):

@@ -99,6 +99,74 @@ def test_the_terms_equal_ulips(golden, name: str, scale: float, learns: str) -> 
         assert loss.item() == pytest.approx(sum(rank["loss"] for rank in ranks) / 2, rel=1e-6)
 
 
+def features() -> dict[str, torch.Tensor]:
+    """Five objects of three captions; unit features of eight numbers in float64."""
+    g = torch.Generator().manual_seed(0)
+    given = {name: torch.randn(5, 8, generator=g, dtype=torch.float64) for name in ("image", "text", "points")}
+    return {name: normalize(value, dim=1).requires_grad_() for name, value in given.items()}
+
+
+def one_way(left: torch.Tensor, right: torch.Tensor, same: torch.Tensor) -> float:
+    """Cross-entropy by hand: the mean over rows of the mean over each row's positives."""
+    log = torch.log_softmax(10 * left @ right.T, dim=1)
+    return float(-torch.stack([row[positive].mean() for row, positive in zip(log, same, strict=True)]).mean())
+
+
+@pytest.mark.parametrize("positives", ["class", "object"])
+def test_the_terms_by_hand(positives: str) -> None:
+    """Equal captions are positives with text, by key; a picture is positive with its own object's cloud alone."""
+    given, caption = features(), torch.tensor([0, 1, 0, 2, 1])
+    terms = terms_of(*given.values(), caption, torch.tensor(10.0), PretrainSettings(positives=positives))
+    alone = torch.eye(5, dtype=torch.bool)
+    same = caption[:, None] == caption[None] if positives == "class" else alone
+    image, text, points = (value.detach() for value in given.values())
+    for name, left, right, positive in (
+        ("image_text", image, text, same),
+        ("points_text", points, text, same),
+        ("points_image", points, image, alone),
+    ):
+        expected = (one_way(left, right, positive) + one_way(right, left, positive.T)) / 2
+        assert terms[name].item() == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize(("learns", "pulled"), [("trained", False), ("projection", True)])
+def test_points_pull_the_towers_by_key(learns: str, pulled: bool) -> None:
+    """A trained tower learns by image-text alone; a projection by every term."""
+    given = features()
+    settings = PretrainSettings(image=learns, text=learns)
+    terms = terms_of(*given.values(), torch.arange(5) % 3, torch.tensor(10.0), settings)
+    (terms["points_text"] + terms["points_image"]).backward(retain_graph=True)
+    assert given["points"].grad.any()
+    assert (given["image"].grad is not None) is pulled
+    assert (given["text"].grad is not None) is pulled
+    terms["image_text"].backward()
+    assert given["image"].grad.any()
+    assert given["text"].grad.any()
+
+
+def test_an_object_is_taught_its_own_class_in_every_prompt() -> None:
+    """Losses by hand, of the captions that the step must have taken; prompts are drawn anew for each batch."""
+    model, batch = model_of(PretrainSettings()).eval(), batch_of(8)
+    recipe = FitRecipe(pretrain=PretrainSettings())
+    with torch.no_grad():
+        image, points = model.image_features(batch.images[:, 0]), model.point_features(batch.points)
+        scale, values = model.logit_scale.exp(), []
+        for prompt in range(model.captions.shape[1]):
+            text = normalize(model.text.encode(model.captions[:, prompt]), dim=1)
+            right = [((each @ text.T).argmax(dim=1) == batch.label).float().mean().item() for each in (image, points)]
+            terms = terms_of(image, text[batch.label], points, batch.label, scale, recipe.pretrain)
+            values.append((terms["points_text"].item(), terms["image_text"].item(), *right))
+        drawn = set()
+        torch.manual_seed(0)
+        for _ in range(12):
+            result = step(model, None, batch, recipe)
+            found = [result.terms["points_text"].item(), result.terms["image_text"].item()]
+            found += [result.figures["right_image"].item(), result.figures["right_points"].item()]
+            drawn |= {number for number, value in enumerate(values) if found == pytest.approx(value, rel=1e-4)}
+    assert len(values) == 2
+    assert drawn == {0, 1}
+
+
 def model_of(settings: PretrainSettings) -> CrossModalModel:
     changes = parse_changes((*SMALL, "method=pretrain"))
     recipe = FitRecipe.model_validate(read_recipe("small_pretrain", changes).model_dump())

@@ -45,9 +45,43 @@ def test_modes(mode: str, image: list, points: list, confident: tuple) -> None:
     assert (labels.image_confident.tolist(), labels.points_confident.tolist()) == confident
 
 
+def test_agreement_takes_what_both_say_and_both_are_sure_of() -> None:
+    """Same class and both sure; the image unsure; the points unsure; both sure of different classes."""
+    image = logits([0.9, 0.1], [0.15, 0.85], [0.9, 0.1], [0.9, 0.1])
+    points = logits([0.95, 0.05], [0.05, 0.95], [0.6, 0.4], [0.1, 0.9])
+    labels = pseudo_labels(image, points, LabelSettings(mode="agreement", threshold=0.88))
+    assert labels.image_confident.tolist() == labels.points_confident.tolist() == [1, 0, 0, 0]
+    assert labels.image_label[:3].tolist() == labels.points_label[:3].tolist() == [0, 1, 0]
+    weighted = LabelSettings(mode="agreement", threshold=0.88, points_weight=0.9)  # 0.855 of the points
+    assert pseudo_labels(image, points, weighted).image_confident.tolist() == [0, 0, 0, 0]
+
+
+def test_each_branch_has_its_own_threshold() -> None:
+    own = LabelSettings(mode="own", threshold=0.99, image_threshold=0.92, points_threshold=0.0)
+    labels = pseudo_labels(IMAGE, POINTS, own)
+    assert labels.image_confident.tolist() == [0, 0, 0, 1]
+    assert labels.points_confident.tolist() == [1, 1, 1, 1]
+    without = pseudo_labels(IMAGE, POINTS, LabelSettings(mode="own", threshold=0.92))
+    assert without.points_confident.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("mode", ["joint", "image", "own", "agreement"])
+def test_a_confidence_of_exactly_the_threshold_is_not_enough(mode: str) -> None:
+    half = torch.zeros(1, 2)
+    for threshold, taken in ((0.5, 0.0), (0.49, 1.0)):
+        labels = pseudo_labels(half, half, LabelSettings(mode=mode, threshold=threshold))
+        assert labels.image_confident.item() == labels.points_confident.item() == taken
+
+
 def test_random_needs_a_draw() -> None:
     with pytest.raises(ValueError, match="draw"):
         pseudo_labels(IMAGE, POINTS, LabelSettings(mode="random"))
+
+
+def test_momentum_rises_to_its_end_and_stays() -> None:
+    settings = EMASettings(start=0.5, end=0.9, steps=4)
+    found = [momentum(step, settings) for step in range(7)]
+    assert found == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9])
 
 
 def test_momentum_is_linear_then_constant(golden) -> None:

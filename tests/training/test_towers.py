@@ -21,7 +21,15 @@ from training.towers.clip import (
     create_clip,
     pixel_mask,
 )
-from training.towers.points import PointSettings, PointTower, block_mask, group_points
+from training.towers.points import (
+    MiniPointNet,
+    PointSettings,
+    PointTower,
+    block_mask,
+    farther,
+    farthest_points,
+    group_points,
+)
 
 SMALL = ImageSettings(model="cross_most_small", stem="conv")
 
@@ -53,6 +61,84 @@ def test_groups_are_centred_neighbours() -> None:
     torch.testing.assert_close(centres[:, 0], points[:, 0])
 
 
+def points_tower(**changes: object) -> PointTower:
+    torch.manual_seed(0)
+    return PointTower(GOLDEN_POINTS.model_copy(update=changes), 64).eval()
+
+
+def test_where_a_group_lies_is_told_by_positions_alone() -> None:
+    """A cloud that is moved has the same tokens, since groups are centred; its features tell that it was moved."""
+    tower, cloud = points_tower(), torch.rand(2, 64, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        (centres, tokens), (moved_centres, moved_tokens) = tower.tokenize(cloud), tower.tokenize(cloud + 2)
+        torch.testing.assert_close(moved_centres, centres + 2)
+        torch.testing.assert_close(moved_tokens, tokens, atol=1e-4, rtol=1e-4)
+        assert (tower.encode(centres, tokens).feature - tower.encode(moved_centres, tokens).feature).abs().max() > 0.01
+        for block in tower.blocks:  # every block is told
+            assert block.norm1.eps == block.norm2.eps == 1e-5  # Point-BERT's
+            block.attn.proj.weight.zero_()
+            block.attn.proj.bias.zero_()
+        tower.blocks[0].mlp.fc2.weight.zero_()
+        assert (tower.encode(centres, tokens).feature - tower.encode(moved_centres, tokens).feature).abs().max() > 0.01
+
+
+def test_the_readout_is_the_class_token_then_the_largest_of_the_tokens() -> None:
+    """And a single token is read out as a sequence of one: both halves of f^P."""
+    tower = points_tower()
+    with torch.no_grad():
+        found = tower(torch.rand(2, 64, 3))
+        width = found.cls.shape[1]
+        first, second = tower.projection[:width], tower.projection[width:]
+        torch.testing.assert_close(found.feature, found.cls @ first + found.tokens.amax(dim=1) @ second)
+        torch.testing.assert_close(tower.project_tokens(found.tokens), found.tokens @ (first + second))
+
+
+def test_masked_groups_are_the_mask_token_and_the_others_are_not() -> None:
+    """What went in stays the target; what is hidden does not reach the output, the rest does."""
+    tower, draw = points_tower(), torch.tensor([[0.2, 0.9], [0.7, 0.1]])
+    with torch.no_grad():
+        centres, tokens = tower.tokenize(torch.rand(2, 64, 3))
+        begun = tower.encode(centres, tokens, draw)
+        assert torch.equal(begun.original, tokens)
+        assert begun.mask.sum(dim=1).tolist() == [int(0.39 * 16), int(0.31 * 16)]
+        hidden = torch.where(begun.mask[..., None] > 0, torch.randn_like(tokens), tokens)
+        torch.testing.assert_close(tower.encode(centres, hidden, draw).feature, begun.feature)
+        seen = torch.where(begun.mask[..., None] > 0, tokens, torch.randn_like(tokens))
+        assert (tower.encode(centres, seen, draw).feature - begun.feature).abs().max() > 1e-3
+        assert not tower.encode(centres, tokens).mask.any()
+
+
+def test_a_group_is_read_by_what_is_largest_in_it() -> None:
+    """The tokenizer by hand: layers that pass numbers on, the group's largest beside each point's own."""
+    net = MiniPointNet(1, (1, 1, 1)).eval()
+    with torch.no_grad():
+        for layer in (net.first_conv[0], net.first_conv[3], net.second_conv[0], net.second_conv[3]):
+            layer.weight.zero_()
+            layer.bias.zero_()
+            layer.weight[0, 0] = 1
+        net.second_conv[0].weight[0, 1] = 10
+        net(torch.zeros(1, 1, 1, 3))
+        group = torch.tensor([[1.0, 0, 0], [3.0, 0, 0], [2.0, 0, 0]])[None, None]
+        assert net(group).item() == pytest.approx(3 + 10 * 3, rel=1e-3)
+
+
+def test_the_share_of_masked_groups_is_the_draws() -> None:
+    centres = torch.rand(3, 100, 3)
+    counts = block_mask(centres, torch.tensor([[0.1, 0.05], [0.999, 0.55], [0.5, 0.95]])).sum(dim=1)
+    assert counts.tolist() == [30, 35, 39]
+
+
+def test_farthest_points_are_those_of_a_search_through_all() -> None:
+    """Cloud by cloud, and all at once by steps, as on a GPU."""
+    clouds = torch.rand(2, 60, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    for found in (farthest_points(clouds, 20), farthest_points(clouds, 20, lambda *given: farther(*given))):
+        for cloud, chosen in zip(clouds, found.tolist(), strict=True):
+            assert chosen[0] == 0
+            for number in range(1, 20):
+                to_chosen = torch.cdist(cloud, cloud[chosen[:number]]).amin(dim=1)
+                assert to_chosen.argmax().item() == chosen[number]
+
+
 def test_a_frozen_tokenizer_stays_as_it_is() -> None:
     tower = PointTower(GOLDEN_POINTS.model_copy(update={"freeze_tokenizer": True}), 64).train()
     before = {n: v.clone() for n, v in tower.encoder.state_dict().items()}
@@ -73,6 +159,36 @@ def test_masked_pixels_reach_nothing_but_the_target() -> None:
         with torch.no_grad():
             torch.testing.assert_close(tower(first, mask).feature, tower(second, mask).feature)
             assert not torch.allclose(tower(first).feature, tower(second).feature)
+
+
+def test_a_patch_is_rebuilt_where_it_lies() -> None:
+    """Pixels of the patch in row 1, column 4 come from its own token, the fifth of its row, and from no other."""
+    tower, _, _ = build_towers(SMALL)
+    with torch.no_grad():
+        patches = torch.zeros(1, 36, 96)
+        begun = tower.reconstruct(patches)
+        patches[0, 1 * 6 + 4] = torch.randn(96)
+        changed = (tower.reconstruct(patches) != begun).any(dim=1)[0]
+    assert changed[8:16, 32:40].all()
+    assert changed.sum() == 64
+
+
+def test_patches_are_in_the_order_of_the_picture() -> None:
+    """A change in one patch of a picture changes that token most, and its place is counted without the class token."""
+    tower, _, _ = build_towers(SMALL.model_copy(update={"stem": "patch"}))
+    tower.eval()
+    with torch.no_grad():
+        picture = torch.rand(1, 3, 48, 48)
+        begun = tower(picture)
+        assert begun.patches.shape == (1, 36, 96)
+        picture[:, :, 40:48, 16:24] += 3
+        change = (tower(picture).patches - begun.patches).norm(dim=2)[0]
+    assert change.argmax() == 5 * 6 + 2
+
+
+def test_prompts_weigh_the_same_however_long_their_embeddings_are() -> None:
+    embeddings = torch.tensor([[100.0, 0.0], [0.0, 1.0]])
+    torch.testing.assert_close(average_prompts(embeddings), torch.tensor([0.5, 0.5]).sqrt())
 
 
 def test_gradients_reach_mask_token_and_decoder() -> None:

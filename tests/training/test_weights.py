@@ -91,6 +91,66 @@ def refused(*arguments: object, **options: object) -> str:
     return str(caught.value)
 
 
+# -- names, one by one
+
+
+def renamed(path: Path, values: dict[str, object], who: str = "student") -> dict[str, object]:
+    """Our name of each tensor that has one; tensors are told by their first number."""
+    torch.save(values, path)
+    return {name: value.flatten()[0].item() for name, value in read_weights_file(path, who).tensors.items()}
+
+
+def numbered(*names: str, wrapper: str = "", plus: float = 0) -> dict[str, Tensor]:
+    return {wrapper + name: torch.full((1, 1), number + plus) for number, name in enumerate(names)}
+
+
+RELEASED_NAMES = {
+    "visual.class_embedding": "image.visual.class_embedding",
+    "visual.proj_of_none": "image.visual.proj_of_none",
+    "image_projection": "image.visual.proj",
+    "visual.mask_token_embedding": "image.mask_token",
+    "visual.decoder.0.weight": "image.decoder.weight",
+    "visual.ln_patch.bias": "image.ln_patch.bias",
+    "classifier": "classifier",
+    "logit_scale": "logit_scale",
+    "pc_projection": "points.projection",
+    "point_encoder.proj": "points.own_projection",
+    "point_encoder.blocks.blocks.3.attn.qkv.weight": "points.blocks.3.attn.qkv.weight",
+    "point_encoder.encoder.first_conv.0.weight": "points.encoder.first_conv.0.weight",
+    "point_encoder.cls_pos": "points.cls_pos",
+    "ln_final.weight": "text.clip.ln_final.weight",
+}
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_names_of_a_released_checkpoint_and_which_of_its_models(tmp_path, who: str) -> None:
+    """Each tensor is put under its own name; of the two models the one that was asked for is taken."""
+    models = {"model": numbered(*RELEASED_NAMES), "model_ema": numbered(*RELEASED_NAMES, plus=100)}
+    plus = 100 if who == "teacher" else 0
+    expected = {ours: number + plus for number, ours in enumerate(RELEASED_NAMES.values())}
+    assert renamed(tmp_path / "best.pth", models, who) == expected
+
+
+def test_names_of_ulip_and_of_point_bert(tmp_path) -> None:
+    """ULIP: the point half alone, its projection too. Point-BERT: not the momentum copy, nor what is not ours."""
+    ulip = ("pc_projection", "point_encoder.mask_token", "point_encoder.cls_head_finetune.0.weight", "image_projection")
+    state = {"state_dict": numbered(*ulip, "visual.cls_token", "logit_scale", wrapper="module.")}
+    assert renamed(tmp_path / "ulip.pt", state) == {"points.projection": 0, "points.mask_token": 1}
+    names = ("cls_token", "blocks.blocks.0.norm1.weight", "encoder.second_conv.0.weight", "lm_head.weight")
+    query = {"base_model": numbered(*names, wrapper="module.transformer_q.")}
+    query["base_model"] |= numbered(*names, wrapper="module.transformer_k.", plus=100)
+    expected = {"points.cls_token": 0, "points.blocks.0.norm1.weight": 1, "points.encoder.second_conv.0.weight": 2}
+    assert renamed(tmp_path / "bert.pth", query) == expected
+
+
+def test_a_pixel_decoder_keeps_the_order_of_its_rows(tmp_path) -> None:
+    """As a 1x1 convolution in the file, as a matrix with us."""
+    weight = torch.arange(12.0).reshape(4, 3, 1, 1)
+    state = numbered("visual.class_embedding", "point_encoder.cls_pos") | {"visual.decoder.0.weight": weight}
+    torch.save({"model": state}, tmp_path / "best.pth")
+    assert torch.equal(read_weights_file(tmp_path / "best.pth").tensors["image.decoder.weight"], weight[:, :, 0, 0])
+
+
 # -- full-size files, by the key lists
 
 
