@@ -519,7 +519,8 @@ def _compare_members(suffix: str, a: Sample, b: Sample) -> str | None:
         limit = GRAY_TOLERANCE
         view, channel = split_view_member(suffix) or (0, "")
         if channel == "depth":
-            camera, limit = a.json["views"][view], LENGTH_TOLERANCE + 2 / 65534
+            camera = a.json["views"][view]
+            limit = LENGTH_TOLERANCE + (camera["far"] - camera["near"]) / 65534  # a last digit of its 16 bits
             x = depth_of_codes(x.astype(np.uint16), camera["near"], camera["far"])
             y = depth_of_codes(y.astype(np.uint16), camera["near"], camera["far"])
     if x.shape != y.shape:
