@@ -142,3 +142,19 @@ def test_broken_clouds_say_why(tmp_path, name: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         read_cloud(tmp_path, name)
     assert "\n" not in str(caught.value)
+
+
+def test_colours_packed_into_the_bits_of_floats(tmp_path) -> None:
+    """As PCL's own tools write `rgb`: its type is F and its value no number of any meaning."""
+    (tmp_path / "a.pcd").write_bytes(pcd("binary").replace(b"TYPE F F F U", b"TYPE F F F F"))
+    np.testing.assert_array_equal(read_cloud(tmp_path, "a.pcd").colors, RGB)
+
+
+def test_columns_beyond_255_are_no_colours(tmp_path) -> None:
+    for largest, coloured in ((255, True), (256, False)):
+        table = BOTH.copy()
+        table[1, 4] = largest
+        (tmp_path / "a.txt").write_bytes(rows(table))
+        raw = read_cloud(tmp_path, "a.txt")
+        assert (raw.colors is not None) == coloured
+        assert raw.warnings == ({} if coloured else {"columns passed over": 3})

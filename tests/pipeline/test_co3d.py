@@ -12,10 +12,12 @@ import pytest
 from builders import stored, tar_hashes
 from co3d_release import jgz, polygons, turned_chair, write_category
 
+from manifests.records import Asset
 from manifests.samples import decode_array, decode_picture, depth_of_codes
 from manifests.shards import read_manifest
 from pipeline.annotations import JsonLimits, load_records
-from pipeline.datasets.co3d import Viewpoint, camera_from_source, decode_depth, pixel_K, upright
+from pipeline.datasets.co3d import Co3dV2Options, Viewpoint, camera_from_source, decode_depth, pixel_K, upright
+from pipeline.datasets.co3d import frames as co3d_frames
 from pipeline.frames import stretches, world_camera
 
 NAMES = [f"{10 + n}_{n}_{n}" for n in range(5)]
@@ -188,6 +190,19 @@ def test_black_frames_are_passed_over_by_the_set_lists(pipeline, tmp_path) -> No
         assert len(values["views"]) == 9
     assert listed["warnings"] == []
     assert unlisted["warnings"] == [{"type": "frame passed over", "count": 3}]
+
+
+def test_frames_come_in_the_order_of_their_time(tmp_path) -> None:
+    """One is taken of each stretch of time; numbers and the order in the file are the annotators'."""
+    write_category(tmp_path, "apple", 2, NAMES[:1], num_frames=4)
+    path = tmp_path / "apple" / "frame_annotations.jgz"
+    records = json.loads(gzip.decompress(path.read_bytes()))
+    for record, time in zip(records, (3.0, 1.0, 0.0, 1.0), strict=True):
+        record["frame_timestamp"] = time
+    jgz(path, records)
+    asset = Asset(f"apple-{NAMES[0]}", f"apple/{NAMES[0]}/pointcloud.ply", "train", "apple")
+    with co3d_frames(asset, tmp_path, Co3dV2Options()) as found:
+        assert [Path(frame.name).stem for frame in found] == [f"frame{n:06d}" for n in (3, 2, 4, 1)]
 
 
 def test_set_lists_divide_sequences(pipeline, release, tmp_path) -> None:

@@ -18,8 +18,9 @@ from co3d_release import write_category
 from PIL import Image
 
 from manifests.samples import decode_array, decode_picture, read_samples
-from pipeline.cards import hub_splits
+from pipeline.cards import card, hub_splits
 from pipeline.colmap import quaternion
+from pipeline.holdings import open_build, survey
 from renderers.cameras import orbit_rotation
 
 OBJECTS = ("parametric.objects=38", "parametric.test_fraction=0.5", "shard_size=8", *SMALL, "views.rgb12.image_size=64")
@@ -366,6 +367,24 @@ def test_an_unfinished_or_damaged_build_is_refused(pipeline, out) -> None:
     manifest = json.loads((out / "manifest.json").read_text()) | {"complete": False}
     (out / "manifest.json").write_text(json.dumps(manifest))
     assert "is not finished" in pipeline("export", out, "--format", "wids", code=2).stderr
+
+
+def test_views_of_other_shapes_are_not_exported(pipeline, out) -> None:
+    path = out / "views/rgb12/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shapes_hash": "0" * 64}))
+    message = pipeline("export", out, "--format", "wids", code=2).stderr
+    assert "views/rgb12 was drawn from other shapes" in " ".join(message.split())
+    assert not (out / "wids").exists()
+
+
+def test_the_card_counts_what_could_not_be_made(out) -> None:
+    path = out / "manifest.json"
+    values = json.loads(path.read_text())
+    values["splits"]["train"] |= {"assets": 1_200, "failures": 3}
+    values["splits"]["test"] |= {"assets": 34, "failures": 4}
+    path.write_text(json.dumps(values))
+    build = open_build(str(out))
+    assert "7 of 1,234 objects could not be made" in card(build, survey(build), None)
 
 
 def test_without_pyarrow_the_command_is_named(pipeline, out) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -15,6 +16,10 @@ import pytest
 import trimesh
 from builders import SMALL, write_off
 from PIL import Image
+
+from manifests.shards import read_manifest
+from pipeline.gallery import gallery
+from pipeline.inspect import objects_of
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<script>alert(1)</script> \"&amp;' .off"
@@ -108,6 +113,41 @@ def test_fewer_objects_make_a_smaller_page(pipeline, page, tmp_path) -> None:
     assert "is damaged" in message
     assert "pipeline check" in message
     assert not (tmp_path / "x.html").exists()
+
+
+def test_every_object_stands_beside_its_own_pictures(page) -> None:
+    """Also where a set left objects out: pictures of the next one must not move up."""
+    out, names = str(page.parent / "out"), ["depth10", "rgb12"]
+    shards = read_manifest(out).num_shards
+    found = [one for split, count in shards.items() for one in objects_of(out, split, count, names)]
+    assert all(sample.key == shape.key for shape, views in found for sample in views.values())
+    with_meshes = [shape.json["num_faces"] > 0 for shape, _ in found]
+    assert [("rgb12" in views) for _, views in found] == with_meshes
+    assert all("depth10" in views for _, views in found)
+    assert False in with_meshes[:-1]  # else the last one would be the only one without
+
+
+def test_objects_are_shared_evenly_among_the_splits(page) -> None:
+    text = gallery(str(page.parent / "out"), num_objects=2, num_views=1)
+    shown = re.findall(r"<h3>.*?</h3><p>(.*?) · (\w+) ·", text)
+    assert sorted(split for _, split in shown) == ["all", "train"]
+
+
+def test_classes_warnings_and_failures_are_counted(page, tmp_path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name, count in (("cup", 5), ("plate", 4), ("Tür &amp; Tor", 3), ("no class", 1)):
+        assert f">{name} ({count})</option>" in text
+    out = Path(shutil.copytree(page.parent / "out", tmp_path / "out"))
+    record = next((out / "shapes").glob("*.json"))
+    values = json.loads(record.read_text())
+    values["warnings"] |= {"texture repeats": 1_234}
+    values["failures"] = [{"key": f"k{n}", "id": f"k{n}", "stage": "load", "reason": "no"} for n in range(600)]
+    record.write_text(json.dumps(values))
+    total = sum(len(json.loads(path.read_text())["failures"]) for path in out.rglob("*-*.json"))
+    text = gallery(str(out), num_objects=1, num_views=1)
+    assert "<td>shapes<td>warning: texture repeats: 1,234" in text
+    assert text.count("<td>load<td>") == 500
+    assert f"and {total - 500:,} more: python -m pipeline check" in text
 
 
 def browse(page: Path, tmp_path: Path, fragment: str, *options: str) -> str:

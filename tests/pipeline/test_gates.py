@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,9 @@ from manifests.presets import load_preset
 from manifests.records import read_record, record_path
 from manifests.samples import read_samples
 from manifests.shards import views_tar
-from pipeline.gates import judge, one_colour, projected_width, require_seen, warnings_of
+from pipeline.__main__ import main
+from pipeline.check import check
+from pipeline.gates import Judged, judge, one_colour, projected_width, require_seen, warnings_of
 from renderers import backends
 from renderers.geometry import Material, Mesh
 from renderers.views import View
@@ -121,15 +122,20 @@ def test_projected_width_is_that_of_the_narrow_side() -> None:
     assert projected_width(ellipse, camera) == pytest.approx(expected, rel=1e-2)
 
 
+def run(*arguments: object) -> int:
+    """A command in this process; its exit code."""
+    return main([*map(str, arguments)])
+
+
 @pytest.fixture(scope="module")
-def built(pipeline, tmp_path_factory) -> Path:
+def built(tmp_path_factory) -> Path:
     """Two solids, a plate that some cameras see edge-on, and a speck: with points only, for speed."""
     folder = tmp_path_factory.mktemp("gates")
     for number in range(2):
         write_off(folder / "mine" / f"solid{number}.off", 1 + number)
     (folder / "mine" / "plate.off").write_text("OFF\n4 2 0\n0 -1 -1\n0 1 -1\n0 1 1\n0 -1 1\n3 0 1 2\n3 0 2 3\n")
     keys = ("num_points=256", "fps_prefix=64", "views=[]")
-    pipeline("build", "meshes", "--source", folder / "mine", "--out", folder / "out", "--workers", 0, *keys)
+    assert run("build", "meshes", "--source", folder / "mine", "--out", folder / "out", "--workers", 0, *keys) == 0
     return folder / "out"
 
 
@@ -137,42 +143,43 @@ def record_of(out: Path, name: str):
     return read_record(record_path(views_tar(str(out), name, "all", 0)))
 
 
-def test_failures_and_warnings_of_a_view_set(pipeline, built) -> None:
+def test_failures_and_warnings_of_a_view_set(built) -> None:
     rig = ("image_size=32", "azimuth_deg=[0,45,90]", "elevation_deg=[0]", "min_coverage=0.2")
     views = ("views", "rgb12", "--shards", built, "--workers", 0, *rig)
-    pipeline(*views, "name=forgiving")
+    assert run(*views, "name=forgiving") == 0
     record = record_of(built, "forgiving")
     assert record.count == 3
     assert record.warnings["blank view: thinner than a pixel"] == 1
     assert record.gates["coverage_min"] == 0
     assert 0 < record.gates["coverage_mean"] < record.gates["coverage_max"] < 0.6
     assert record.gates["mask_iou_min"] == 1
-    pipeline(*views, "name=strict", "thin_px=0", code=1)
+    assert run(*views, "name=strict", "thin_px=0") == 1
     (failure,) = record_of(built, "strict").failures
     assert (failure.key, failure.stage) == ("plate_off", "render")
     assert failure.reason == "view 0 is blank: nothing of the object is in it"
-    found = json.loads(pipeline("check", built, "--json").stdout)
-    assert found["view_sets"]["strict"] == {"samples": 2, "failures": 1, "skipped": 0}
-    assert found["warnings"]["blank view: thinner than a pixel"] == 1
+    found = check(str(built))
+    assert found.view_sets["strict"] == {"samples": 2, "failures": 1, "skipped": 0}
+    assert found.warnings["blank view: thinner than a pixel"] == 1
     sums = {name: record_of(built, name).warnings for name in ("forgiving", "strict")}
-    assert found["warnings"]["low coverage"] == sum(s["low coverage"] for s in sums.values()) > 0
+    assert found.warnings["low coverage"] == sum(s["low coverage"] for s in sums.values()) > 0
     with open(views_tar(str(built), "forgiving", "all", 0), "rb") as file:
         warnings = {s.key: s.json["warnings"] for _, s in read_samples(file)}
     assert {"type": "blank view: thinner than a pixel", "count": 1} in warnings["plate_off"]
 
 
-def test_pictures_of_one_colour_fail_every_object(pipeline, built) -> None:
+def test_pictures_of_one_colour_fail_every_object(built, capsys) -> None:
     dark = ("ambient=0", "diffuse=0", "specular=0", "background=[0,0,0]", "image_size=32", "name=dark")
-    message = pipeline("views", "rgb12", "--shards", built, "--workers", 0, *dark, code=1).stderr
+    assert run("views", "rgb12", "--shards", built, "--workers", 0, *dark) == 1
+    message = " ".join(capsys.readouterr().err.split())
     assert "no object was made" in message
     assert "its picture is of one colour" in message
     assert record_of(built, "dark").count == 0
 
 
-def test_several_sets_with_other_keys_stand_beside_one_another(pipeline, built) -> None:
+def test_several_sets_with_other_keys_stand_beside_one_another(built) -> None:
     """Size, rig, dilation, light, ground and normals are keys; old sets keep their bytes."""
     small = ("--shards", built, "--workers", 0, "image_size=32")
-    pipeline("views", "rgb12", *small, "name=plain")
+    assert run("views", "rgb12", *small, "name=plain") == 0
     before = (built / "views/plain/all-00000.tar").read_bytes()
     for preset, name, *keys in (
         ("rgb12", "grounded", "ground=true", "ground_color=[0,0,1]"),
@@ -181,13 +188,63 @@ def test_several_sets_with_other_keys_stand_beside_one_another(pipeline, built) 
         ("depth10", "wide", "dilation=4"),
         ("depth10", "narrow", "dilation=1"),
     ):
-        pipeline("views", preset, *small, f"name={name}", *keys)
+        assert run("views", preset, *small, f"name={name}", *keys) == 0
     assert (built / "views/plain/all-00000.tar").read_bytes() == before
     coverage = {n: record_of(built, n).gates["coverage_mean"] for n in ("plain", "grounded", "wide", "narrow")}
     assert coverage["grounded"] > 1.5 * coverage["plain"]
     assert coverage["wide"] > 2 * coverage["narrow"]
     assert "depth outside near..far" not in record_of(built, "grounded").warnings
     assert "touches the border" not in record_of(built, "grounded").warnings
-    found = json.loads(pipeline("check", built, "--json").stdout)
-    assert found["ok"]
-    assert {"plain", "grounded", "lit", "ring", "wide", "narrow"} <= set(found["view_sets"])
+    found = check(str(built))
+    assert found.problems == []
+    assert {"plain", "grounded", "lit", "ring", "wide", "narrow"} <= set(found.view_sets)
+
+
+def test_a_view_exactly_at_a_bound_is_no_warning() -> None:
+    """`min_coverage`, `border_share` and `min_mask_iou` are the least and the most that pass."""
+    (found,), preset = judged(plate(2, side=0.9), azimuth_deg=[0], elevation_deg=[0], fov_deg=60)
+    assert 0 < found.coverage < 1
+    (view,) = backends.draw(preset, mesh=plate(2, side=0.9)[0])
+    moved = View(view.camera, rgb=np.roll(view.rgb, 3, axis=1), depth=np.roll(view.depth, -9, axis=0))
+    one = judge(moved, preset, plate(2)[1])
+    assert 0 < one.mask_iou < 1
+    assert 0 < one.border < 1
+    bounds = {"min_coverage": one.coverage, "border_share": one.border, "min_mask_iou": one.mask_iou}
+    at = preset.model_copy(update=bounds)
+    assert warnings_of([one], at) == {}
+    for name, kind in (
+        ("min_coverage", "low coverage"),
+        ("border_share", "touches the border"),
+        ("min_mask_iou", "masks of RGB and depth differ"),
+    ):
+        step = -1e-9 if name == "border_share" else 1e-9
+        assert warnings_of([one], at.model_copy(update={name: bounds[name] + step})) == {kind: 1}
+
+
+def test_an_object_as_wide_as_the_bound_is_not_thin() -> None:
+    (found, _), preset = judged(plate(0), azimuth_deg=[0, 90], elevation_deg=[0])
+    assert found.forgiven
+    aside = plate(2, side=0.05)[1] + np.array([0, 5, 0], np.float32)  # above the picture
+    camera = backends.preset_cameras(preset)[0]
+    width = projected_width(aside, camera)
+    assert width > 1
+    empty = View(camera, depth=np.full((64, 64), np.inf, np.float32))
+    for thin_px, forgiven in ((width, None), (width + 1e-6, "thinner than a pixel")):
+        assert judge(empty, preset.model_copy(update={"thin_px": thin_px}), aside).forgiven == forgiven
+
+
+def test_an_empty_view_has_masks_that_agree() -> None:
+    """It is told as blank; `mask_iou_min` of a build is about views that show something."""
+    found, _ = judged(plate(0), azimuth_deg=[0, 90], elevation_deg=[0])
+    assert (found[0].coverage, found[0].mask_iou) == (0, 1)
+
+
+def test_as_many_blank_views_as_allowed_pass_and_one_more_fails() -> None:
+    (good,), preset = judged(plate(2), azimuth_deg=[0], elevation_deg=[0])
+    blank = Judged(0.0, 1.0, 0.0, "nothing of the object is in it", None)
+    forgiven = Judged(0.0, 1.0, 0.0, "nothing of the object is in it", "thinner than a pixel")
+    for allowed in (0, 2):
+        keys = preset.model_copy(update={"max_blank_views": allowed})
+        require_seen([good, forgiven, *[blank] * allowed], keys)
+        with pytest.raises(ValueError, match=r"view 2 is blank"):
+            require_seen([good, forgiven, *[blank] * (allowed + 1)], keys)

@@ -119,6 +119,11 @@ def test_a_lying_header_is_one_line_and_no_memory(tmp_path, name: str) -> None:
 def test_good_files_pass(tmp_path) -> None:
     (tmp_path / "a.glb").write_bytes(glb(good(), BODY))
     assert len(read_mesh(tmp_path / "a.glb", tmp_path).mesh.faces) == 1
+    short = good()
+    short["bufferViews"][1]["byteLength"] = 6
+    short["accessors"][1]["componentType"] = 5123
+    (tmp_path / "b.glb").write_bytes(glb(short, BODY[:36] + struct.pack("<3H", 0, 1, 2) + bytes(22)))
+    assert len(read_mesh(tmp_path / "b.glb", tmp_path).mesh.faces) == 1
     for encoding in ("ascii", "binary_little_endian"):
         data = trimesh.creation.icosphere(2).export(file_type="ply", encoding=encoding.partition("_")[0])
         check_header(data, ".ply")

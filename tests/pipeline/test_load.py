@@ -186,3 +186,45 @@ def test_a_missing_material_is_grey_and_counted(tmp_path) -> None:
     raw = read_mesh(tmp_path / "m.obj", tmp_path)
     assert raw.mesh.materials[0].base_color == (0.7, 0.7, 0.7, 1.0)
     assert raw.warnings == {"material not found": 1}
+
+
+def test_colours_and_parts_stay_with_their_points() -> None:
+    """A random choice of a large cloud, then farthest points first: what belongs to a point moves with it."""
+    rng = np.random.default_rng(0)
+    for count in (200, 900):
+        points = rng.normal(size=(count, 3))
+        colors = (np.arange(count)[:, None] % [251, 241, 239]).astype(np.uint8)
+        parts = (np.arange(count) % 50).astype(np.uint8)
+        shape = make_shape(ASSET, RawShape(points=points, colors=colors, parts=parts), **OPTIONS)
+        assert len(shape.points) == min(count, 300)
+        source = (shape.points - shape.world_from_source[:3, 3]) / shape.world_from_source[0, 0]
+        owner = np.linalg.norm(source[:, None] - points[None], axis=2).argmin(axis=1)
+        assert len(set(owner)) == len(owner)
+        assert owner.tolist() != sorted(owner)
+        np.testing.assert_array_equal(shape.colors, colors[owner])
+        np.testing.assert_array_equal(shape.parts, parts[owner])
+
+
+def test_every_seed_and_object_is_sampled_in_its_own_way() -> None:
+    def sampled(key: str, seed: int, raw: RawShape) -> bytes:
+        asset = Asset(key, key, "train", None, key)
+        return make_shape(asset, raw, **{**OPTIONS, "seed": seed}).points.tobytes()
+
+    cloud = RawShape(points=np.random.default_rng(0).normal(size=(900, 3)))
+    for raw in (RawShape(mesh=textured()), cloud):
+        assert len({sampled(key, seed, raw) for key in ("a", "b") for seed in (0, 1)}) == 4
+
+
+def test_an_objects_own_turn_comes_before_the_axes_of_its_dataset() -> None:
+    quarter = np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])  # about +Z: x becomes y
+    cloud = RawShape(points=np.random.default_rng(0).normal(size=(90, 3)), upright=quarter)
+    world = make_shape(ASSET, cloud, **{**OPTIONS, "axes": ("y", "z", "x")}).world_from_source[:3, :3]
+    turned = world / np.cbrt(np.linalg.det(world)) @ [1, 2, 3]
+    np.testing.assert_allclose(turned, [1, 3, -2], atol=1e-12)  # (1, 2, 3) -> (-2, 1, 3) -> (1, 3, -2)
+
+
+def test_colours_of_a_cloud_in_a_file_are_kept(tmp_path) -> None:
+    points = np.random.default_rng(0).normal(size=(30, 3))
+    colors = np.random.default_rng(1).integers(0, 255, (30, 4), dtype=np.uint8)
+    (tmp_path / "a.ply").write_bytes(trimesh.PointCloud(points, colors=colors).export(file_type="ply"))
+    np.testing.assert_array_equal(read_mesh(tmp_path / "a.ply", tmp_path).colors, colors[:, :3])

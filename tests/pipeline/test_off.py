@@ -50,6 +50,7 @@ def test_polygons_become_fans() -> None:
         ("OFF\n99999999 1 0\n" + BODY, "cut, or lying"),
         ("OFF\n3 2 0\n" + BODY, "announced"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "vertex 7 of 3"),
+        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "vertex 3 of 3"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -1\n", "vertex -1 of 3"),
         ("OFF\n3 1 0\n0 0 zero\n1 0 0\n0 1 0\n3 0 1 2\n", "no number"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n5 0 1 2\n", "5 corners"),
@@ -68,3 +69,16 @@ def test_run_together_header_gives_the_same_mesh(shared) -> None:
     np.testing.assert_array_equal(apart[0], together[0])
     np.testing.assert_array_equal(apart[1], together[1])
     assert len(apart[1]) == 3546
+
+
+def test_colours_of_either_range_beside_normals_or_not() -> None:
+    for scale in (1, 255):
+        corners = [(0, 0, 0), (1, 0, 0), (0, 1, 0)]
+        colors = [(1, 0, 0), (0, 1, 0.5), (1, 1, 1)]
+        for kind, normal in (("COFF", ""), ("CNOFF", "0 0 1 ")):
+            rows = [
+                f"{x} {y} {z} {normal}" + " ".join(f"{scale * part:g}" for part in color)
+                for (x, y, z), color in zip(corners, colors, strict=True)
+            ]
+            _, _, found = parse_off("\n".join([kind, "3 1 0", *rows, "3 0 1 2", ""]).encode())
+            assert found.tolist() == [[255, 0, 0, 255], [0, 255, 128, 255], [255, 255, 255, 255]], (kind, scale)

@@ -176,6 +176,21 @@ def test_pictures_are_kept_as_they_are_or_brought_to_a_size(tmp_path) -> None:
     assert decode_picture(small["v04.rgb.png"]).shape == (30, 20, 3)
 
 
+def test_as_many_blank_pictures_as_allowed_pass_and_one_more_fails(tmp_path) -> None:
+    asset = Asset("a", "a.off", "all", "thing", "a")
+    paint(tmp_path, [asset], "{i}_{v}.png")
+    for view in (2, 4):
+        Image.new("RGB", (20, 30), "white").save(tmp_path / f"a_{view}.png")
+
+    def members(max_blank_views: int) -> dict[str, bytes]:
+        preset = FileViews(backend="files", pattern="{id}_{view}.png", max_blank_views=max_blank_views)
+        return picture_members(asset, resolved(preset, [asset], tmp_path), "mine", tmp_path)
+
+    assert json.loads(members(2)["json"])["warnings"] == [{"type": "blank view", "count": 2}]
+    with pytest.raises(ValueError, match=r"view 2 \(a_2.png\) is blank: it is of one colour \(and 1 more\)"):
+        members(1)
+
+
 LAYOUTS = {
     "mvcnn12": ("chair/test/chair_0890_{:03d}.jpg", range(1, 13), "chair_0890"),
     "mvcnn12_shaded": ("chair/test/chair_0890.obj.shaded_v{:03d}.png", range(1, 13), "chair_0890"),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from builders import write_off
+from co3d_release import write_category
 
 from manifests.errors import Refused
+from manifests.records import Asset
+from manifests.tables import axes_matrix, load_table, table_names
 from pipeline.plan import cut_jobs, make_plan, read_recipe
 
 
@@ -111,3 +115,77 @@ def test_meshes_take_class_and_split_from_folders(tmp_path) -> None:
     assert plan.classes == ("cup", "plate")
     named, _ = plan_of(tmp_path, "meshes", str(source / "cup"), classes=["spoon"])
     assert named.classes == ("spoon",)
+
+
+ORIENTATIONS = {  # dataset -> where up and the front lie in its files, and so in the world +Y and -Z
+    "modelnet10": ("+z", "-x"),
+    "modelnet40": ("+z", "-x"),
+    "modelnet40_aligned": ("+z", "-x"),
+    "modelnet40_d": ("+y", "-z"),
+    "shapenet_v1": ("+y", "+x"),
+    "shapenet_v2": ("+y", "-z"),
+    "shapenetpart": ("+y", "-z"),
+    "scanobjectnn_obj": ("+y", "-z"),
+    "scanobjectnn_bg": ("+y", "-z"),
+    "scanobjectnn_hardest": ("+y", "-z"),
+    "objaverse_lvis": ("+y", "+z"),
+    "redwood": ("-y", "+z"),
+    "co3d_v1": ("+y", "-z"),
+    "co3d_v2": ("+y", "-z"),
+    "parametric": ("+y", "-z"),
+    "meshes": ("+y", "-z"),
+    "points": ("+y", "-z"),
+}
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_objects_of_every_dataset_stand_upright_and_look_the_same_way(name: str) -> None:
+    def vector(words: str) -> np.ndarray:
+        return np.eye(3)["xyz".index(words[1])] * (1 if words[0] == "+" else -1)
+
+    turn = axes_matrix(load_table(name).axes)[:3, :3]
+    up, front = map(vector, ORIENTATIONS[name])
+    np.testing.assert_array_equal(turn @ up, [0, 1, 0])
+    np.testing.assert_array_equal(turn @ front, [0, 0, -1])
+    assert np.linalg.det(turn) == pytest.approx(1)
+
+
+def test_axes_of_the_recipe_replace_those_of_the_dataset(tmp_path) -> None:
+    write_off(tmp_path / "mine" / "a.off")
+    assert plan_of(tmp_path, "meshes", str(tmp_path / "mine"))[0].axes == ("x", "y", "z")
+    assert plan_of(tmp_path, "meshes", str(tmp_path / "mine"), axes=["y", "z", "x"])[0].axes == ("y", "z", "x")
+
+
+def test_splits_keeps_these_only(tmp_path) -> None:
+    _, jobs = plan_of(tmp_path, splits=["test"])
+    assert {asset.split for job in jobs for asset in job.assets} == {"test"}
+
+
+def test_labels_and_words_of_classes(tmp_path) -> None:
+    """Of the recipe's order, the table's, or the names of folders sorted; words are the table's where it has some."""
+    plan, _ = plan_of(tmp_path, classes=["table", "bowl"])
+    assert [plan.label(name) for name in ("table", "bowl", "mug", None)] == [0, 1, None, None]
+    for name in ("b", "a", "c"):
+        write_off(tmp_path / "mine" / name / "x.off")
+    plan, _ = plan_of(tmp_path, "meshes", str(tmp_path / "mine"))
+    assert plan.classes == plan.prompt_names == ("a", "b", "c")
+    write_category(tmp_path / "co3d", "hairdryer", 2, ["10_0_0"], num_frames=1)
+    chosen = {"classes": ["toyplane", "hairdryer"], "allow_partial": True, "views": []}
+    plan, _ = plan_of(tmp_path, "co3d_v2", str(tmp_path / "co3d"), **chosen)
+    assert plan.prompt_names == ("toy plane", "hair dryer")
+
+
+@pytest.mark.parametrize(("objects", "sizes"), [(1, [1]), (4, [4]), (5, [4, 1]), (8, [4, 4])])
+def test_no_object_is_lost_where_shards_are_cut(objects: int, sizes: list[int]) -> None:
+    assets = [Asset(str(n), str(n), "all", None, str(n)) for n in range(objects)]
+    jobs = cut_jobs(assets, 0, 4)
+    assert [len(job.assets) for job in jobs] == sizes
+    assert [job.shard for job in jobs] == list(range(len(sizes)))
+    assert sorted(asset.key for job in jobs for asset in job.assets) == sorted(asset.key for asset in assets)
+
+
+def test_limits_of_a_dataset_are_in_no_hash(tmp_path) -> None:
+    for name, limit in (("co3d_v2", "annotations_mb"), ("co3d_v2", "json_depth"), ("redwood", "zip_members")):
+        plain = read_recipe(name, {})
+        assert read_recipe(name, {name: {limit: 7}}).shapes_hash() == plain.shapes_hash()
+        assert read_recipe(name, {name: {"split_seed": 7}}).shapes_hash() != plain.shapes_hash()

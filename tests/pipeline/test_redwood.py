@@ -19,6 +19,7 @@ from manifests.records import Asset
 from manifests.samples import decode_array, decode_picture, depth_of_codes
 from manifests.tables import load_table
 from pipeline.datasets.redwood import RedwoodOptions, assets, depth_metres, frames, nearest_time
+from pipeline.datasets.sequences import seeded_split
 from pipeline.frames import frame_members
 
 SCANS = {"chair": [f"0000{n}" for n in range(1, 6)], "trash container": ["00011", "00012"]}
@@ -44,6 +45,9 @@ def test_a_build_holds_meshes_and_frames_with_the_depth_of_their_own_time(pipeli
     found = json.loads(pipeline("check", out, "--json").stdout)
     assert found["ok"]
     assert found["classes"] == {"train": {"chair": 4, "trash container": 1}, "test": {"chair": 1, "trash container": 1}}
+    lists = {split: (out / "splits" / f"{split}.txt").read_text().split() for split in ("train", "test")}
+    assert {split: len(ids) for split, ids in lists.items()} == {"train": 5, "test": 2}
+    assert sorted(lists["train"] + lists["test"]) == sorted(id for ids in SCANS.values() for id in ids)
     shapes, views = stored(out), stored(out, "frames20")
     assert sorted(views) == sorted(id for ids in SCANS.values() for id in ids)
     for key, sample in views.items():
@@ -238,3 +242,36 @@ def test_real_frames_in_an_archive_become_views(shared, tmp_path) -> None:
         np.testing.assert_allclose(depth[known], millimetres[known] / 2000, atol=1e-4)
         assert decode_picture(members[f"v{number:02d}.rgb.jpg"]).shape == (480, 640, 3)
         assert view["K"] == [[525.0, 0.0, 319.5], [0.0, 525.0, 239.5], [0.0, 0.0, 1.0]]
+
+
+def scan_of(root: Path, rgb: list[int], depth: list[int]) -> Path:
+    """An archive of pictures at these times, microseconds; each depth map tells its own."""
+    path = root / "data" / "rgbd" / "00001.zip"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, time in enumerate(rgb):
+            archive.writestr(f"rgb/{number:07d}-{time:012d}.jpg", rgb_frame(0))
+        for number, time in enumerate(depth):
+            archive.writestr(f"depth/{number:07d}-{time:012d}.png", png(np.full((480, 640), 1 + number, np.uint16)))
+    return root
+
+
+def test_depth_that_is_farther_in_time_than_allowed_is_not_taken(tmp_path) -> None:
+    rgb, depth = [0, 100_000, 150_001, 400_000], [50_000, 100_000, 450_001]
+    root, asset = scan_of(tmp_path, rgb, depth), Asset("00001", "data/mesh/00001.ply", "train", "chair", "00001")
+    with frames(asset, root, RedwoodOptions(pair_us=50_000)) as found:
+        taken = [None if frame.depth is None else round(1000 * float(frame.depth()[0, 0])) for frame in found]
+    assert taken == [1, 2, None, None]
+    with frames(asset, root, RedwoodOptions(pair_us=50_001)) as found:
+        assert [frame.depth is not None for frame in found] == [True] * 4
+
+
+def test_the_seeded_division() -> None:
+    ids = [f"{number:05d}" for number in range(100)]
+    for fraction, train in ((0.8, 80), (0.29, 29), (0.57, 57), (0.005, 0), (0.999, 99)):
+        split = seeded_split(ids, fraction, 0)
+        assert sorted(split) == ids
+        assert sum(name == "train" for name in split.values()) == train, fraction
+    first, again, other = (seeded_split(order, 0.5, seed) for order, seed in ((ids, 0), (ids[::-1], 0), (ids, 1)))
+    assert first == again
+    assert 20 < sum(first[id] != other[id] for id in ids) < 80

@@ -8,9 +8,12 @@ import releases
 from releases import cloud, write_h5, write_scan
 
 from manifests.errors import Refused
-from manifests.records import read_record, record_path
+from manifests.records import Asset, read_record, record_path
 from manifests.samples import decode_array, decode_picture, read_samples
 from manifests.shards import read_manifest, shapes_tar, views_tar
+from manifests.tables import load_table
+from pipeline.datasets import shapenetpart
+from pipeline.datasets.division import Division, compare_counts
 from pipeline.datasets.scanobjectnn import main_instance
 from pipeline.plan import make_plan, read_recipe
 
@@ -223,6 +226,45 @@ def test_another_order_of_classes_is_refused(tmp_path) -> None:
     assert len(listed("modelnet40_d", source, tmp_path)) == 7
     (source / "shape_names.txt").write_text("\n".join(names[::-1]))
     assert "in another order" in refusal("modelnet40_d", source, tmp_path, allow_partial=True)
+
+
+def test_labels_out_of_range_are_failures_and_no_other_class(tmp_path) -> None:
+    """A label of -1 is not the last class, as Python's own counting would have it."""
+    source = releases.modelnet40_h5(tmp_path)
+    write_h5(source / "ply_data_test0.h5", [-1, 0, 39, 40], "<i4")
+    found = listed("modelnet40_d", source, tmp_path, splits=["test"])
+    assert [found[f"ply_data_test0-{row:05d}"].class_name for row in range(4)] == [None, "airplane", "xbox", None]
+
+
+def test_a_part_label_beyond_the_last_is_a_failure(tmp_path) -> None:
+    table = load_table("shapenetpart")
+    for largest, message in ((49, None), (50, "a part label 50; parts are 0..49")):
+        pid = np.zeros((1, releases.NUM_POINTS), np.uint8)
+        pid[0, 7] = largest
+        root = tmp_path / str(largest)
+        write_h5(root / "ply_data_train0.h5", [15], pid=pid)
+        (asset,) = shapenetpart.assets(root, table, Division())
+        if message is None:
+            assert shapenetpart.read(asset, root, Division()).parts[7] == 49
+        else:
+            with pytest.raises(ValueError, match=message):
+                shapenetpart.read(asset, root, Division())
+
+
+def test_a_raw_object_has_as_many_points_as_the_release_asks_for(tmp_path) -> None:
+    """2,048 points of the object itself are enough; of one point less, or of walls and floor, it is left out."""
+    source = releases.scanobjectnn_raw(tmp_path)
+    for name, points in (("014_00018", 2048), ("005_00020", 2047)):
+        labels = np.repeat([0, 1, 2, 33], [3000, 3000, 3000, points])
+        write_scan(source / "object_dataset" / "bag" / f"{name}.bin", cloud(5, len(labels)), labels)
+    assert set(listed("scanobjectnn_obj", source, tmp_path)) == {"obj-00000", "obj-00001"}
+
+
+def test_a_source_with_more_objects_than_the_dataset_is_not_it() -> None:
+    assets = [Asset(str(n), str(n), "train") for n in range(3)]
+    assert compare_counts({"train": 3}, assets, ()) == []
+    assert compare_counts({"train": 2, "test": 1_000}, assets, ()) == ["train 3 of 2", "test 0 of 1,000"]
+    assert compare_counts({"train": 4, "test": 1}, assets, ("test",)) == ["test 0 of 1"]
 
 
 def test_lists_lead_nowhere_else(tmp_path) -> None:

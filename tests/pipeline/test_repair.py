@@ -105,3 +105,15 @@ def test_a_lost_recipe_is_read_from_the_manifest(pipeline, built, out) -> None:
     assert found["ok"]
     assert "the same bytes" in said
     assert tar_hashes(out) == tar_hashes(built)
+
+
+def test_the_recipe_of_another_build_repairs_nothing(pipeline, built, out) -> None:
+    """OUT/recipe.toml is a person's to edit; what was built stands in the manifest."""
+    text = (out / "recipe.toml").read_text()
+    assert "num_points = 256" in text
+    (out / "recipe.toml").write_text(text.replace("num_points = 256", "num_points = 99"))
+    flip(out / "shapes/train-00001.tar")
+    found, said = repair(pipeline, out)
+    assert found["ok"]
+    assert "the same bytes" in said
+    assert tar_hashes(out) == tar_hashes(built)

@@ -229,3 +229,17 @@ def test_damaged_rows_of_a_release_stop_nothing(pipeline, tmp_path) -> None:
     assert found["samples"] + len(found["failures"]) == 7
     assert found["failures"]
     assert all("cannot be read" in failure["reason"] for failure in found["failures"])
+
+
+def test_as_many_points_as_allowed_are_read_and_one_more_is_not(tmp_path) -> None:
+    write_h5(tmp_path / "a.h5", [1])
+    assert rows.read_labels(tmp_path, "a.h5", NUM_POINTS).tolist() == [1]
+    assert rows.read_row(tmp_path, "a.h5", 0, NUM_POINTS).points.shape == (NUM_POINTS, 3)
+    with pytest.raises(Refused, match=r"2,048 points a row, more than max_points=2,047"):
+        rows.read_labels(tmp_path, "a.h5", NUM_POINTS - 1)
+
+
+def test_each_row_is_its_own(tmp_path) -> None:
+    write_h5(tmp_path / "b.h5", [1, 2, 3])
+    for row in (2, 0, 1):
+        np.testing.assert_array_equal(rows.read_row(tmp_path, "b.h5", row, MAX_POINTS).points, cloud(row))

@@ -161,6 +161,9 @@ def test_the_lists_of_shapenet55_split_at_the_first_hyphen(tmp_path) -> None:
     expected = {f"{CHAIR}-0": "train", f"{CHAIR}-u6028f63e-4111": "train", f"{CAR}-0": "test"}
     assert ids_of(source, split_list=str(lists)) == expected
     assert ids_of(source, split_list=str(lists / "test.txt")) == {f"{CAR}-0": "test"}
+    (lists / "val.txt").write_text(f"{CHAIR}-0.npy\n")  # in two lists: never moved out of train
+    assert ids_of(source, split_list=str(lists)) == expected
+    (lists / "val.txt").unlink()
     with pytest.raises(Refused, match=r"not the whole shapenet_v2: test 1 of 2; to build"):
         ids_of(source, split_list=str(lists), allow_partial=False)
     recipe = read_recipe("shapenet_v2", {"split_list": str(lists), "allow_partial": True})

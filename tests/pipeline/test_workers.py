@@ -18,7 +18,7 @@ from builders import REPOSITORY, Commands, tar_hashes
 
 from manifests.errors import Stopped
 from manifests.processes import started
-from pipeline import leftovers, work
+from pipeline import leftovers, versions, work
 from pipeline.cluster import MAX_LOSSES, Demand, _Running, _Slots
 from pipeline.plan import make_plan, read_recipe
 from pipeline.versions import CODE, difference, package_folders, versions_here
@@ -268,3 +268,24 @@ def test_versions_are_compared(tmp_path) -> None:
     with pytest.raises(Stopped, match=r"a machine that joined the cluster has other versions: our code 0 here"):
         next(work.work(jobs[0], plan, False, here | {CODE: "0"}))
     assert not (tmp_path / "out").exists()
+
+
+def test_our_own_code_is_told_by_its_bytes(tmp_path) -> None:
+    """A machine whose copy differs in one letter must not build shards of the same dataset."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        (folder / "inner").mkdir(parents=True)
+        (folder / "a.py").write_text("x = 1\n")
+        (folder / "inner" / "b.toml").write_text("y = 1\n")
+    names = [str(folder) for folder in folders]
+    first = versions._digest(names)
+    assert versions._digest(names) == first
+    (folders[0] / "inner" / "notes.txt").write_text("no code")
+    assert versions._digest(names) == first
+    seen = {first}
+    for path in (folders[0] / "a.py", folders[1] / "inner" / "b.toml"):
+        path.write_text(path.read_text().replace("1", "2"))
+        seen.add(versions._digest(names))
+    (folders[0] / "a.py").rename(folders[0] / "c.py")
+    seen.add(versions._digest(names))
+    assert len(seen) == 4
