@@ -19,6 +19,7 @@ from rich.console import Console
 from manifests import store
 from manifests.commands import parse_arguments, recipe_titles
 from manifests.errors import Refused, Stopped
+from manifests.plain_text import PlainConsole, log_to_stderr, tell
 from manifests.presets import (
     is_files_preset,
     is_frames_preset,
@@ -36,7 +37,8 @@ RETRY_KINDS = ("timeout", "memory", "crash", "data")
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     options = parse_arguments(_parser(), arguments)
-    console = Console(stderr=True, soft_wrap=True)
+    console = PlainConsole(stderr=True, soft_wrap=True)
+    log_to_stderr()
     try:
         return options.run(options, console)
     except Refused as error:
@@ -181,7 +183,7 @@ def _dry_run(plan, jobs, as_json: bool) -> int:
 
     with ready(plan, Workers(), jobs):
         found = forecast(plan, jobs)
-    print(json_text(found.to_json()) if as_json else "\n".join(lines(found, plan.recipe.asset_memory_mb)))
+    tell(*([json_text(found.to_json())] if as_json else lines(found, plan.recipe.asset_memory_mb)))
     return 0
 
 
@@ -225,7 +227,7 @@ def _report(summary, plan, what: str, options: argparse.Namespace, console: Cons
         )
     if options.json:
         failures = [vars(failure) for failure in summary.failures]
-        print(json.dumps({"samples": summary.samples, "failures": failures, "skipped": summary.skipped}))
+        tell(json.dumps({"samples": summary.samples, "failures": failures, "skipped": summary.skipped}))
     limit = plan.recipe.max_failed_fraction
     if not summary.samples:
         console.print("no object was made", style="red")
@@ -293,36 +295,36 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         found.problems += [f"{key}: its source {words}" for key, words in origins.changed.items()]
     values = found.to_json() | ({} if origins is None else {"source": origins.to_json()})
     if options.json:
-        print(json_text(values))
+        tell(json_text(values))
         return 0 if values["ok"] else 1
     expected = f" ({found.expected_failures:,} expected)" if found.expected_failures else ""
-    print(f"{options.out}: {values['samples']:,} objects, {len(values['failures']):,} failures{expected}")
-    print("  " + ", ".join(f"{name} {hash[:12]}" for name, hash in values["hashes"].items()))
-    print("  keys: " + ", ".join(f"{split} {n:,}" for split, n in values["keys"].items()))
+    tell(f"{options.out}: {values['samples']:,} objects, {len(values['failures']):,} failures{expected}")
+    tell("  " + ", ".join(f"{name} {hash[:12]}" for name, hash in values["hashes"].items()))
+    tell("  keys: " + ", ".join(f"{split} {n:,}" for split, n in values["keys"].items()))
     for name, sums in values["view_sets"].items():
         gates = "".join(f", {gate} {value:.3g}" for gate, value in values["gates"][name].items())
         counts = f"{sums['samples']:,} objects, {sums['failures']:,} failures, {sums['skipped']:,} skipped"
-        print(f"  views/{name}: {counts}{gates}")
+        tell(f"  views/{name}: {counts}{gates}")
     for split, counts in values["classes"].items():
         widest = max(counts.values(), default=1)
-        print(f"  {split}: {sum(counts.values()):,} objects, {len(counts)} classes")
+        tell(f"  {split}: {sum(counts.values()):,} objects, {len(counts)} classes")
         for name, n in counts.items():
-            print(f"    {name or 'no class':24} {n:>8,} {'#' * max(1, round(32 * n / widest))}")
+            tell(f"    {name or 'no class':24} {n:>8,} {'#' * max(1, round(32 * n / widest))}")
     for kind, n in values["warnings"].items():
-        print(f"  warning: {kind}: {n:,}")
+        tell(f"  warning: {kind}: {n:,}")
     for failure in values["failures"]:
-        print(f"  failure: {failure['key']}: {failure['stage']}: {failure['reason']}")
+        tell(f"  failure: {failure['key']}: {failure['stage']}: {failure['reason']}")
     for name, failures in found.view_failures.items():
         for failure in failures:
-            print(f"  failure: views/{name}: {failure.key}: {failure.stage}: {failure.reason}")
+            tell(f"  failure: views/{name}: {failure.key}: {failure.stage}: {failure.reason}")
     for problem in values["problems"]:
-        print(f"  PROBLEM: {problem}")
+        tell(f"  PROBLEM: {problem}")
     if origins is not None:
         unknown = f", {origins.unknown:,} say nothing of theirs (an older build)" if origins.unknown else ""
-        print(f"  source: {origins.objects:,} objects compared, {len(origins.changed):,} differ{unknown}")
+        tell(f"  source: {origins.objects:,} objects compared, {len(origins.changed):,} differ{unknown}")
     pictures = "every picture decoded" if options.deep else "pictures by their headers, --deep decodes them"
-    print(f"  {found.bytes / 1e6:,.0f} MB in {seconds:.1f} s ({pictures})")
-    print("every byte is right" if values["ok"] else f"{len(values['problems'])} problems")
+    tell(f"  {found.bytes / 1e6:,.0f} MB in {seconds:.1f} s ({pictures})")
+    tell("every byte is right" if values["ok"] else f"{len(values['problems'])} problems")
     return 0 if values["ok"] else 1
 
 
@@ -386,7 +388,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
         values["folder"] = folder
         line = f"{folder}: {len(files)} indexes in wids/"
     if options.json:
-        print(json.dumps(values | {"files": files}))
+        tell(json.dumps(values | {"files": files}))
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     if options.format == "hf" and not options.license:
         console.print("the license field of README.md is yours to fill in (or --license ID)", highlight=False)
@@ -406,17 +408,17 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
     from pipeline.plan import RECIPES
 
     for name, title in recipe_titles(RECIPES):
-        print(f"{name:18} {title}")
+        tell(f"{name:18} {title}")
     return 0
 
 
 def _presets(options: argparse.Namespace, console: Console) -> int:
     if options.name:
-        print(to_toml(load_preset(options.name)[1].model_dump()), end="")
+        tell(*to_toml(load_preset(options.name)[1].model_dump()).removesuffix("\n").split("\n"))
         return 0
     for name in preset_names():
         preset = load_preset(name)[1]
-        print(f"{name:16} {preset.backend:9} {preset.num_views or '?':>3} views  {preset.title}")
+        tell(f"{name:16} {preset.backend:9} {preset.num_views or '?':>3} views  {preset.title}")
     return 0
 
 
@@ -429,10 +431,10 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
         if not options.json:
             mark = {"ok": "ok ", "note": "-- ", "missing": "NO "}[finding.state]
             mend = f"; {finding.command}" if finding.command else ""
-            print(f"{mark} {finding.name:12} {finding.detail}{mend}", flush=True)
+            tell(f"{mark} {finding.name:12} {finding.detail}{mend}", flush=True)
     lost = [finding for finding in found if finding.state == "missing"]
     if options.json:
-        print(json.dumps({"ok": not lost, "findings": [vars(finding) for finding in found]}))
+        tell(json.dumps({"ok": not lost, "findings": [vars(finding) for finding in found]}))
     return 1 if lost else 0
 
 

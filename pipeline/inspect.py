@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from manifests import store
 from manifests.errors import Refused
+from manifests.plain_text import for_terminal
 from manifests.samples import Sample, decode_array, decode_picture, depth_of_codes, read_samples, split_view_member
 from manifests.shards import require_manifest, shapes_tar, view_set_names, views_tar
 
@@ -117,7 +118,7 @@ def _paste(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for i, (caption, tiles) in enumerate(rows):
         top = MARGIN + i * (TILE + CAPTION + MARGIN)
-        pen.text((MARGIN, top + 4), caption, fill="black", font=font)
+        pen.text((MARGIN, top + 4), for_terminal(caption), fill="black", font=font)
         for j, tile in enumerate(tiles):
             sheet.paste(tile, (MARGIN + j * (TILE + MARGIN), top + CAPTION))
     return sheet

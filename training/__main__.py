@@ -18,12 +18,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from manifests.commands import parse_arguments, recipe_titles
 from manifests.errors import Refused, Stopped
+from manifests.plain_text import PlainConsole, log_to_stderr, tell
 from manifests.recipes import parse_changes
 from manifests.records import json_text
 
@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     leads = not several or os.environ.get("RANK") == "0"  # of several processes one speaks
-    console = Console(stderr=True, soft_wrap=True, quiet=not leads)
-    logging.basicConfig(level=logging.WARNING if leads else logging.ERROR, format="%(message)s")
+    console = PlainConsole(stderr=True, soft_wrap=True, quiet=not leads)
+    log_to_stderr(logging.WARNING if leads else logging.ERROR)
     try:
         if several:
             _join_processes(options)
@@ -219,7 +219,7 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
             device,
             on_log,
             lambda step, total: bar.update(task, completed=step, total=total),
-            lambda loaded: console.print("\n".join(loaded.lines()), markup=False, highlight=False),
+            lambda loaded: console.print(*loaded.lines(), sep="\n"),
         )
     console.print(f"{folder}: python -m training evaluate {options.run} --shards {options.shards}", highlight=False)
     return 0
@@ -234,12 +234,12 @@ def _forecast(options: argparse.Namespace, recipe, device, console: Console) -> 
     if not distributed.leads():
         return 0
     if options.json:
-        print(json_text(found.json()))
+        tell(json_text(found.json()))
         return 0
     table = Table(title=f"{options.recipe}, nothing written", show_header=False)
     for name, words in found.lines():
         table.add_row(name, words)
-    Console(width=WIDTH).print(table)
+    PlainConsole(width=WIDTH).print(table)
     return 0
 
 
@@ -264,10 +264,10 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         return 0
     result = found.result()
     if options.json:
-        print(json_text(result))
+        tell(json_text(result))
     else:
         for table in ([shown.accuracies(result)] if found.labelled else []) + [shown.analysis(result)]:
-            Console().print(table)
+            PlainConsole().print(table)
     if options.out:
         console.print(f"{findings.write(found, options.out)}", highlight=False, markup=False)
     return 0
@@ -329,9 +329,9 @@ def _predict(options: argparse.Namespace, console: Console) -> int:
         else:
             rows = predict_shards(checkpoint, options.shards, options.split, *how, status.update)
     if options.json:
-        print(json_text(rows))
+        tell(json_text(rows))
     else:
-        Console().print(shown.predictions(rows))
+        PlainConsole().print(shown.predictions(rows))
     return int(any(row["error"] for row in rows))
 
 
@@ -357,7 +357,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
             options.oracle,
             options.split,
             _device(options.device),
-            lambda words: status.update(words),
+            status.update,
         )
     path = write(report, out)
     words = accuracy_table(report.values)
@@ -365,10 +365,10 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     for number, name in enumerate(words.head):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in words.rows:
-        table.add_row(*map(escape, row))
-    Console(width=WIDTH).print(table)
+        table.add_row(*row)
+    PlainConsole(width=WIDTH).print(table)
     for line in gain_lines(report.values):
-        print(line)
+        tell(line)
     console.print(f"{path}", highlight=False)
     return 0
 
@@ -394,24 +394,24 @@ def _table(options: argparse.Namespace, console: Console) -> int:
         say(line)
     if options.dry_run:
         for line in plan_lines(wanted, place):
-            print(line)
+            tell(line)
         return 0
     with console.status("table") as status:
-        place = replace(place, status=lambda words: status.update(escape(words)))
+        place = replace(place, status=status.update)
         outcomes = run_rows(wanted, rows, place)
     comparison = compare(Path(options.table).stem, table, outcomes, options.recipe)
     stem = write(comparison, place.folder)
     if options.json:
-        print(json_text(comparison))
+        tell(json_text(comparison))
     else:
         shown = Table(title=f"Table {comparison['table']}: {table.title} (%)")
         for number, head in enumerate(heads(comparison)):
             shown.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
         for line in cells(comparison):
-            shown.add_row(*map(escape, line))
-        Console(width=WIDTH).print(shown)
+            shown.add_row(*line)
+        PlainConsole(width=WIDTH).print(shown)
         for note in remarks(comparison):
-            print(f"- {note}")
+            tell(f"- {note}")
     say(f"{stem}.json, .md, .csv")
     return int(any(row["status"] == "failed" for row in comparison["rows"]))
 
@@ -423,13 +423,13 @@ def _weights(options: argparse.Namespace, console: Console) -> int:
     about = describe(options.file, options.take)
     if options.out:
         load(options.file, options.take).save(options.out)
-    print(json_text(about) if options.json else "\n".join(in_words(about)))
+    tell(*([json_text(about)] if options.json else in_words(about)))
     return 0
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:
     for name, title in recipe_titles(RECIPES):
-        print(f"{name:18} {title}")
+        tell(f"{name:18} {title}")
     return 0
 
 

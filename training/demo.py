@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 
 from manifests.errors import Refused, Stopped
+from manifests.plain_text import PlainConsole, tell
 from training import report
 
 SAMPLING_SECONDS = 0.5
@@ -103,7 +104,7 @@ class _Demo:
                     self._running.remove(stage)
                     self._finish(stage)
                 told = "   ".join(f"{stage.name}: {_last_line(stage.log)[:90]}" for stage in waiting)
-                status.update(told.replace("[", r"\["))
+                status.update(told)
                 time.sleep(0.2)
 
     def _finish(self, stage: _Stage) -> None:
@@ -194,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("changes", nargs="*", metavar="key=value", help="changed keys of every training")
     options = parser.parse_args(arguments)
-    console = Console(stderr=True, soft_wrap=True)
+    console = PlainConsole(stderr=True, soft_wrap=True)
     try:
         path = run(options.out, options.seed, options.workers, options.changes, options.build, console)
     except (Refused, Stopped) as error:
@@ -202,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2 if isinstance(error, Refused) else 3
     except KeyboardInterrupt:
         return 130
-    print((options.out / "report.md").read_text())
+    tell(*(options.out / "report.md").read_text().split("\n"))
     console.print(f"{path}", highlight=False)
     return 0
 

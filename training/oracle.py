@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch.nn.functional import cross_entropy
 
 from manifests import store
 from manifests.commands import parse_arguments
 from manifests.errors import Refused, Stopped
+from manifests.plain_text import PlainConsole
 from manifests.recipes import parse_changes, to_toml
 from manifests.records import json_text
 from training import distributed
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", required=True)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     options = parse_arguments(parser, arguments)
-    console = Console(stderr=True, soft_wrap=True)
+    console = PlainConsole(stderr=True, soft_wrap=True)
     torch.set_flush_denormal(True)
     try:
         recipe = read_recipe(options.recipe, parse_changes(options.changes))

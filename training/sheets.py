@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from manifests.plain_text import for_terminal
 from manifests.samples import Sample
 from manifests.seeds import generator, seed_digest
 from training.augment import normalize_cloud
@@ -141,7 +142,7 @@ def sheet(objects: Sequence[Shown], across: int = 1) -> bytes:
     for number, each in enumerate(objects):
         left, top = gap + number % across * cell, head + number // across * row
         pen.line((left, top, left + cell - 3 * gap, top), fill=RULE)
-        pen.text((left, top + gap), each.name, fill=BLACK, font=_font(14, bold=True))
+        pen.text((left, top + gap), for_terminal(each.name), fill=BLACK, font=_font(14, bold=True))
         for place, picture in enumerate([*each.pictures, cloud_picture(each.points, tile)]):
             shown = Image.fromarray(picture).resize((tile, tile), Image.Resampling.BICUBIC)
             page.paste(shown, (left + place * (tile + gap), top + caption))
@@ -160,7 +161,7 @@ def _write_answers(pen: ImageDraw.ImageDraw, place: tuple[int, int], answers: Se
         pen.text((left, at), answer.column, fill=QUIET, font=_font(12))
         mark, colour = ("✓", RIGHT) if answer.right else ("✗", WRONG)
         told = f"{mark} {answer.predicted} {100 * answer.confidence:.0f} %"
-        pen.text((left, at + line), told, fill=colour, font=_font(14))
+        pen.text((left, at + line), for_terminal(told), fill=colour, font=_font(14))
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from manifests.plain_text import for_terminal
 from training.answers import COLUMNS
 
 NONE = "-"
@@ -52,11 +53,11 @@ def predictions(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, overflow="fold", justify="right" if name == "sure, %" else "left")
     for row in rows:
         if row["error"]:
-            table.add_row(escape(row["file"]), NONE, NONE, NONE, f"[red]{escape(row['error'])}[/red]")
+            table.add_row(row["file"], NONE, NONE, NONE, Text(for_terminal(row["error"]), style="red"))
             continue
         others = ", ".join(f"{each['label']} {100 * each['confidence']:.1f}" for each in row["top5"][1:3])
         sure = f"{100 * row['confidence']:.1f}"
-        table.add_row(escape(row["file"]), escape(row["label"]), sure, row["surer"], escape(others))
+        table.add_row(row["file"], row["label"], sure, row["surer"], others)
     return table
 
 
