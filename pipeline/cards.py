@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 
+from manifests.plain_text import code_span, for_markdown, for_terminal
 from manifests.samples import FORMAT, JSON, MESH, POINTS
 from manifests.shards import MESHES, SHAPES, VIEWS
 from manifests.tables import load_table, table_names
@@ -72,7 +73,7 @@ def config_names(build: Build) -> dict[str, str]:
 
 
 def _front_matter(build: Build, found: Survey, license: str | None) -> str:
-    """YAML, written by hand: every string is quoted as in JSON, which YAML reads alike."""
+    """YAML, written by hand: every string that is not ours is quoted."""
     samples = sum(counts.samples for counts in build.manifest.splits.values())
     size = next((name for limit, name in _SIZES if samples < limit), "10M<n<100M")
     splits = hub_splits(list(build.manifest.splits))
@@ -90,7 +91,7 @@ def _front_matter(build: Build, found: Survey, license: str | None) -> str:
         for split, hub in splits.items():
             if found[folder][split]:
                 digits = "[0-9]" * 5
-                lines.append(f"  - split: {hub}\n    path: {_text(f'{folder}/{split}-{digits}*.tar')}")
+                lines.append(f"  - split: {_text(hub)}\n    path: {_text(f'{folder}/{split}-{digits}*.tar')}")
     lines.append("dataset_info:")
     for folder, name in names.items():
         lines += [f"- config_name: {_text(name)}\n  features:", *_features(_members(folder, found), "  ")]
@@ -134,7 +135,8 @@ def _type(kind: Type, indent: str) -> list[str]:
 
 
 def _text(value: str) -> str:
-    return json.dumps(value)
+    """A quoted string: JSON's escapes are YAML's too, but for pairs of surrogates, so letters beyond ASCII stay."""
+    return for_terminal(json.dumps(value, ensure_ascii=False))
 
 
 def _title(build: Build) -> str:
@@ -148,7 +150,7 @@ def _body(build: Build, found: Survey) -> str:
     splits = hub_splits(list(manifest.splits))
     views = " and views" if build.view_sets else ""
     parts = [
-        f"# {_title(build)}\n",
+        f"# {for_markdown(_title(build))}\n",
         f"Point clouds{views} of objects, in webdataset shards made by `cross-most`. "
         "The licence is that of the source dataset.\n",
         "| configuration | what | " + " | ".join(splits.values()) + " | bytes |",
@@ -157,7 +159,7 @@ def _body(build: Build, found: Survey) -> str:
     for folder, name in names.items():
         counts = [f"{sum(tar.samples for tar in found[folder][split]):,}" for split in splits]
         size = sum(tar.bytes for tars in found[folder].values() for tar in tars)
-        parts.append(f"| `{name}` | {_what(build, folder)} | {' | '.join(counts)} | {size:,} |")
+        parts.append(f"| {code_span(name)} | {for_markdown(_what(build, folder))} | {' | '.join(counts)} | {size:,} |")
     return "\n".join(parts) + "\n\n" + _how_to_load(build, names) + _facts(build)
 
 
@@ -176,7 +178,7 @@ def _how_to_load(build: Build, names: dict[str, str]) -> str:
     joined = ""
     if views is not None:
         joined = (
-            f'views = load_dataset("USER/NAME", "{views}", split="{split}", streaming=True)\n'
+            f'views = load_dataset("USER/NAME", {_text(views)}, split="{split}", streaming=True)\n'
             'print(next(iter(views))["json"]["views"][0]["camera_from_world"])\n'
         )
     return f"""## Loading
@@ -211,14 +213,15 @@ def _facts(build: Build) -> str:
     manifest = build.manifest
     lines = [
         "## Facts\n",
-        f"- source dataset: `{manifest.dataset}`; {sum(c.failures for c in manifest.splits.values()):,} of "
+        f"- source dataset: {code_span(manifest.dataset)}; {sum(c.failures for c in manifest.splits.values()):,} of "
         f"{sum(c.assets for c in manifest.splits.values()):,} objects could not be made",
-        f"- format {FORMAT}; shapes `{manifest.shapes_hash}`; list of objects `{manifest.assets_hash}`",
-        *(f"- views `{name}`: `{view_set.hash}`" for name, view_set in build.view_sets.items()),
-        "- made with " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        f"- format {FORMAT}; shapes {code_span(manifest.shapes_hash)}; "
+        f"list of objects {code_span(manifest.assets_hash)}",
+        *(f"- views {code_span(name)}: {code_span(view_set.hash)}" for name, view_set in build.view_sets.items()),
+        "- made with " + for_markdown(", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
     ]
     if manifest.classes:
-        shown = ", ".join(manifest.classes[:_CLASSES_SHOWN])
+        shown = ", ".join(map(for_markdown, manifest.classes[:_CLASSES_SHOWN]))
         more = len(manifest.classes) - _CLASSES_SHOWN
         lines.append(
             f"- {len(manifest.classes)} classes, in label order: {shown}" + (f" and {more} more" if more > 0 else "")

@@ -7,7 +7,6 @@ stand in the address as well (`page.html#class=chair&set=rgb12`), so a filtered 
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from PIL import Image
 
 from manifests import store
 from manifests.errors import Refused
+from manifests.plain_text import for_html
 from manifests.records import Failure, Record, read_record, record_path
 from manifests.samples import COLORS, POINTS, Sample, decode_array
 from manifests.shards import BuildManifest, require_manifest, shapes_tar, view_set_names, views_tar
@@ -85,15 +85,15 @@ def _card(shape: Sample, views: dict[str, Sample], num_views: int) -> str:
         of_set = [(w["type"], w["count"]) for w in sample.json.get("warnings", [])]
         warned += [(f"{set_name}: {kind}", count) for kind, count in of_set]
         strips.append(
-            f'<figure data-set="{html.escape(set_name)}"><figcaption>{html.escape(set_name)}</figcaption>'
-            f'<img alt="views of {html.escape(shape.key)}" src="{_strip(view_tiles(sample, num_views))}"></figure>'
+            f'<figure data-set="{for_html(set_name)}"><figcaption>{for_html(set_name)}</figcaption>'
+            f'<img alt="views of {for_html(shape.key)}" src="{_strip(view_tiles(sample, num_views))}"></figure>'
         )
-    notes = "".join(f"<li>{html.escape(str(kind))}: {html.escape(str(count))}</li>" for kind, count in warned)
+    notes = "".join(f"<li>{for_html(str(kind))}: {for_html(str(count))}</li>" for kind, count in warned)
     faces = f"{values['num_faces']:,} faces, " if values["num_faces"] else ""
     return (
-        f'<article data-class="{html.escape(name)}" data-warned="{int(bool(warned))}">'
-        f"<h3>{html.escape(shape.key)}</h3><p>{html.escape(name)} · {html.escape(values['split'])} · {faces}"
-        f"{values['num_points']:,} points<br><small>{html.escape(values['id'])}</small></p>"
+        f'<article data-class="{for_html(name)}" data-warned="{int(bool(warned))}">'
+        f"<h3>{for_html(shape.key)}</h3><p>{for_html(name)} · {for_html(values['split'])} · {faces}"
+        f"{values['num_points']:,} points<br><small>{for_html(values['id'])}</small></p>"
         f'<div class="row"><canvas width="{TILE}" height="{TILE}" data-cloud="{_cloud(shape)}"></canvas>'
         f"{''.join(strips) or '<em>no views</em>'}</div>{f'<ul>{notes}</ul>' if notes else ''}</article>"
     )
@@ -132,16 +132,16 @@ def _page(
     total = sum(record.count for record in records[""])
     failures = [(name or "shapes", f) for name, found in records.items() for r in found for f in r.failures]
     class_options = "".join(
-        f'<option value="{html.escape(name)}">{html.escape(name)} ({n})</option>' for name, n in sorted(classes.items())
+        f'<option value="{for_html(name)}">{for_html(name)} ({n})</option>' for name, n in sorted(classes.items())
     )
-    set_options = "".join(f'<option value="{html.escape(name)}">{html.escape(name)}</option>' for name in names)
+    set_options = "".join(f'<option value="{for_html(name)}">{for_html(name)}</option>' for name in names)
     state = "" if manifest.complete else ' <strong class="bad">not finished</strong>'
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>
-<header><h1>{html.escape(title)}</h1>
+<title>{for_html(title)}</title><style>{_STYLE}</style></head><body>
+<header><h1>{for_html(title)}</h1>
 <p>{total:,} objects, {len(failures):,} failures{state}. Shown: <output id="shown"></output> of {len(cards)}.</p>
 <form><label>class <select id="class"><option value="">all</option>{class_options}</select></label>
 <label>views <select id="set"><option value="">all</option>{set_options}</select></label>
@@ -166,7 +166,7 @@ def _counts(manifest: BuildManifest, records: dict[str, list[Record]]) -> str:
             rows.append((f"views/{name}", f"skipped: {reason}: {n:,}"))
         for kind, n in sorted(warned.items()):
             rows.append((f"views/{name}" if name else "shapes", f"warning: {kind}: {n:,}"))
-    cells = "".join(f"<tr><td>{html.escape(a)}<td>{html.escape(b)}" for a, b in rows)
+    cells = "".join(f"<tr><td>{for_html(a)}<td>{for_html(b)}" for a, b in rows)
     return f"<table>{cells}</table>"
 
 
@@ -174,8 +174,8 @@ def _failure_table(failures: list[tuple[str, Failure]]) -> str:
     if not failures:
         return "<h2>no failures</h2>"
     rows = "".join(
-        f"<tr><td>{html.escape(where)}<td>{html.escape(f.key)}<td>{html.escape(f.id)}<td>{html.escape(f.stage)}"
-        f"<td>{html.escape(f.reason)}"
+        f"<tr><td>{for_html(where)}<td>{for_html(f.key)}<td>{for_html(f.id)}<td>{for_html(f.stage)}"
+        f"<td>{for_html(f.reason)}"
         for where, f in failures[:MAX_FAILURES]
     )
     more = len(failures) - MAX_FAILURES

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from manifests import store
+from manifests.plain_text import csv_text, for_markdown
 from manifests.records import json_text
 from training.rows import Outcome
 from training.tables import HEADS, Table
@@ -101,20 +100,19 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 
 def _markdown(comparison: dict[str, Any]) -> str:
-    words = [heads(comparison), ["---", *["---:"] * (len(heads(comparison)) - 1)], *cells(comparison)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in line) + " |" for line in words]
-    notes = [f"- {note}" for note in remarks(comparison)]
-    return "\n".join([f"# Table {comparison['table']}: {comparison['title']}", "", *lines, "", *notes, ""])
+    head, *rows = ([for_markdown(cell) for cell in line] for line in (heads(comparison), *cells(comparison)))
+    lines = ["| " + " | ".join(line) + " |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
+    notes = [f"- {for_markdown(note)}" for note in remarks(comparison)]
+    title = for_markdown(f"Table {comparison['table']}: {comparison['title']}")
+    return "\n".join([f"# {title}", "", *lines, "", *notes, ""])
 
 
 def _csv(comparison: dict[str, Any]) -> str:
     """One line a row; the columns of a figure are `image`, `image_paper`, `image_difference`."""
-    file = io.StringIO()
     plain = ("name", "label", "run", "status", "n", "step")
     figures = [f"{column}{end}" for column in comparison["columns"] for end in ("", "_paper", "_difference")]
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*plain, *figures])
+    rows = [[*plain, *figures]]
     for row in comparison["rows"]:
         values = [figure[key] for figure in row["figures"].values() for key in ("ours", "paper", "difference")]
-        writer.writerow([*(row[key] for key in plain), *values])
-    return file.getvalue()
+        rows.append([*(row[key] for key in plain), *values])
+    return csv_text(rows)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from manifests import store
 from manifests.errors import Refused
+from manifests.plain_text import csv_text
 from manifests.records import json_text
 from training.answers import COLUMNS, PREDICTED, Answers, Examined
 from training.confusion import confusion_picture, histogram_picture
@@ -41,9 +40,7 @@ def write(examined: Examined, out: str) -> Path:
 
 
 def _table(rows: Iterable[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return csv_text(rows).encode()
 
 
 def _title(examined: Examined, who: str, what: str) -> str:

@@ -15,12 +15,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from manifests import store
 from manifests.errors import Refused, Stopped
+from manifests.plain_text import csv_text
 from training import distributed
 from training.losses import biasedness
 from training.objectives.step import Step
 
 LOG = "log.csv"
 HISTOGRAMS = "histograms.csv"
+END = "\r\n"  # of a line of both
 WriteEvent = Callable[[str, float, int], None]  # name, value, step
 
 
@@ -125,10 +127,8 @@ def append_row(path: Path, step: int, values: dict[str, float]) -> None:
     with store.stopping(str(path)):
         known = _widened(path, list(row)) if path.is_file() and path.stat().st_size else []
         with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, known or list(row), restval="nan")
-            if not known:
-                writer.writeheader()
-            writer.writerow(row)
+            names = known or list(row)
+            file.write(csv_text([*([] if known else [names]), [row.get(name, "nan") for name in names]], END))
 
 
 def append_histograms(path: Path, step: int, histograms: dict[str, list[int]], classes: Sequence[str]) -> None:
@@ -138,10 +138,8 @@ def append_histograms(path: Path, step: int, histograms: dict[str, list[int]], c
     if not histograms:
         return
     with store.stopping(str(path)), open(path, "a", newline="") as file:
-        writer = csv.writer(file)
-        if not file.tell():
-            writer.writerow(["step", "histogram", *(" ".join(name.split()) for name in classes)])
-        writer.writerows([step, name, *counts] for name, counts in histograms.items())
+        head = [] if file.tell() else [["step", "histogram", *(" ".join(name.split()) for name in classes)]]
+        file.write(csv_text([*head, *([step, name, *counts] for name, counts in histograms.items())], END))
 
 
 def _widened(path: Path, names: list[str]) -> list[str]:
@@ -149,9 +147,8 @@ def _widened(path: Path, names: list[str]) -> list[str]:
     header, *rows = csv.reader(io.StringIO(store.read_text(path), newline=""))
     lacking = [name for name in names if name not in header]
     if lacking:
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([[*header, *lacking], *([*row, *("nan" for _ in lacking)] for row in rows)])
-        store.write_bytes(str(path), text.getvalue().encode())
+        text = csv_text([[*header, *lacking], *([*row, *("nan" for _ in lacking)] for row in rows)], END)
+        store.write_bytes(str(path), text.encode())
     return header + lacking
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-import html
 from dataclasses import dataclass
 from typing import Any
+
+from manifests.plain_text import for_html, for_markdown
 
 COLUMNS = {"image": "Image", "image_star": "Image*", "points": "Point cloud", "mean": "Mean"}
 ZERO_SHOT, ORACLE = "zero_shot", "oracle"
@@ -209,47 +210,49 @@ _COST = {"seconds": "seconds", "max_rss_mb": "memory, MB", "ms_per_step": "ms a 
 
 def to_markdown(page: Page) -> str:
     """The page as Markdown; pictures are files beside it."""
-    lines = [f"# {page.title}", ""]
+    lines = [f"# {for_markdown(page.title)}", ""]
     for section in page.sections:
         lines += [f"## {section.title}", ""]
         for part in section.parts:
             if isinstance(part, Table):
                 lines += _markdown_table(part)
             elif isinstance(part, Picture):
-                lines += [f"![{part.caption}]({part.name})", "", part.caption]
+                caption = for_markdown(part.caption)
+                lines += [f"![{caption}]({part.name})", "", caption]
             else:
-                lines.append(part.replace("*", r"\*"))
+                lines.append(for_markdown(part))
             lines.append("")
     return "\n".join(lines)
 
 
 def _markdown_table(table: Table) -> list[str]:
-    rows = [table.head, ("---", *("---:" for _ in table.head[1:])), *table.rows]
-    return ["| " + " | ".join(cell.replace("|", r"\|").replace("*", r"\*") for cell in row) + " |" for row in rows]
+    head, *rows = ([for_markdown(cell) for cell in row] for row in (table.head, *table.rows))
+    rows = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def to_html(page: Page) -> str:
     """The page as one HTML file that needs no other: its pictures are part of it."""
-    parts = [f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(page.title)}</title>']
-    parts += [f"<style>{STYLE}</style>", f"<h1>{html.escape(page.title)}</h1>"]
+    parts = [f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{for_html(page.title)}</title>']
+    parts += [f"<style>{STYLE}</style>", f"<h1>{for_html(page.title)}</h1>"]
     for section in page.sections:
-        parts.append(f"<h2>{html.escape(section.title)}</h2>")
+        parts.append(f"<h2>{for_html(section.title)}</h2>")
         for part in section.parts:
             if isinstance(part, Table):
                 parts += _html_table(part)
             elif isinstance(part, Picture):
-                data, caption = base64.b64encode(part.png).decode(), html.escape(part.caption)
+                data, caption = base64.b64encode(part.png).decode(), for_html(part.caption)
                 parts.append(
                     f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
                     f"<figcaption>{caption}</figcaption></figure>"
                 )
             else:
-                parts.append(f"<p>{html.escape(part)}</p>")
+                parts.append(f"<p>{for_html(part)}</p>")
     return "\n".join(parts) + "\n"
 
 
 def _html_table(table: Table) -> list[str]:
     def row(cells: tuple[str, ...], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{for_html(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     return ["<table>", row(table.head, "th"), *(row(cells, "td") for cells in table.rows), "</table>"]

@@ -235,7 +235,7 @@ def test_a_second_run_of_a_method_and_no_labels(runs, shards, monkeypatch) -> No
 def test_what_is_shown_is_escaped() -> None:
     page = Page("a < b", (Section("s", (Table(("x", "*"), (("<i>|", "1"),)), "5 * 3")),))
     assert "<td>&lt;i&gt;|</td>" in to_html(page)
-    assert r"| <i>\| | 1 |" in to_markdown(page)
+    assert r"| \<i>\| | 1 |" in to_markdown(page)
     assert r"5 \* 3" in to_markdown(page)
 
 
