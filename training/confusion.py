@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from training.figures import BLACK, BLUE, DPI, GREEN, VERMILLION
+from training.figures import BLACK, BLUE, DPI, GREEN, VERMILLION, literal
 
 MANY = 20  # classes beyond which cells are too small for their counts
 DARK = 0.55  # share of a row beyond which a cell's count is written in white
@@ -25,7 +25,7 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str], title: str) ->
 
     Where there are few classes their counts stand in the cells. The row of a class without objects stays white.
     """
-    number = len(classes)
+    number, classes = len(classes), [literal(name) for name in classes]
     side = max(5.6, 1.6 + 0.22 * number)
     figure = Figure(figsize=(side + 0.9, side), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -41,7 +41,7 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str], title: str) ->
     axis.tick_params(which="both", length=0)
     axis.set_xlabel("predicted class", fontsize=10)
     axis.set_ylabel("true class", fontsize=10)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.suptitle(literal(title), x=0.01, ha="left", fontsize=10)
     if number <= MANY:
         for row, column in np.argwhere(counts):
             colour = "white" if share[row, column] > DARK else BLACK
@@ -54,7 +54,7 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str], title: str) ->
 
 def histogram_picture(counts: Mapping[str, Sequence[int]], classes: Sequence[str], title: str) -> bytes:
     """PNG: bars by class, a colour a series; the dotted line is an even share of the first."""
-    number, several = len(classes), len(counts)
+    number, several, classes = len(classes), len(counts), [literal(name) for name in classes]
     figure = Figure(figsize=(max(7.0, 1.5 + 0.28 * number), 3.8), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
@@ -68,7 +68,7 @@ def histogram_picture(counts: Mapping[str, Sequence[int]], classes: Sequence[str
     axis.set_ylabel("objects", fontsize=9)
     axis.tick_params(axis="y", labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.suptitle(literal(title), x=0.01, ha="left", fontsize=10)
     figure.legend(loc="outside lower left", fontsize=8, frameon=False, ncols=several + 1)
     return _png(figure)
 

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from manifests.plain_text import for_terminal
+
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000"
 LINES = ((BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"), (BLACK, "--"))
 DPI = 150
@@ -29,6 +31,11 @@ LOSSES = {
     "lg_align": "local-global",
 }
 Columns = dict[str, list[float]]
+
+
+def literal(text: str) -> str:
+    """Text of others as matplotlib draws it letter by letter: else $...$ is a formula, and a wrong one an error."""
+    return for_terminal(text).replace("$", r"\$")
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ def _grid(count: int, across: int = ACROSS, height: float = 2.2) -> tuple[Figure
 
 
 def _finish(axis: Axes, title: str, unit: str) -> None:
-    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_title(literal(title), fontsize=10, loc="left")
     axis.set_xlabel("step", fontsize=9)
     axis.set_ylabel(unit, fontsize=9)
     axis.tick_params(labelsize=8)
@@ -136,7 +143,8 @@ def _finish(axis: Axes, title: str, unit: str) -> None:
 
 def _png(figure: Figure, named: Sequence[tuple[str, str, str]]) -> bytes:
     """The figure with one legend of (name, colour, dashes) above its panels."""
-    handles = [matplotlib.lines.Line2D([], [], color=c, linestyle=d, linewidth=1.6, label=n) for n, c, d in named]
+    lines = [(literal(name), colour, dashes) for name, colour, dashes in named]
+    handles = [matplotlib.lines.Line2D([], [], color=c, linestyle=d, linewidth=1.6, label=n) for n, c, d in lines]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(named), frameon=False, fontsize=10)
     data = io.BytesIO()
     figure.savefig(data, format="png")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from training.figures import DPI
+from training.figures import DPI, literal
 
 GREY = "#9a9a9a"
 MAPS = ("tab20", "tab20b", "tab20c")
@@ -62,9 +62,9 @@ def scatter_picture(
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_color("#cccccc")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.suptitle(literal(title), x=0.01, ha="left", fontsize=10)
     handles = [_mark("o", "#444444", "image (mean of views)"), _mark("^", "#444444", "point cloud")]
-    handles += [_mark("s", colours[label], f"{label}  {classes[label]}") for label in there]
+    handles += [_mark("s", colours[label], literal(f"{label}  {classes[label]}")) for label in there]
     if (label_N < 0).any():
         handles.append(_mark("s", GREY, "no label"))
     figure.legend(handles=handles, loc="outside right upper", ncols=columns, frameon=False, fontsize=8)
