@@ -141,3 +141,39 @@ def test_constraints_name_no_registry_and_pin_what_belongs_together() -> None:
     pins = dict(line.split("==") for line in text.splitlines() if "==" in line)
     assert pins["torch"].startswith("2.15")
     assert pins["torchvision"].startswith("0.29")
+
+
+def unguarded(source: str) -> list[str]:
+    """Lines of a module that could show text from outside as it is."""
+    names = ("print", "Console", "escape", "csv.writer", "csv.DictWriter", "logging.basicConfig", "html.escape")
+    names += ("sys.stdout.write", "sys.stderr.write", "Text.from_markup", "rich.print", "logging.StreamHandler")
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
+            found.append(f"{node.lineno}: {ast.unparse(node.func)}")
+        if isinstance(node, ast.keyword) and node.arg in ("markup", "emoji") and ast.unparse(node.value) != "False":
+            found.append(f"{node.value.lineno}: {node.arg}")
+    return found
+
+
+def test_text_from_outside_is_shown_by_one_module() -> None:
+    for path in modules():
+        found = unguarded(path.read_text())
+        assert path.name == "plain_text.py" or not found, f"{path}: {found}, see manifests/plain_text.py"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "print(f'{out}: done')",
+        "Console(stderr=True).print(f'{out}: done')",
+        "console.print(f'[red]{out}[/red]', markup=True)",
+        "csv.writer(file).writerow(names)",
+        "csv.DictWriter(file, names)",
+        "table.add_row(escape(name))",
+        "logging.basicConfig(format='%(message)s')",
+        "Text.from_markup(name)",
+    ],
+)
+def test_the_scan_for_unguarded_text_sees(line: str) -> None:
+    assert unguarded(line)
