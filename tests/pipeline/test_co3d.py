@@ -134,6 +134,7 @@ def test_a_build_says_and_holds_what_the_recipe_promises(pipeline, release, tmp_
     assert len(read_manifest(str(tmp_path / "all")).classes) == 51
 
 
+@pytest.mark.slow
 def test_frames_are_drawn_again_from_the_source_to_the_same_bytes(pipeline, release, tmp_path) -> None:
     out, again = tmp_path / "out", tmp_path / "again"
     build(pipeline, release, out, 2, *ONLY_FRAMES)

@@ -222,6 +222,7 @@ def test_a_disk_that_takes_no_more_stops_the_build_and_the_rerun_completes(pipel
     assert not list((tmp_path / "out").rglob(".*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_with_workers(pipeline, tmp_path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

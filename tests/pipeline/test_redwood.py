@@ -78,6 +78,7 @@ def test_a_build_holds_meshes_and_frames_with_the_depth_of_their_own_time(pipeli
         assert len(frames) == 20
 
 
+@pytest.mark.slow
 def test_frames_are_drawn_again_beside_depth_maps_and_resumed(pipeline, release, tmp_path) -> None:
     out, common = tmp_path / "out", ("views.depth10.image_size=32", "views.depth10.name=depth10", *SMALL)
     build(pipeline, release, out, *common)

@@ -27,6 +27,7 @@ def demo(out: Path, *arguments: object, code: int = 0) -> subprocess.CompletedPr
     return result
 
 
+@pytest.mark.slow
 def test_every_stage_and_its_report(tmp_path) -> None:
     out = tmp_path / "demo"
     printed = demo(out, "--seed", 3, "--workers", 0, *SMALL).stdout

@@ -91,6 +91,7 @@ def two(shards, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_killed_go_on_to_the_last_digit(two, shards, tmp_path) -> None:
     folder = tmp_path / "run"
     process = start(2, folder, shards)
