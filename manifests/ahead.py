@@ -7,33 +7,35 @@ made again (manifests.store.patiently), so a cut connection costs one block.
 from __future__ import annotations
 
 import io
-import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from manifests import store
+from manifests.errors import Stopped
+from manifests.patience import NoAnswer, Patience, begin, store_seconds
 
 BLOCK_BYTES = 16 << 20
 GAP_BYTES = 2 << 20  # so much that nobody wants is read along, rather than asked for past it
 AHEAD = 2  # blocks on their way beside the one in use
+_SPARE_SECONDS = 30.0  # a thread's, beyond what the store is given
 _T = TypeVar("_T")
 _BEYOND = ("InvalidRange", "range is not satisfiable", "Requested Range Not Satisfiable", "416")
 
 
-def begin(work: Callable[[], _T]) -> Future[_T]:
-    """Starts work in a thread that no one waits for when the process ends."""
-    future: Future[_T] = Future()
+def awaited(future: Future[_T], path: str, requests: int = 1) -> _T:
+    """What a thread reads of `path` by so many requests, one after the other.
 
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="cross-most-reading").start()
-    return future
+    Raises what it raised, and Stopped when it has said nothing for longer than all of them may take.
+    """
+    limit = requests * (store_seconds() + _SPARE_SECONDS)
+    try:
+        return future.result(timeout=limit)
+    except TimeoutError as error:
+        if future.done():
+            raise
+        raise Stopped(f"cannot read {path}: its thread gave nothing for {limit:g} s; run the same again") from error
 
 
 def blocks_of(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -76,9 +78,11 @@ class AheadFile(io.RawIOBase):
                 self._coming[each] = begin(lambda block=self._blocks[each]: self._fetch(*block))
 
     def _fetch(self, start: int, stop: int) -> bytes:
-        def attempt() -> bytes:
+        def attempt(patience: Patience) -> bytes:
             try:
-                return self._fs.cat_file(self._inner, start=start, end=stop)
+                return patience.ask(self._fs, "cat_file", self._inner, start=start, end=stop)
+            except NoAnswer:
+                raise
             except OSError as error:
                 if any(words in str(error) for words in _BEYOND):
                     return b""
@@ -97,7 +101,7 @@ class AheadFile(io.RawIOBase):
             return memoryview(self._fetch(self._position, stop))
         self.begin(number)
         start, _ = self._blocks[number]
-        block = memoryview(self._coming[number].result())
+        block = memoryview(awaited(self._coming[number], self.path))
         return block[self._position - start :][:most]
 
     def readinto(self, buffer: Any) -> int:

@@ -24,10 +24,9 @@ from typing import IO, TypeVar
 import fsspec
 
 from manifests.errors import Refused, Stopped
+from manifests.patience import NoAnswer, Patience, library_options
 from manifests.processes import started
 
-PATIENCE = "CROSS_MOST_STORE_SECONDS"  # environment: for how long a store that refuses is asked again
-_PATIENCE_SECONDS = 120.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 15.0
 _CHANCE = random.SystemRandom()  # asking again takes nothing from a stream that somebody has seeded
 _TEMPORARY = re.compile(r"^\.(?P<name_and_host>.+\.[A-Za-z0-9_.-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
@@ -74,18 +73,13 @@ def join(folder: str, *names: str) -> str:
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a path and the path inside it. Raises Refused naming the missing library."""
     try:
-        return fsspec.core.url_to_fs(path)
+        return fsspec.core.url_to_fs(path, **library_options(path))
     except ImportError as error:
         package = _PACKAGES.get(path.partition("://")[0])
         install = f"pip install {package}" if package else str(error)
         raise Refused(f"cannot open {path}: its file system is missing: {install}") from error
     except ValueError as error:
         raise Refused(f"cannot open {path}: {error}") from error
-
-
-def patience_seconds() -> float:
-    """For how long a store that refuses is asked again, as the environment says."""
-    return float(os.environ.get(PATIENCE, _PATIENCE_SECONDS))
 
 
 @contextmanager
@@ -106,23 +100,27 @@ def _stopped(path: str, error: Exception, what: str = "write") -> Stopped:
     return Stopped(f"cannot {what} {path}: {reason}; what is finished is kept, run the same again")
 
 
-def patiently(path: str, what: str, attempt: Callable[[], _T]) -> _T:
+def patiently(path: str, what: str, attempt: Callable[[Patience], _T]) -> _T:
     """What `attempt` gives. A store that fails is asked again for two minutes, after longer and longer waits.
 
-    what: `read` or `write`, for the message. Answers (there is no such file, there is one already) are raised as they
-    come, missing rights at once. Raises Stopped naming the path when the store goes on failing.
+    what: `read` or `write`, for the message. attempt: asks by the Patience that it is given, which ends it when the
+    time is over (manifests.patience). Answers (there is no such file, there is one already) are raised as they come,
+    missing rights at once. Raises Stopped naming the path when the store goes on failing, or does not answer.
     """
-    deadline = time.monotonic() + patience_seconds()
+    patience, refused = Patience(), None
     wait = _FIRST_WAIT_SECONDS
     while True:
         try:
-            return attempt()
+            return attempt(patience)
         except _ANSWERS:
             raise
+        except NoAnswer as error:  # while the store's library asks again by itself: what it said before tells more
+            raise _stopped(path, refused or error, what) from error
         except Exception as error:  # every store library has its own errors
             lasting = isinstance(error, _LASTING) or type(error).__name__ in _LASTING_NAMES
-            if lasting or time.monotonic() + wait > deadline:
+            if lasting or wait > patience.left():
                 raise _stopped(path, error, what) from error
+            refused = error
         time.sleep(wait * _CHANCE.uniform(0.5, 1.0))  # a hundred workers do not come back at one moment
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
@@ -131,7 +129,7 @@ def upload(local: str, path: str) -> None:
     """Copies a finished local file to a URL. Raises Stopped when the store goes on refusing it."""
     fs, inner = filesystem(path)
     try:
-        patiently(path, "write", lambda: fs.put_file(local, inner))
+        patiently(path, "write", lambda patience: patience.put(fs, local, inner))
     except OSError as error:
         raise _stopped(path, error) from error
 
@@ -153,7 +151,7 @@ def read_bytes(path: str) -> bytes | None:
             raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     fs, inner = filesystem(path)
     try:
-        return patiently(path, "read", lambda: fs.cat_file(inner))
+        return patiently(path, "read", lambda patience: patience.ask(fs, "cat_file", inner))
     except FileNotFoundError:
         return None
 
@@ -163,11 +161,22 @@ def read_many(paths: list[str]) -> list[bytes | None]:
     if not paths or not is_url(paths[0]):
         return [read_bytes(path) for path in paths]
     fs, _ = filesystem(paths[0])
-    inner = [fs._strip_protocol(path) for path in paths]
-    # not `cat`, and not without a start: s3fs would ask for the size of each first
-    found = patiently(paths[0], "read", lambda: fs.cat_ranges(inner, 0, None, on_error="return"))
-    # what failed is read alone, with patience
-    return [data if isinstance(data, bytes) else read_bytes(path) for path, data in zip(paths, found, strict=True)]
+    found: dict[str, bytes | None] = {}
+
+    def attempt(patience: Patience) -> None:
+        missing = [path for path in paths if path not in found]
+        inner = [fs._strip_protocol(path) for path in missing]
+        # not `cat`, and not without a start: s3fs would ask for the size of each first
+        several = patience.ask(fs, "cat_ranges", inner, 0, None, on_error="return")
+        answers = dict(zip(missing, several, strict=True))
+        found.update({path: data for path, data in answers.items() if isinstance(data, bytes)})
+        found.update({path: None for path, data in answers.items() if isinstance(data, FileNotFoundError)})
+        failed = next((path for path in missing if path not in found), None)
+        if failed is not None:
+            raise answers[failed]
+
+    patiently(paths[0], "read", attempt)
+    return [found[path] for path in paths]
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -183,13 +192,20 @@ def create_bytes(path: str, data: bytes) -> bool:
     """
     if is_url(path):
         fs, inner = filesystem(path)
-        try:
-            fs.pipe_file(inner, data, mode="create")
+
+        def attempt(patience: Patience) -> bool:
+            try:
+                patience.ask(fs, "pipe_file", inner, data, mode="create")
+            except (FileExistsError, NoAnswer):
+                raise
+            except Exception:  # not known there, or failing just now: `write_bytes` tells
+                return False
             return True
+
+        try:
+            return patiently(path, "write", attempt) or _create_asking(path, data)
         except FileExistsError:
             return False
-        except Exception:  # not known there, or failing just now: `write_bytes` tells
-            return _create_asking(path, data)
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.parent / temporary_name(final.name)
@@ -240,7 +256,7 @@ def exists(path: str) -> bool:
     if not is_url(path):
         return Path(path).exists()
     fs, inner = filesystem(path)
-    return bool(patiently(path, "read", lambda: fs.exists(inner)))
+    return bool(patiently(path, "read", lambda patience: patience.ask(fs, "exists", inner)))
 
 
 def age_seconds(path: str) -> float | None:
@@ -267,7 +283,7 @@ def _written(path: str) -> float:
             return os.fstat(file.fileno()).st_mtime
     fs, inner = filesystem(path)
     fs.invalidate_cache()
-    return patiently(path, "read", lambda: fs.modified(inner)).timestamp()
+    return patiently(path, "read", lambda patience: patience.ask(fs, "modified", inner)).timestamp()
 
 
 def list_names(folder: str) -> list[str]:
@@ -277,7 +293,7 @@ def list_names(folder: str) -> list[str]:
     fs, inner = filesystem(folder)
     fs.invalidate_cache()
     try:
-        found = patiently(folder, "read", lambda: fs.ls(inner, detail=False))
+        found = patiently(folder, "read", lambda patience: patience.ask(fs, "ls", inner, detail=False))
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
     except FileNotFoundError:
         return []
@@ -294,7 +310,7 @@ def remove(path: str) -> None:
     fs, inner = filesystem(path)
     try:
         if exists(path):
-            patiently(path, "delete", lambda: fs.rm_file(inner))
+            patiently(path, "delete", lambda patience: patience.ask(fs, "rm_file", inner))
     except FileNotFoundError:
         return  # gone meanwhile
 
@@ -313,7 +329,7 @@ def open_reading(path: str, ahead: bool = True) -> IO[bytes]:
 
     fs, inner = filesystem(path)
     fs.invalidate_cache(inner)
-    size = patiently(path, "read", lambda: fs.size(inner))
+    size = patiently(path, "read", lambda patience: patience.ask(fs, "size", inner))
     return AheadFile(path, [(0, size)], size)
 
 

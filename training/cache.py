@@ -26,6 +26,7 @@ from typing import IO
 from manifests import store
 from manifests.ahead import AheadFile
 from manifests.errors import Refused, Stopped
+from manifests.patience import store_seconds
 
 FOLDER = "cross-most-cache"  # below data.cache
 MARKER = "CACHEDIR.TAG"  # bford.info/cachedir: programs that make backups leave such a folder out
@@ -177,7 +178,7 @@ def _wait_for(descriptor: int, path: Path) -> None:
 
     The holder itself may wait that long for its store between two signs of life.
     """
-    limit = 2 * store.patience_seconds()
+    limit = 2 * store_seconds()
     sign, since = None, time.monotonic()
     while True:
         try:

@@ -11,7 +11,8 @@ from concurrent.futures import Future
 from typing import IO
 
 from manifests import store
-from manifests.ahead import AheadFile, begin
+from manifests.ahead import BLOCK_BYTES, AheadFile, awaited
+from manifests.patience import begin
 from manifests.samples import Sample, Wanted, everything
 from training.cache import Cache
 from training.join import Shard
@@ -26,6 +27,7 @@ class _Tar:
         self._cache = cache if store.is_url(path) else None
         self._file: IO[bytes] | None = None
         self._coming: Future[IO[bytes]] | None = None
+        self._requests = 2 * (1 + places.bytes // BLOCK_BYTES)  # of a download, and of another process's before it
         if store.is_url(path) and cache is None:
             self._file = AheadFile(path, list(places.extents(numbers)), places.bytes)
 
@@ -65,7 +67,7 @@ class _Tar:
         if self._file is None:
             coming, self._coming = self._coming, None
             try:
-                self._file = coming.result() if coming else self._open()
+                self._file = awaited(coming, self.path, self._requests) if coming else self._open()
             except (OSError, ValueError) as error:
                 raise DamagedShard(f"{self.path}: {getattr(error, 'strerror', None) or error}") from error
         return self._file

@@ -1,16 +1,17 @@
-"""An object store that refuses writes, for a while or for ever, in the middle of a build."""
+"""An object store that refuses writes, for a while or for ever, or hangs, in the middle of a build and of a check."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 
 import pytest
 from builders import REPOSITORY, SMALL, Commands, tar_hashes
-from object_store import BUCKET, FailingProxy, ObjectStore
+from object_store import BUCKET, FailingProxy, HangingForwarder, ObjectStore
 
-from manifests.store import PATIENCE
+from manifests.patience import PATIENCE
 
 OBJECTS = ("parametric.objects=12", "shard_size=4", *SMALL[:2], "views=['depth10']")
 
@@ -86,6 +87,28 @@ def test_a_store_that_refuses_for_ever_stops_the_build_and_the_rerun_completes(s
         assert json.loads(commands("check", out, "--json").stdout)["ok"]
     finally:
         proxy.close()
+
+
+def test_a_store_that_hangs_stops_build_and_check_within_the_limit(server, unbroken) -> None:
+    """In the midst of the tars of both. What the store's own library asks again would take minutes."""
+    commands, out = Commands(REPOSITORY), f"s3://{BUCKET}/hung"
+    build = ("build", "parametric", "--out", out, "--workers", 0, *OBJECTS)
+    commands.environment[PATIENCE] = "3"
+    size = sum(map(len, unbroken.values()))
+    for command, left in ((build, size // 2), (("check", out), 0), (build, math.inf), (("check", out), size // 2)):
+        forwarder = HangingForwarder(server.port, left)
+        commands.environment |= forwarder.environment
+        try:
+            begun = time.monotonic()
+            message = commands(*command, code=0 if left == math.inf else 3).stderr
+            if left < math.inf:
+                assert f"s3://{BUCKET}/hung/" in message
+                assert f"no answer for 3 s ({PATIENCE}); what is finished is kept, run the same again" in message
+                assert "Traceback" not in message
+                assert time.monotonic() - begun < 45  # mostly of starting a command on a loaded machine
+        finally:
+            forwarder.close()
+    assert {name: server.get(f"hung/{name}") for name in unbroken} == unbroken
 
 
 def test_a_store_that_may_not_be_written_is_told_at_once(server) -> None:

@@ -1,7 +1,8 @@
-"""A real S3 protocol server in a process of its own, and an HTTP proxy before it that fails in chosen ways."""
+"""A real S3 protocol server in a process of its own, a proxy that fails in chosen ways, and one that hangs."""
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -140,6 +141,51 @@ class FailingProxy:
         """Ends the proxy."""
         self.server.shutdown()
         self.server.server_close()
+
+
+class HangingForwarder:
+    """Passes TCP on to a server until `left` bytes have gone either way; then it accepts, keeps and says nothing.
+
+    pace: bytes a second that a connection is given. Nobody is refused and nothing is closed: the peer looks alive.
+    """
+
+    def __init__(self, port: int, left: float = math.inf) -> None:
+        self.left, self.pace = left, math.inf
+        self._port, self._lock = port, threading.Lock()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self.environment = environment(self.port)
+        self._kept: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listening.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                self._kept += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while self._may_pass(0) and (data := source.recv(1 << 16)):
+                if not self._may_pass(len(data)):
+                    return
+                target.sendall(data)
+                time.sleep(len(data) / self.pace)
+            if self._may_pass(0):
+                target.shutdown(socket.SHUT_WR)
+
+    def _may_pass(self, size: int) -> bool:
+        with self._lock:
+            self.left -= size
+            return self.left > 0
+
+    def close(self) -> None:
+        """Ends the forwarder and all connections."""
+        for each in (self._listening, *self._kept):
+            each.close()
 
 
 @contextmanager

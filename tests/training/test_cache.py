@@ -16,6 +16,7 @@ from builders import REPOSITORY
 
 from manifests import store
 from manifests.errors import Refused, Stopped
+from manifests.patience import PATIENCE
 from training.cache import FOLDER, MARKER, Cache, open_cache
 
 SHA = "ab" * 32
@@ -119,7 +120,7 @@ def holding(folder: Path, beats: int) -> subprocess.Popen:
 
 
 def test_a_stopped_process_that_holds_a_lock_is_named(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv(store.PATIENCE, "0.5")
+    monkeypatch.setenv(PATIENCE, "0.5")
     process = holding(tmp_path, 10**6)
     try:
         process.send_signal(signal.SIGSTOP)
@@ -136,7 +137,7 @@ def test_a_stopped_process_that_holds_a_lock_is_named(tmp_path, monkeypatch) -> 
 
 def test_a_process_that_gets_on_is_waited_for(tmp_path, monkeypatch) -> None:
     """A large tar takes longer than the limit: who downloads it is not given up."""
-    monkeypatch.setenv(store.PATIENCE, "0.6")
+    monkeypatch.setenv(PATIENCE, "0.6")
     process = holding(tmp_path, 20)
     began = time.monotonic()
     with Cache(tmp_path, 10**9)._locked("abc"):

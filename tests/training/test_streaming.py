@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 from builders import REPOSITORY, Commands, torchrun
-from object_store import BUCKET, FailingProxy, ObjectStore, reached
+from object_store import BUCKET, FailingProxy, HangingForwarder, ObjectStore, reached
 
 from manifests import store
 from manifests.ahead import AheadFile, blocks_of
 from manifests.errors import Refused
+from manifests.patience import PATIENCE
 from training.augment import AugmentSettings
 from training.cache import FOLDER, Cache, open_cache
 from training.data import Form, Loader, UnlabelledSamples, batches_of
@@ -282,7 +284,7 @@ def test_a_store_that_goes_on_failing_stops_all_ranks_naming_the_url(url, proxy,
     broken = "shards/views/rgb12/train-00002.tar"
     proxy.answer = lambda path: 503 if path.split("?")[0].endswith(broken) else None
     environment = {**os.environ, **proxy.environment, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    environment[store.PATIENCE] = "2"
+    environment[PATIENCE] = "2"
     command = torchrun(2, *fit(url, tmp_path / "run", "optimizer.steps=40", f"data.workers={workers}"))
     found = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     codes = [line.split()[2] for line in found.stderr.splitlines() if line.strip().startswith("exitcode")]
@@ -291,6 +293,30 @@ def test_a_store_that_goes_on_failing_stops_all_ranks_naming_the_url(url, proxy,
     assert len(told) == 1
     assert found.stderr.count("Traceback") == 1  # torchrun's own
     assert proxy.environment["AWS_SECRET_ACCESS_KEY"] not in found.stderr + found.stdout
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_store_that_hangs_stops_fit_within_the_limit(server, url, tmp_path, workers: int) -> None:
+    """It answers until the run has begun, then accepts and says nothing; read here, and by a reader process."""
+    forwarder, run = HangingForwarder(server.port), tmp_path / "run"
+    environment = {**os.environ, **forwarder.environment, "PYTHONPATH": str(REPOSITORY), PATIENCE: "3"}
+    command = [sys.executable, *fit(url, run, "optimizer.steps=100000", f"data.workers={workers}")]
+    command.remove("--")
+    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints/step-00000000").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        forwarder.left = 0
+        begun = time.monotonic()
+        _, message = process.communicate(timeout=100)
+        assert time.monotonic() - begun < 30
+        assert process.returncode == 3
+        assert re.search(rf"cannot read {url}/\S+\.tar: no answer for 3 s \({PATIENCE}\)", message)
+        assert "Traceback" not in message
+    finally:
+        process.kill()
+        forwarder.close()
 
 
 # --- damage
