@@ -65,6 +65,17 @@ def absolute(path: str) -> str:
     return str(Path(path.removeprefix("file://")).absolute())
 
 
+def local_path(path: str, option: str) -> Path:
+    """The absolute path of a file or folder that an option names and that only a local disk can hold.
+
+    Raises Refused naming the option for a URL, which would become a local folder `s3:`, and as `absolute` does.
+    """
+    found = absolute(path)
+    if is_url(found):
+        raise Refused(f"{option} {found}: this is written to a local disk; name a path of this machine")
+    return Path(found)
+
+
 def join(folder: str, *names: str) -> str:
     """A path below a folder, for local paths and URLs alike."""
     return "/".join([folder.rstrip("/"), *names])

@@ -37,7 +37,8 @@ def lay_out(build: Build, to: str | None, copy: bool) -> str:
     """The folder that an export is written to, with the shards in it.
 
     to: None is OUT itself; else a folder that gets links to the shards (relative ones), or copies of them.
-    Raises Refused where the folder holds something else, lies among the shards, or cannot hold links.
+    Raises Refused where the folder holds something else, lies among the shards, or cannot hold links, and where a link
+    leads out of the build.
     """
     if to is None:
         return build.out
@@ -54,6 +55,7 @@ def lay_out(build: Build, to: str | None, copy: bool) -> str:
             same = False
         if not same:
             raise Refused(f"--to {to} is not empty and no export of {build.out}; choose another folder")
+    _refuse_links_out(build)
     for path in _files(build):
         source, target = store.join(build.out, path), store.join(to, path)
         if copy:
@@ -62,6 +64,20 @@ def lay_out(build: Build, to: str | None, copy: bool) -> str:
         else:
             _link(Path(source), Path(target))
     return to
+
+
+def _refuse_links_out(build: Build) -> None:
+    """Raises Refused naming a link that leads out of the build: what it names would be handed on with the shards."""
+    if store.is_url(build.out):
+        return
+    root = os.path.realpath(build.out)
+    for path in _files(build):
+        at = build.out
+        for part in path.split("/"):
+            at = os.path.join(at, part)
+            real = os.path.realpath(at)
+            if os.path.commonpath([root, real]) != root:
+                raise Refused(f"{at} is a link to {real}, out of the build: put that in its place, or delete it")
 
 
 def refuse_among_shards(out: str, to: str) -> None:

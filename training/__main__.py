@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from manifests import store
 from manifests.commands import parse_arguments, recipe_titles
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, log_to_stderr, tell
@@ -257,6 +258,8 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         changes=data,
     )
     with distributed.together():
+        if options.out:
+            store.local_path(options.out, "--out")
         checkpoint, device = open_checkpoint(options.checkpoint), _device(options.device)
     with _objects_bar(console) as on_progress:
         (found,) = examine([checkpoint], options.shards, options.split, device, how, on_progress)
@@ -348,7 +351,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from training.pages import accuracy_table, gain_lines
     from training.report import collect, write
 
-    out = options.out or Path(options.runs[0]).absolute().parent
+    out = store.local_path(options.out, "--out") if options.out else Path(options.runs[0]).absolute().parent
     with console.status("reading the runs") as status:
         report = collect(
             options.runs,
@@ -389,7 +392,7 @@ def _table(options: argparse.Namespace, console: Console) -> int:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False)
 
-    place = Place(Path(options.run).absolute(), options.device, options.processes, say)
+    place = Place(store.local_path(options.run, "--run"), options.device, options.processes, say)
     for line in warnings(wanted):
         say(line)
     if options.dry_run:
@@ -420,9 +423,10 @@ def _weights(options: argparse.Namespace, console: Console) -> int:
     from training.classifier import load
     from training.contents import describe, in_words
 
+    out = store.absolute(options.out) if options.out else ""
     about = describe(options.file, options.take)
-    if options.out:
-        load(options.file, options.take).save(options.out)
+    if out:
+        load(options.file, options.take).save(out)
     tell(*([json_text(about)] if options.json else in_words(about)))
     return 0
 

@@ -24,6 +24,7 @@ import psutil
 import torch
 from rich.console import Console
 
+from manifests import store
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, tell
 from training import report
@@ -187,7 +188,7 @@ def _stages(demo: _Demo, out: Path, seed: int, workers: int, changes: list[str],
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit codes as those of `python -m training`."""
     parser = argparse.ArgumentParser(prog="python -m training.demo", description="What the paper claims, in minutes.")
-    parser.add_argument("--out", default="runs/demo", type=Path)
+    parser.add_argument("--out", default="runs/demo")
     parser.add_argument("--seed", default=0, type=int, help="of the data and of every training")
     parser.add_argument("--workers", default=os.cpu_count() or 2, type=int, help="worker processes that build shards")
     parser.add_argument(
@@ -197,13 +198,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = PlainConsole(stderr=True, soft_wrap=True)
     try:
-        path = run(options.out, options.seed, options.workers, options.changes, options.build, console)
+        out = store.local_path(options.out, "--out")
+        path = run(out, options.seed, options.workers, options.changes, options.build, console)
     except (Refused, Stopped) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 2 if isinstance(error, Refused) else 3
     except KeyboardInterrupt:
         return 130
-    tell(*(options.out / "report.md").read_text().split("\n"))
+    tell(*(out / "report.md").read_text().split("\n"))
     console.print(f"{path}", highlight=False)
     return 0
 

@@ -149,6 +149,7 @@ def _texts(values: tuple[str, ...]) -> np.ndarray:
 
 def require(out: str, method: Method | None) -> None:
     """Raises Refused, before any work, where OUT is no .npz file or the picture's library is missing."""
+    store.absolute(out)
     if not out.endswith(".npz"):
         raise Refused(f"--out {out}: the file holds several arrays, so its name must end in .npz")
     if method is not None:

@@ -22,7 +22,7 @@ def write(examined: Examined, out: str) -> Path:
 
     Raises Refused where OUT cannot be written.
     """
-    folder = Path(out).absolute()
+    folder = store.local_path(out, "--out")
     files = {"evaluate.json": (json_text(examined.result(), indent=1) + "\n").encode()}
     for who, answers in examined.models.items():
         files |= _histograms(examined, who, answers)

@@ -54,7 +54,7 @@ def fit(
     (before anything is written), Stopped on a loss or weight that is not finite, a damaged shard (DamagedShard) or
     a full disk, Interrupted after a signal: in all processes what one of them met.
     """
-    folder, sources = Path(run).absolute(), []
+    folder, sources = store.local_path(run, "--run"), []
     torch.set_flush_denormal(True)
     with distributed.together():
         _refuse_other_run(folder, recipe)
@@ -88,7 +88,7 @@ def fit(
 
 def prepare(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> Run:
     """A run as `fit` sets it up, before anything is written. Raises what `fit` refuses."""
-    folder = Path(run).absolute()
+    folder = store.local_path(run, "--run")
     with distributed.together():
         _refuse_other_run(folder, recipe)
         state, _ = _set_up(folder, recipe, shards, device)

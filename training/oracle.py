@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = train(
             recipe,
             options.shards,
-            Path(options.run).absolute(),
+            store.local_path(options.run, "--run"),
             distributed.device_of(options.device),
             lambda steps: track(steps, "oracle", console=console, disable=not console.is_terminal),
         )

@@ -133,7 +133,7 @@ def write(report: Report, out: str | Path, seconds: float | None = None, max_rss
 
     seconds, max_rss_mb: of all the work that the report stands for. Raises Refused where OUT cannot be written.
     """
-    folder = Path(out).absolute()
+    folder = store.local_path(str(out), "--out")
     report = replace(report, values=report.values | {"seconds": seconds, "max_rss_mb": max_rss_mb})
     page = pages.page_of(report.values, report.pictures)
     files = {"report.json": (json_text(report.values, indent=1) + "\n").encode()}

@@ -17,7 +17,9 @@ from builders import SMALL, stored, tar_hashes
 from co3d_release import write_category
 from PIL import Image
 
+from manifests import store
 from manifests.samples import decode_array, decode_picture, read_samples
+from pipeline.__main__ import main
 from pipeline.cards import card, hub_splits
 from pipeline.colmap import quaternion
 from pipeline.holdings import open_build, survey
@@ -170,6 +172,55 @@ def test_a_folder_of_its_own_is_a_build_with_the_wanted_views(pipeline, out, tmp
     (tmp_path / "other").mkdir()
     (tmp_path / "other/a.txt").write_text("mine")
     assert "is not empty" in pipeline("export", out, "--format", "hf", "--to", tmp_path / "other", code=2).stderr
+
+
+@pytest.mark.parametrize("how", [("--copy",), ()])
+@pytest.mark.parametrize("place", ["recipe.toml", "splits/mine.txt", "shapes", "views/rgb12/manifest.json"])
+def test_a_link_out_of_the_build_is_refused(out, tmp_path, monkeypatch, capsys, place: str, how: tuple) -> None:
+    """A build of somebody else would hand on what its links name: a key, a password."""
+    secret = tmp_path / "secret"
+    if (out / place).is_dir():
+        shutil.copytree(out / place, secret)
+        shutil.rmtree(out / place)
+    else:
+        secret.write_text("of mine")
+        (out / place).unlink(missing_ok=True)
+    (out / place).parent.mkdir(exist_ok=True)
+    (out / place).symlink_to(secret)
+    if place.endswith("manifest.json"):
+        secret.write_text((out / "views/depth10/manifest.json").read_text().replace("depth10", "rgb12"))
+    targets = [str(tmp_path / "hub"), *(["memory://links/hub"] if how else [])]
+    for target in targets:
+        assert main(["export", str(out), "--format", "wids", "--to", target, *how]) == 2
+        message = " ".join(capsys.readouterr().err.split())
+        assert f"{out / place} is a link to {secret}, out of the build" in message
+        assert not store.list_names(target)
+
+
+def test_a_link_inside_the_build_is_copied(out, tmp_path) -> None:
+    (out / "splits").mkdir(exist_ok=True)
+    (out / "splits" / "mine.txt").symlink_to("../assets.jsonl")
+    assert main(["export", str(out), "--format", "wids", "--to", str(tmp_path / "hub"), "--copy"]) == 0
+    assert (tmp_path / "hub" / "splits" / "mine.txt").read_bytes() == (out / "assets.jsonl").read_bytes()
+    assert not (tmp_path / "hub" / "splits" / "mine.txt").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "made"),
+    [
+        (("inspect", "OUT", "--objects", "1", "--png", "URL/sheet.png"), "sheet.png"),
+        (("inspect", "OUT", "--objects", "1", "--html", "URL/page.html"), "page.html"),
+        (("export", "OUT", "--format", "colmap", "--to", "URL/model"), "model"),
+        (("export", "OUT", "--format", "wids", "--copy", "--to", "URL/hub"), "hub"),
+    ],
+)
+def test_a_url_is_no_local_folder(built, tmp_path, monkeypatch, arguments: tuple[str, ...], made: str) -> None:
+    """What takes a URL writes there; no folder `memory:` appears beside it."""
+    monkeypatch.chdir(tmp_path)
+    url = f"memory://urls{hash(arguments)}"
+    assert main([text.replace("OUT", str(built)).replace("URL", url) for text in arguments]) == 0
+    assert store.list_names(url) == [made]
+    assert not list(tmp_path.iterdir())
 
 
 def test_wids_and_webdataset_read_the_shards(pipeline, out, tmp_path) -> None:
