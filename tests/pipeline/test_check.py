@@ -237,7 +237,11 @@ def test_a_shard_that_stands_in_for_another_repeats_its_keys(pipeline, tmp_path)
     keys = json.loads((out / "shapes/train-00000.json").read_text())["keys"]
     for path in out.rglob("*-00001.*"):
         shutil.copy(path.with_name(path.name.replace("00001", "00000")), path)
-    problems = check(str(out)).problems
+    (problem,) = check(str(out)).problems
+    assert problem.startswith(f"{out}/shapes/train-00001.tar: its objects are not those of this shard ({min(keys)})")
+    (out / "assets.jsonl").unlink()
+    lost, *problems = check(str(out)).problems  # nothing says any more which objects are whose
+    assert lost == f"{out}/assets.jsonl: missing; run the build again"
     assert problems == [f"{out}: the key {key} comes 2 times" for key in sorted(keys)]
 
 

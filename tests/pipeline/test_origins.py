@@ -246,6 +246,8 @@ def test_a_build_of_before_says_nothing_and_is_gone_on_with(mine, build, tmp_pat
                 writer.write({"__key__": key, **sample.members, "json": encode_json(values)})
             writer.close()
         tar.with_suffix(".json").unlink()
+    found = json.loads(typed(capsys, "check", old, "--source", mine, "--json", code=1)[0])  # its records are gone
+    assert found["source"] == {"objects": 0, "unknown": 4, "changed": []}
     write_off(mine / "thing/1.off", size=6)
     typed(capsys, *command[:5], old, *command[6:])
     found = json.loads(typed(capsys, "check", old, "--source", mine, "--json")[0])
