@@ -96,6 +96,16 @@ def test_a_crop_is_the_one_of_pillow() -> None:
         assert np.abs(strong(smooth, rng(seed)).astype(int) - expected).max() <= 1
 
 
+def test_half_of_the_pictures_are_mirrored() -> None:
+    """Or as many as the key says."""
+    ramp = np.arange(64, dtype=np.uint8)[None, :, None].repeat(64, axis=0).repeat(3, axis=2)
+    for flip, low, high in ((0.5, 75, 125), (0.0, 0, 0), (1.0, 200, 200)):
+        strong = StrongPicture(AugmentSettings(image_magnitude=0, image_flip=flip), 64, (122, 116, 104))
+        g = rng()
+        pictures = [strong(ramp, g).astype(int) for _ in range(200)]
+        assert low <= sum(each[0, 0, 0] > each[0, -1, 0] for each in pictures) <= high
+
+
 def test_every_operation_bears_every_magnitude() -> None:
     """timm draws magnitudes up to 10, at which posterising would raise."""
     strong = StrongPicture(AugmentSettings(image_magnitude=10), 32, (122, 116, 104))

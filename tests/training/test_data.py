@@ -294,6 +294,14 @@ def test_evaluation_sees_all_views_and_labels(shards) -> None:
     assert source.manifest.classes[found[0].notes[0]] == found[0].batch.keys[0].rpartition("_")[0]
 
 
+def test_evaluation_sees_clouds_about_their_centre_at_radius_one(shards) -> None:
+    """As the weak clouds of training are but for a tenth; a shorter prefix of a cloud has another centre."""
+    settings = SETTINGS.model_copy(update={"split": "test"})
+    for part in labelled(open_source(str(shards), settings), settings, 64, range(3), 8):
+        assert part.batch.points.mean(dim=1).abs().max() < 1e-5
+        torch.testing.assert_close(part.batch.points.norm(dim=2).amax(dim=1), torch.ones(len(part.batch.keys)))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -141,6 +141,29 @@ def test_a_picture_is_the_same_again_and_shows_both_modalities(run, shards, tmp_
     assert squares <= colours  # of the legend
 
 
+def test_a_picture_of_many_objects_draws_some_of_all(monkeypatch) -> None:
+    """Not the first ones, which are of the first shards: the legend has the class of the others, too."""
+    monkeypatch.setattr(embedding, "DRAWN", 8)
+    rng, label = np.random.default_rng(0), np.array([0] * 8 + [1] * 40)
+    features = rng.normal(size=(2, 48, 16)).astype(np.float32)
+    keys, about = tuple(f"k{n}" for n in range(48)), {"dataset": "d", "split": "s", "step": 1, "who": "student"}
+    given = embedding.Embedding(keys, *features, np.ones(48, np.int64), label, ("a", "b"), None, about)
+    with Image.open(io.BytesIO(embedding.picture(given, "tsne"))) as page:
+        colours = {colour for _, colour in page.convert("RGB").getcolors(2**24)}
+    assert tuple(round(255 * part) for part in class_colours(2)[1]) in colours
+
+
+def test_views_that_are_not_there_are_zero() -> None:
+    """In a file of objects with different numbers of views, also where whole batches have fewer."""
+    parts, first, second = embedding._Parts(), torch.ones(2, 3, 4), torch.ones(1, 2, 4)
+    parts.add(("a", "b"), views=first)
+    parts.add(("c",), views=second)
+    found = parts.whole("views", 3, 4)
+    assert (found[:2] == 1).all()
+    assert (found[2, :2] == 1).all()
+    assert (found[2, 2] == 0).all()
+
+
 def test_a_legend_of_forty_classes_fits() -> None:
     rng = np.random.default_rng(0)
     label, names = np.arange(80) % 40, [f"class_{number:02d}" for number in range(40)]

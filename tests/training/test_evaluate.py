@@ -21,13 +21,15 @@ import torch
 import webdataset as wds
 from builders import REPOSITORY
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from manifests.samples import encode_json, read_samples
 from training.__main__ import main
-from training.answers import Answers, Examined
+from training.answers import Answers, Examined, pseudo_label_quality
 from training.checkpoint import open_checkpoint
 from training.confusion import confusion_picture, histogram_picture
-from training.evaluate import Options, examine
+from training.evaluate import Options, examine, one_view, teacher_labels
+from training.models import open_models
 from training.splits import batch_numbers
 from training.teacher import LabelSettings, pseudo_labels
 
@@ -296,6 +298,46 @@ def test_reader_processes_change_nothing(run, half) -> None:
     alone, _ = typed("evaluate", run, *options)
     assert json.loads(alone)["n"] == 19
     assert typed("evaluate", run, *options, "--workers", 2)[0] == alone
+
+
+def test_each_checkpoint_is_judged_by_the_views_of_its_own_seed(run, shards, tmp_path) -> None:
+    """And its teacher by the teacher's weights: the student's, less sure, with columns moved by one."""
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    last = other / "checkpoints/step-00000002"
+    recipe = (last / "recipe.toml").read_text()
+    (last / "recipe.toml").write_text(recipe.replace("seed = 0\n", "seed = 5\n", 1))
+    weights = load_file(last / "model.safetensors")
+    changed = {"classifier": weights["classifier"].roll(1, 1), "logit_scale": weights["logit_scale"] - 3}
+    save_file(weights | changed, last / "teacher.safetensors")
+    checkpoints = [open_checkpoint(str(folder)) for folder in (run, other)]
+    assert [checkpoint.recipe.seed for checkpoint in checkpoints] == [0, 5]
+    first, second = examine(checkpoints, str(shards))
+    same = torch.tensor([one_view(0, key, 3) == one_view(5, key, 3) for key in first.keys])
+    assert 3 < same.sum() < len(same) - 3
+    alike = (first.student.logits["image"] == second.student.logits["image"]).all(dim=1)
+    assert torch.equal(alike, same)
+    for name in ("image_star", "points"):
+        torch.testing.assert_close(first.student.logits[name], second.student.logits[name])
+    for name, logits in second.student.logits.items():
+        torch.testing.assert_close(second.teacher.logits[name], logits.roll(1, 1) * math.exp(-3))
+    single = examine(checkpoints, str(shards), options=Options(every_view=False))
+    for one, every in zip(single, (first, second), strict=True):
+        torch.testing.assert_close(one.student.logits["image"], every.student.logits["image"])
+    both = [second.teacher.logits[name] for name in ("image", "points")]
+    quality = pseudo_label_quality(*both, second.teacher.label, checkpoints[1].recipe.labels)
+    (found,) = teacher_labels(checkpoints[1:], str(shards), "test")
+    assert {name: found[name] for name in quality} == quality
+    of_student = [second.student.logits[name] for name in ("image", "points")]
+    assert pseudo_label_quality(*of_student, second.student.label, checkpoints[1].recipe.labels) != quality
+
+
+def test_models_that_are_asked_rest(run) -> None:
+    """No drop path, no batch norm that moves: the same question gets the same answer."""
+    opened = open_models(open_checkpoint(str(run)))
+    assert set(opened.models) == {"student", "teacher"}
+    for model in opened.models.values():
+        assert not any(module.training for module in model.modules())
 
 
 def test_bfloat16_is_asked_for_and_near(run, shards) -> None:

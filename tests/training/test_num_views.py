@@ -78,6 +78,17 @@ def test_views_that_are_not_there_are_never_right() -> None:
     assert total.tolist() == pytest.approx([1, 1, 1])  # each view has one answer
 
 
+def test_the_averaged_views_are_a_unit_feature() -> None:
+    """Or its logits, and so what is sure, would shrink with how much the views differ."""
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randint(256, (n, 3, 4, 4), dtype=torch.uint8, generator=generator) for n in (4, 2)]
+    batch = batch_of(*((f"k{n}", each, torch.randn(8, 3)) for n, each in enumerate(views)))
+    found = answers(batch, torch.tensor([0, 0]))["image_star"]
+    single = features_of(Linear(), batch, torch.device("cpu")).views
+    unit = torch.nn.functional.normalize(single.sum(dim=1), dim=1)
+    torch.testing.assert_close(found, Linear().image_logits(unit))
+
+
 def test_the_view_that_is_judged_depends_on_seed_and_object() -> None:
     keys = [f"object_{number}" for number in range(60)]
     views = {seed: [one_view(seed, key, 12) for key in keys] for seed in (0, 1)}

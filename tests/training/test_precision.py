@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,21 @@ def raw(method: str, size: int = 8) -> RawBatch | RawLabelledBatch:
     mask[:, :2, :4] = True
     draws = torch.from_numpy(rng.random((size, 3), np.float32))
     return RawBatch(keys, *pictures, points, seed, mask, draws[:, :2], draws[:, 2], *form, AugmentSettings())
+
+
+def test_a_batch_gives_the_teacher_weak_views() -> None:
+    """A weak cloud keeps its points and nearly its size, a strong one loses some; pictures stay what they were."""
+    given = raw("cross_most")
+    batch = given.to(CPU)
+    for name in ("weak_image", "strong_image"):
+        torch.testing.assert_close(getattr(batch, name), (getattr(given, name) / 255 - 0.5) / 0.25)
+    assert [len(cloud.unique(dim=0)) for cloud in batch.weak_points] == [128] * 8
+    assert ((batch.weak_points.norm(dim=2).amax(dim=1) - 1).abs() < 0.101).all()
+    assert sum(len(cloud.unique(dim=0)) for cloud in batch.strong_points) < 100 * 8
+    labelled = raw("pretrain")
+    for kind, kept in (("turned", True), ("ulip", False)):
+        changed = replace(labelled, augment=AugmentSettings(labelled_points=kind))
+        assert all(len(cloud.unique(dim=0)) == 128 for cloud in changed.to(CPU).points) is kept
 
 
 def terms_of(model: CrossModalModel, recipe: FitRecipe) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

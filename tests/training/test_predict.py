@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from builders import REPOSITORY
 
@@ -125,6 +126,20 @@ def test_shards_without_labels_being_read(run, shards, tmp_path) -> None:
     assert [row["label"] for row in rows(run, "--shards", out)] == [row["label"] for row in found]
     table, _ = typed("predict", run, "--shards", shards, "--who", "teacher")
     assert "next best" in table
+
+
+def test_the_surer_modality_answers() -> None:
+    """With its own label and confidence, sorted; a tie is the image's."""
+    names = ("mug", "bowl", "chair")
+    image, sure = torch.tensor([0.2, 0.7, 0.1]), torch.tensor([0.05, 0.05, 0.9])
+    found = predict._row(image, sure, names)
+    assert (found["label"], found["confidence"], found["surer"]) == ("chair", 0.9, "points")
+    found = predict._row(sure, image, names)
+    assert (found["label"], found["confidence"], found["surer"]) == ("chair", 0.9, "image")
+    found = predict._row(image, image.flip(0), names)
+    assert (found["label"], found["surer"], found["error"]) == ("bowl", "image", None)
+    top = [("bowl", 0.7), ("mug", 0.2), ("chair", 0.1)]
+    assert [(each["label"], each["confidence"]) for each in found["top5"]] == top
 
 
 def test_other_classes_come_from_text(run, shards) -> None:

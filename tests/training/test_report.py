@@ -19,10 +19,11 @@ from PIL import Image
 from manifests.recipes import to_toml
 from training import report
 from training.__main__ import main
-from training.checkpoint import open_checkpoint
+from training.checkpoint import Checkpoint, open_checkpoint
 from training.evaluate import COLUMNS, Answers, Unlabelled, evaluate, pseudo_label_quality
 from training.figures import Curves, selected_by_modality
 from training.pages import Page, Section, Table, gain_lines, page_of, row_name, to_html, to_markdown
+from training.recipe import FitRecipe
 from training.report import collect, paired_gain, wilson, write
 from training.sheets import RIGHT, WRONG, Answer, Shown, sheet, spread
 from training.teacher import LabelSettings
@@ -65,6 +66,20 @@ def test_a_paired_gain_by_hand() -> None:
     new, old = torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 0.0, 0.0])
     assert paired_gain(new, old, z=2) == pytest.approx((0.5, 0.0, 1.0))  # differences 1, 0, 0, 1: sd 1/2, of 4 objects
     assert paired_gain(old, new, z=2)[0] == -0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "mode", "own"),
+    [("self_training", "joint", True), ("cross_most", "own", True), ("cross_most", "joint", False)],
+)
+def test_curves_know_whose_labels_a_run_has(method: str, mode: str, own: bool) -> None:
+    """Figure 4: each branch's own share, or the shares of one label that both learn."""
+    recipe = FitRecipe(method=method, labels=LabelSettings(mode=mode))
+    last = Checkpoint(Path("run"), 4, recipe, (), (), "d")
+    values = {"confident_image": [0.5], "confident_points": [0.3], "from_image": [0.2]}
+    curves = report._Run(method, "run", {}, last, last, values).curves
+    image, points = selected_by_modality(curves)
+    assert (image[0], points[0]) == pytest.approx((0.5, 0.3) if own else (0.1, 0.4))
 
 
 def logits_of(*confidence: float, classes: tuple[int, ...]) -> torch.Tensor:

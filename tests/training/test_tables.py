@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -30,7 +31,7 @@ from training.evaluate import Options, examine
 from training.join import DataSettings, open_source
 from training.labelled import labelled
 from training.recipe import RECIPES, read_recipe
-from training.rows import Outcome
+from training.rows import Outcome, Place, known_outcome
 from training.tables import Builds, Judged, Row, Table, builds_of, chosen, read_table, resolve, table_names
 
 VARIANTS = {  # of table 1: build recipe, view set, channel, points
@@ -344,6 +345,44 @@ def test_rows_by_name() -> None:
     assert len(chosen(table, "")) == 24
     with pytest.raises(Refused, match="zero_shot-redwood"):
         chosen(table, "zero_shot-redwod")
+
+
+def judged(shards: object, of_all: dict | None = None, **row: object) -> Judged:
+    """A row of a small recipe, judged on some shards. of_all: keys of every row."""
+    given = {"name": "a", "label": "a", "recipe": "small_cross_most", "run": "a"} | row
+    (found,) = resolve([Row(**given)], Builds({"small_cross_most": str(shards)}, (), None), of_all or {})
+    return found
+
+
+def test_a_rows_own_keys_go_over_those_of_all(shards) -> None:
+    """Or an ablation would train what the others do."""
+    changes = {"seed": 3, "optimizer": {"batch_size": 16}}
+    found = judged(shards, changes, changes={"seed": 5, "weights": {"align": 0.0}}).recipe
+    assert (found.seed, found.optimizer.batch_size, found.weights.align) == (5, 16, 0.0)
+
+
+def test_figures_are_of_what_they_follow_from(shards, tmp_path) -> None:
+    """Of another step, judgement, recipe or build they are not taken for a row's own; nor is a zero-shot row's run."""
+    copy = tmp_path / "copy"
+    (copy / "views/rgb12").mkdir(parents=True)
+    shutil.copy(shards / "views/rgb12/manifest.json", copy / "views/rgb12/manifest.json")
+    manifest = json.loads((shards / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"assets_hash": "0" * len(manifest["assets_hash"])}))
+    rows = [judged(shards), judged(shards, step="first"), judged(shards, evaluate={"num_views": 1}), judged(copy)]
+    rows.append(judged(shards, {"seed": 3}))
+    assert len({row.identity for row in rows}) == 5
+    assert judged(shards).identity == rows[0].identity
+    place = Place(tmp_path)
+    result = {"identity": rows[0].identity, "n": 22, "step": 2}
+    result["student"] = {"image": 1.0, "image_star": 2.0, "points": 3.0}
+    path = place.result_path(rows[0])
+    path.parent.mkdir()
+    path.write_text(json.dumps(result))
+    assert known_outcome(rows[0], place).values == result["student"]
+    path.write_text(json.dumps(result | {"identity": rows[0].identity[:8] + "0" * 24}))
+    assert known_outcome(rows[0], place).status == "not run"
+    assert str(tmp_path / "a/checkpoints/step-00000000") in place.evaluate_command(rows[1])
+    assert str(tmp_path / "a") in place.evaluate_command(rows[0])
 
 
 def test_a_comparison_is_ours_less_the_papers(tmp_path) -> None:

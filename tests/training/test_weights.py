@@ -151,6 +151,29 @@ def test_a_pixel_decoder_keeps_the_order_of_its_rows(tmp_path) -> None:
     assert torch.equal(read_weights_file(tmp_path / "best.pth").tensors["image.decoder.weight"], weight[:, :, 0, 0])
 
 
+def test_what_is_taken_of_a_file_and_in_which_order(small, tmp_path) -> None:
+    """Student or teacher, the logit scale, and `init.image` over what `init.all` gave."""
+    states = {}
+    for seed, name in enumerate(("student", "teacher", "other")):
+        recipe = recipe_of(small).model_copy(update={"seed": seed})
+        states[name] = build_model(recipe, ("mug", "bowl"), blank=True)[0].state_dict()
+        states[name] |= {"logit_scale": torch.tensor(1.0 + seed), "classifier": torch.full((64, 2), 0.5 + seed)}
+    torch.save({"model": states["student"], "model_ema": states["teacher"]}, tmp_path / "both.pt")
+    torch.save(states["other"], tmp_path / "other.pt")
+    for who in ("student", "teacher"):
+        got = towers(small, all=tmp_path / "both.pt", take=who, classifier="file")
+        assert torch.equal(got.points.projection, states[who]["points.projection"])
+        assert torch.equal(got.image.mask_token, states[who]["image.mask_token"])
+        assert torch.equal(got.classifier, states[who]["classifier"])
+        assert got.scale == pytest.approx(float(states[who]["logit_scale"]))
+    keys = {"all": tmp_path / "both.pt", "image": tmp_path / "other.pt", "classifier": "file", "other_space": "keep"}
+    got = towers(small, **keys)
+    assert torch.equal(got.image.mask_token, states["other"]["image.mask_token"])
+    assert torch.equal(got.points.projection, states["student"]["points.projection"])
+    assert got.scale == pytest.approx(3.0)
+    assert "not to this run's image tower" in refused(small, **{**keys, "other_space": "refuse"})
+
+
 # -- full-size files, by the key lists
 
 
