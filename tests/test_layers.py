@@ -33,6 +33,23 @@ ROLE_BLOCKS = {
     "pipeline": ("torch", "torchvision", "open_clip", "timm", "safetensors"),
     "training": ("ray", "open3d", "trimesh", "h5py"),
 }
+WAITS = {"wait", "result", "join", "communicate", "recv", "accept", "acquire", "get"}  # for ever, without an argument
+RUNS = {"run", "call", "check_call", "check_output"}  # of subprocess
+LOCKS = {"flock", "lockf"}
+WAITS_FOR_EVER = {  # what may, and why
+    "training/__main__.py: found.result()": "figures, not a future",
+    "training/evaluate.py: examine([checkpoint], shards, split, device, options, on_progress)[0].result()": "figures",
+    "training/findings.py: examined.result()": "figures",
+    "training/report.py: each.result()": "figures",
+    "training/cache.py: fcntl.flock(file, fcntl.LOCK_EX)": "a file that nobody else knows yet",
+    "training/cache.py: fcntl.flock(descriptor, fcntl.LOCK_EX)": "not yet",
+    "pipeline/careful.py: connection.recv()": "in the child, which ends with its parent",
+    "pipeline/careful.py: self._connection.recv()": "polled before",
+    "pipeline/careful.py: self._process.wait()": "killed before",
+    "pipeline/cluster.py: ray.get(ray.remote(max_retries=0)(_answer).remote())": "not yet",
+    "pipeline/cluster.py: ray.get(ray.remote(max_retries=1, **demand.options)(_weigh).remote(job, plan))": "not yet",
+    "pipeline/cluster.py: self._ray.get(next(stream))": "not yet",
+}
 SUPERVISED = {"training/objectives/pretrain.py", "training/oracle.py"}  # beside evaluation: they may see labels
 
 
@@ -82,6 +99,40 @@ def test_modules_are_of_a_readable_size() -> None:
     sizes = {path.relative_to(REPOSITORY).as_posix(): len(path.read_text().splitlines()) for path in modules()}
     assert max(sizes.values()) <= 600, max(sizes, key=sizes.get)
     assert sorted(sizes.values())[len(sizes) // 2] <= 220
+
+
+def waits_for_ever(path: Path) -> list[str]:
+    """Calls that may wait without a limit: no timeout is said, and no argument that could be one."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+        if not isinstance(call.func, ast.Attribute) or any(keyword.arg == "timeout" for keyword in call.keywords):
+            continue
+        name, of, words = call.func.attr, ast.unparse(call.func.value).rpartition(".")[2], ast.unparse(call)
+        if (
+            (name in WAITS and not call.args)
+            or (name in RUNS and of == "subprocess")
+            or (name in ("get", "wait") and of in ("ray", "_ray"))
+            or (name in LOCKS and "LOCK_NB" not in words and "LOCK_UN" not in words)
+        ):
+            found.append(words)
+    return found
+
+
+def test_nothing_waits_for_ever() -> None:
+    found = {
+        f"{path.relative_to(REPOSITORY).as_posix()}: {call}" for path in modules() for call in waits_for_ever(path)
+    }
+    assert not found - set(WAITS_FOR_EVER), found - set(WAITS_FOR_EVER)
+
+
+def test_a_wait_without_a_limit_is_seen(tmp_path) -> None:
+    endless = ("process.wait()", "thread.join()", "future.result()", "subprocess.run(['ls'], check=True)")
+    endless += ("self._ray.get(next(stream))", "fcntl.flock(file, fcntl.LOCK_EX)", "self._connection.recv()")
+    limited = ("process.wait(5)", "future.result(timeout=5)", "'/'.join(names)", "subprocess.run(['ls'], timeout=5)")
+    limited += ("ray.get(x, timeout=1)", "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "values.get('key')")
+    path = tmp_path / "module.py"
+    path.write_text("\n".join(endless + limited))
+    assert sorted(waits_for_ever(path)) == sorted(endless)
 
 
 def run_blocked(code: str, blocked: tuple[str, ...]) -> subprocess.CompletedProcess:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from manifests.errors import Refused, Stopped
 from manifests.mappings import mean_and_deviation
@@ -41,6 +41,7 @@ from training.labelled import label_of
 from training.objects import cloud_of, num_views, picture_of
 from training.order import EpochOrder, Given, Range, epoch_ranges
 from training.places import DamagedShard, naming
+from training.readers import Readers
 from training.reading import read_pieces
 
 
@@ -72,6 +73,8 @@ class EpochSamples(IterableDataset):
     empty or a batch of all ranks is larger than it.
     """
 
+    num_pictures: int  # of a sample
+
     def __init__(
         self,
         source: Source,
@@ -98,6 +101,12 @@ class EpochSamples(IterableDataset):
             )
         self.mean, self.deviation = mean_and_deviation(settings.channel, source.view_set.preset)
         self._strong = StrongPicture(augment, form.image_size, tuple(round(255 * m) for m in self.mean))
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of a batch on its way from a reader: its pictures and clouds, beside which the rest is little."""
+        pictures = self.num_pictures * 3 * self.form.image_size**2
+        return self.batch_size * (pictures + self.settings.num_points * 3 * np.float32().nbytes)
 
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         """`key` and the arrays of one sample."""
@@ -229,6 +238,8 @@ class _ViewDraw:
 class UnlabelledSamples(EpochSamples):
     """Weak and strong pictures, clouds as stored with a seed, masks and draws: RawBatch. No label is read."""
 
+    num_pictures = 2
+
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         form, rng = self.form, drawn.rng
         picture, points = self._picture(drawn), self._cloud(drawn)
@@ -257,6 +268,8 @@ class SupervisedSamples(EpochSamples):
     For pre-training on a source domain and for an oracle. Samples, their order and their views are those without
     labels; an object that has none raises DamagedShard naming it.
     """
+
+    num_pictures = 1
 
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         return suffix in (POINTS, JSON)
@@ -299,21 +312,18 @@ class Loader:
 
     These are started once and go on reading over the ends of epochs, as long as the epochs are used up one after the
     other; else (a break within an epoch, another epoch, other segments) they are started anew. pin: batches lie in
-    memory that a GPU reads by itself.
+    memory that a GPU reads by itself. Raises as training.readers does.
     """
 
     def __init__(self, samples: EpochSamples, pin: bool = False) -> None:
-        own = torch.Generator()  # or each start would draw from the generator of the towers, and resuming differ
         self._samples, self._running, self._coming = samples, iter(()), -1
-        self._loader = DataLoader(
-            _Onwards(samples), batch_size=None, num_workers=samples.settings.workers, generator=own, pin_memory=pin
-        )
+        self._readers = Readers(_Onwards(samples), samples.settings.workers, samples.batch_bytes, pin)
 
     def __iter__(self) -> Iterator[Any]:
         samples = self._samples
         if samples.epoch != self._coming or samples.left != samples.num_batches:
             self._running = iter(())  # ends the readers before others begin
-            self._running = iter(self._loader)
+            self._running = iter(self._readers)
         coming, self._coming = samples.epoch + 1, -1
         for _ in range(samples.left):
             yield next(self._running)

@@ -28,7 +28,9 @@ from manifests import store
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, tell
 from training import report
+from training.children import ENDING_SECONDS, Watch, end
 
+SILENT_SECONDS = 7200.0  # of a stage: the oracle says nothing until it ends
 SAMPLING_SECONDS = 0.5
 PRETRAIN_THREADS = REPORT_THREADS = 2
 ADAPT_THREADS = 1
@@ -56,7 +58,7 @@ class _Memory(threading.Thread):
     def stop(self) -> float:
         """Ends the thread; gives the maximum."""
         self._over.set()
-        self.join()
+        self.join(ENDING_SECONDS)
         return self.max_rss_mb
 
 
@@ -67,11 +69,12 @@ class _Stage:
     name: str
     process: subprocess.Popen
     log: Path
+    watch: Watch
     started: float = field(default_factory=time.monotonic)
 
 
 class _Demo:
-    """Starts commands and waits for them; on any failure the others are ended."""
+    """Starts commands and waits for them; when one fails or says nothing for too long, all are ended."""
 
     def __init__(self, out: Path, console: Console) -> None:
         self.out, self.console = out, console
@@ -91,12 +94,12 @@ class _Demo:
                 stderr=subprocess.STDOUT,
                 env=dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1"),
             )
-        stage = _Stage(name, process, log)
+        stage = _Stage(name, process, log, Watch([log], SILENT_SECONDS))
         self._running.append(stage)
         return stage
 
     def wait(self, *stages: _Stage) -> None:
-        """Waits for stages, telling how each goes on. Raises Stopped with the last line of one that failed."""
+        """Waits for stages, telling how each goes on. Raises Stopped with the last line of one that failed or hangs."""
         waiting = list(stages)
         with self.console.status("") as status:
             while waiting:
@@ -104,6 +107,10 @@ class _Demo:
                     waiting.remove(stage)
                     self._running.remove(stage)
                     self._finish(stage)
+                for stage in waiting:
+                    if stage.watch.hangs():
+                        end(stage.process)
+                        raise Stopped(f"{stage.name}: {stage.watch.words()}; its last line: {_last_line(stage.log)}")
                 told = "   ".join(f"{stage.name}: {_last_line(stage.log)[:90]}" for stage in waiting)
                 status.update(told)
                 time.sleep(0.2)
@@ -119,7 +126,7 @@ class _Demo:
         for stage in self._running:
             stage.process.terminate()
         for stage in self._running:
-            stage.process.wait()
+            end(stage.process, ENDING_SECONDS)
 
 
 def _last_line(log: Path) -> str:

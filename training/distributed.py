@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,9 +22,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from manifests.errors import Refused, Stopped
+from manifests.patience import begin, seconds_of
+from training.readers import reader_seconds
 
-TIMEOUT = timedelta(minutes=30)  # for the slowest thing between two collectives: weights from a cold shared disk
+PROCESS_SECONDS = "CROSS_MOST_PROCESS_SECONDS"  # environment: for how long the other processes are waited for
+SECONDS = 1800.0  # the slowest thing between two collectives: weights from a cold shared disk
 LEAVING = timedelta(seconds=10)
+_SPARE_SECONDS = 60.0  # so that a process whose reader hangs says so before the others give it up
 _KINDS = {kind.__name__: kind for kind in (Refused, Stopped, KeyboardInterrupt)}
 
 
@@ -33,13 +40,15 @@ def launched() -> bool:
 def start() -> None:
     """Joins the other processes where several were launched; call it before anything that may be refused.
 
-    Raises Refused when they cannot be reached.
+    Whatever is exchanged later waits for the others for CROSS_MOST_PROCESS_SECONDS (half an hour) at most, and then
+    raises Stopped. Raises Refused when they cannot be reached.
     """
     if not launched() or dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    seconds = seconds_of(PROCESS_SECONDS, max(SECONDS, reader_seconds() + _SPARE_SECONDS))
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:
         raise Refused(f"several processes: the others cannot be reached ({_line(error)}); start by torchrun") from error
 
@@ -53,12 +62,16 @@ def finish() -> None:
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        store = dist.distributed_c10d._get_default_store()
-        store.set(f"leaves/{rank()}", "1")
-        store.wait([f"leaves/{number}" for number in range(world())], LEAVING)
-    except RuntimeError:
+        begin(_leave).result(timeout=LEAVING.total_seconds())
+    except (TimeoutError, dist.DistError):
         return  # another one is gone already; closing the group properly would wait for it
     dist.destroy_process_group()
+
+
+def _leave() -> None:
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"leaves/{rank()}", "1")
+    store.wait([f"leaves/{number}" for number in range(world())], LEAVING)
 
 
 def rank() -> int:
@@ -101,18 +114,59 @@ def refuse_several(what: str) -> None:
         raise Refused(f"{what} runs in one process: start it without torchrun")
 
 
+@contextmanager
+def answered() -> Iterator[None]:
+    """Around collectives: Stopped, naming it, where another process has ended or said nothing for too long."""
+    try:
+        yield
+    except RuntimeError as lost:
+        if world() == 1 or not (isinstance(lost, dist.DistError) or "gloo" in str(lost)):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in `finish`: torchrun has noticed it, too
+        missing = _missing()
+        who = f"process {', '.join(map(str, missing))} has ended or hangs" if missing else "another process has ended"
+        said = re.sub(r"^\[[^]]*gloo[^]]*\] ", "", _line(lost))  # without the line of its source
+        raise Stopped(
+            f"process {rank()}: {who}: {said} ({PROCESS_SECONDS}); what is finished is kept, run the same again"
+        ) from lost
+
+
+def _missing() -> list[int]:
+    """The processes that do not notice within LEAVING that one is lost: all others wait for it as this one does."""
+    try:
+        return begin(_unheard).result(timeout=2 * LEAVING.total_seconds())
+    except (TimeoutError, dist.DistError):  # torchrun keeps the store of its processes, else the first of them does
+        return [] if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or leads() else [0]
+
+
+def _unheard() -> list[int]:
+    """`_missing`, for a thread: what keeps the store may itself hang, and then no limit of torch's holds."""
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"waits/{rank()}", "1")
+    deadline, missing = time.monotonic() + LEAVING.total_seconds(), []
+    for number in range(world()):
+        try:
+            store.wait([f"waits/{number}"], timedelta(seconds=max(deadline - time.monotonic(), 0.1)))
+        except dist.DistStoreError:
+            missing.append(number)
+    return missing
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
         ctx.count = len(rows)
         parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
-        dist.all_gather(parts, rows.contiguous())
+        with answered():
+            dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
+        with answered():
+            dist.all_reduce(gradient)
         return gradient[rank() * ctx.count : (rank() + 1) * ctx.count]
 
 
@@ -120,13 +174,15 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
         total = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        with answered():
+            dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
+        with answered():
+            dist.all_reduce(gradient)
         return gradient
 
 
@@ -156,7 +212,8 @@ def largest(value: Tensor) -> Tensor:
     if world() == 1:
         return value
     value = value.clone()
-    dist.all_reduce(value, dist.ReduceOp.MAX)
+    with answered():
+        dist.all_reduce(value, dist.ReduceOp.MAX)
     return value
 
 
@@ -166,14 +223,16 @@ def gather_rows(rows: Tensor) -> Tensor:
     if world() == 1:
         return rows
     counts = torch.empty(world(), dtype=torch.int64)
-    dist.all_gather_into_tensor(counts, torch.tensor([len(rows)]))
+    with answered():
+        dist.all_gather_into_tensor(counts, torch.tensor([len(rows)]))
     most = int(counts.max())
     kind = rows.dtype
     padded = rows.new_zeros((most, *rows.shape[1:]), dtype=torch.uint8 if kind == torch.bool else kind)
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in range(world())]
     if most:
-        dist.all_gather(parts, padded)
+        with answered():
+            dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]).to(kind)
 
 
@@ -195,7 +254,7 @@ def agree(error: BaseException | None = None, wish: int = 0) -> int:
     """The largest `wish` of all processes. Where one of them met an error, all raise it: the lowest rank's.
 
     Refused, Stopped and Ctrl-C stay what they are; of another error the process itself raises it and the others
-    Stopped. A process that is gone without a word is Stopped as well.
+    Stopped. A process that is gone or hangs is Stopped as well.
     """
     if world() == 1:
         if error is not None:
@@ -204,10 +263,10 @@ def agree(error: BaseException | None = None, wish: int = 0) -> int:
     try:
         failed, wish = largest(torch.tensor([int(error is not None), wish])).tolist()
         met = gather_values([_kind(error), str(error)] if error is not None else None) if failed else []
-    except RuntimeError as lost:
+    except Stopped as lost:
         if error is not None:
             raise error from lost
-        raise Stopped(f"process {rank()}: another process ended ({_line(lost)})") from lost
+        raise
     for number, known in enumerate(met):
         if known is not None:
             _raise(number, *known, error)

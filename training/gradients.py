@@ -45,15 +45,16 @@ class _OverProcesses:
         self._several: DistributedDataParallel | None = None
 
     def __call__(self, student: nn.Module, teacher: nn.Module | None, batch: Any, recipe: Any) -> Step:
-        if self._several is None:  # not before: making it is a collective, and setting up a run may fail in one process
-            self._several = DistributedDataParallel(
-                self._method,
-                **{_BUFFERS: False},
-                bucket_cap_mb=BUCKET_MB,
-                gradient_as_bucket_view=True,
-                static_graph=True,
-            )
-        total, result = self._several(teacher, batch, recipe)
+        with distributed.answered():
+            if self._several is None:  # not before: making it is a collective, and setting up may fail in one process
+                self._several = DistributedDataParallel(
+                    self._method,
+                    **{_BUFFERS: False},
+                    bucket_cap_mb=BUCKET_MB,
+                    gradient_as_bucket_view=True,
+                    static_graph=True,
+                )
+            total, result = self._several(teacher, batch, recipe)
         return replace(result, total=total)
 
 

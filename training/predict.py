@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +38,7 @@ from manifests.records import read_record, record_path
 from manifests.shards import require_manifest, shapes_tar, views_tar
 from manifests.tables import axes_matrix, default_prompt_name, load_table, table_names
 from training.checkpoint import Checkpoint
+from training.children import ENDING_SECONDS, Watch, end
 from training.data import batches_of
 from training.features import features_of, require_finite
 from training.folders import CLASSES, read_about
@@ -48,6 +51,8 @@ UPRIGHT = (".glb", ".gltf")  # formats that say which way is up
 SHAPE_KEYS = ("seed", "num_points", "fps_prefix", "normalize")
 SPLIT = "all"
 TOP = 5
+BUILD_SECONDS = 600.0  # without a sign of life; of one file a build takes asset_seconds at most
+POLL_SECONDS = 1.0
 PLAIN = ("x", "y", "z")
 Say = Callable[[str], None]
 
@@ -128,7 +133,7 @@ def predict_files(
     for files with +Z up; else as of the dataset that the checkpoint was trained on, and +Y up for glTF. workers: of
     the build; 0: in one process.
 
-    Raises Refused when the checkpoint does not say how to draw, or the pipeline cannot run.
+    Raises Refused when the checkpoint does not say how to draw, or the pipeline cannot run; Stopped when a build hangs.
     """
     drawn = Drawn.of(checkpoint)
     groups = _groups(files, drawn.axes, axes)
@@ -216,9 +221,13 @@ def _build(scratch: Path, drawn: Drawn, dataset: str, axes: Sequence[str], files
     listing.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe.write_text(drawn.recipe(dataset, listing, axes))
     command = [sys.executable, "-m", "pipeline", "build", str(recipe), "--source", source, "--out", str(out)]
-    done = _run([*command, "--workers", str(workers)])
-    if done.returncode < 0 or done.returncode not in (0, 1, 2, 3, 130):
-        done = _run([*command, "--workers", "1"])  # a file took the process with it: one at a time, in a child
+    try:
+        done = _run([*command, "--workers", str(workers)], scratch)
+    except Stopped:
+        done = None
+    if done is None or done.returncode not in (0, 1, 2, 3, 130):
+        # a file took the process with it, or made it hang: one at a time, in a child
+        done = _run([*command, "--workers", "1"], scratch)
     last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
     if done.returncode == 130:
         raise KeyboardInterrupt
@@ -231,8 +240,23 @@ def _build(scratch: Path, drawn: Drawn, dataset: str, axes: Sequence[str], files
     return out
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: list[str], scratch: Path) -> subprocess.CompletedProcess[str]:
+    """A build that has ended, with what it said on stderr. Raises Stopped naming the command where it hangs."""
+    said = scratch / "said.txt"
+    with open(said, "w") as file:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+        watch = Watch([scratch], BUILD_SECONDS)
+        try:
+            while process.poll() is None:
+                if watch.hangs():
+                    end(process)
+                    raise Stopped(f"{shlex.join(command)}: {watch.words()}")
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=POLL_SECONDS)
+        except KeyboardInterrupt:
+            end(process, ENDING_SECONDS)  # a terminal has told it as well
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stderr=said.read_text(errors="replace"))
 
 
 @torch.inference_mode()

@@ -24,12 +24,13 @@ from manifests import store
 from manifests.processes import end_with_parent
 from manifests.recipes import Value, to_toml
 from manifests.records import json_text
+from training.children import ENDING_SECONDS, Watch, end
 from training.recipe import FitRecipe, checkpoint_data
 from training.tables import HEADS, Judged
 
 FIRST = "checkpoints/step-00000000"
 POLL_SECONDS = 0.1
-PATIENCE_SECONDS = 60  # for a command that was told to stop
+SILENT_SECONDS = 6 * 3600.0  # a row may take days; but a fit says a line now and then, and an evaluation ends
 
 
 @dataclass(frozen=True)
@@ -199,11 +200,12 @@ def _evaluate(judged: Judged, place: Place) -> Outcome:
 def _command(command: list[str], name: str, place: Place, until: Path | None = None) -> tuple[int, str, str]:
     """Runs a command, its words kept in RUN/logs: exit code, last line on stderr, stdout.
 
-    until: it is told to stop, as by Ctrl-C, as soon as this is there.
+    until: it is told to stop, as by Ctrl-C, as soon as this is there. A command that neither says anything nor writes
+    into its run for SILENT_SECONDS is ended, which is its last line then.
     """
     log = place.folder / "logs" / f"{name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    last, out = [""], [""]
+    last, out, hung = [""], [""], ""
     with open(log, "a") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
@@ -222,6 +224,7 @@ def _command(command: list[str], name: str, place: Place, until: Path | None = N
         def collect() -> None:
             out[0] = process.stdout.read()
 
+        watch = Watch([log, place.folder / name], SILENT_SECONDS)
         threads = [threading.Thread(target=each, daemon=True) for each in (listen, collect)]
         for thread in threads:
             thread.start()
@@ -230,25 +233,24 @@ def _command(command: list[str], name: str, place: Place, until: Path | None = N
                 place.status(f"{name}: {last[0]}")
                 if until is not None and until.is_dir():
                     _stop(process)
+                if watch.hangs():
+                    end(process)
+                    hung = watch.words()
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             time.sleep(10 * POLL_SECONDS)  # a terminal has told the command as well
             _stop(process)
             raise
         for thread in threads:
-            thread.join()
-    return process.returncode, last[0], out[0]
+            thread.join(ENDING_SECONDS)
+    return process.returncode, hung or last[0], out[0]
 
 
 def _stop(process: subprocess.Popen) -> None:
     """Ends a command as Ctrl-C does; a fit keeps its last checkpoint whenever it ends."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
-    try:
-        process.wait(PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    end(process, ENDING_SECONDS)
 
 
 def _end_with_parent() -> None:

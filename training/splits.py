@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from manifests.mappings import mean_and_deviation
 from manifests.samples import JSON, Sample, split_view_member
@@ -27,6 +27,7 @@ from training.batches import normalized
 from training.join import DataSettings, Shard, Source
 from training.objects import cloud_of, num_views, picture_of
 from training.places import naming
+from training.readers import Readers
 from training.reading import read_pieces
 
 BATCH = 32  # objects
@@ -92,6 +93,15 @@ class SplitReader(IterableDataset):
         self.numbers, self.batch_size, self.view_of, self.note = numbers, batch_size, view_of, note
         self._ends = list(accumulate(len(shard.keys) for shard in source.shards))
 
+    @property
+    def batch_bytes(self) -> int:
+        """Of a batch of objects with as many views as the preset says, or one where each object has its own number."""
+        views = 1
+        if self.view_of is None:
+            views = len(self.settings.views_of(max(self.source.view_set.preset.num_views, 1)))
+        clouds = self.settings.num_points * 3 * np.float32().nbytes
+        return self.batch_size * (views * 3 * self.image_size**2 + clouds)
+
     def __iter__(self) -> Iterator[NotedBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
@@ -151,7 +161,6 @@ class SplitReader(IterableDataset):
         return NotedBatch(batch, notes)
 
 
-def loader_of(reader: SplitReader, workers: int = 0) -> DataLoader:
+def loader_of(reader: SplitReader, workers: int = 0) -> Readers:
     """The batches of a reader in order, read by so many processes beside this one; iterate by `data.batches_of`."""
-    own = torch.Generator()  # else a random number of the process would be drawn
-    return DataLoader(reader, batch_size=None, num_workers=workers, generator=own)
+    return Readers(reader, workers, reader.batch_bytes)

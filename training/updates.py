@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from training import distributed
 from training.gradients import averaged
 from training.log import Log
 from training.model import CrossModalModel, parameter_groups
@@ -63,7 +64,8 @@ class Updates:
         teacher = None if self.teacher is None else self.teacher.model
         result = self._step(self.student, teacher, batch, self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
-        result.total.backward()
+        with distributed.answered():
+            result.total.backward()
         self.optimizer.found_inf = self.log.add(result, step + 1)
         self.optimizer.step()
         if self.recipe.logit_scale == "clamped":

@@ -89,6 +89,7 @@ def test_a_store_that_refuses_for_ever_stops_the_build_and_the_rerun_completes(s
         proxy.close()
 
 
+@pytest.mark.slow
 def test_a_store_that_hangs_stops_build_and_check_within_the_limit(server, unbroken) -> None:
     """In the midst of the tars of both. What the store's own library asks again would take minutes."""
     commands, out = Commands(REPOSITORY), f"s3://{BUCKET}/hung"

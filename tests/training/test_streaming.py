@@ -295,7 +295,7 @@ def test_a_store_that_goes_on_failing_stops_all_ranks_naming_the_url(url, proxy,
     assert proxy.environment["AWS_SECRET_ACCESS_KEY"] not in found.stderr + found.stdout
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_store_that_hangs_stops_fit_within_the_limit(server, url, tmp_path, workers: int) -> None:
     """It answers until the run has begun, then accepts and says nothing; read here, and by a reader process."""
     forwarder, run = HangingForwarder(server.port), tmp_path / "run"
