@@ -1,4 +1,6 @@
-"""Processes of this machine: whether one still runs, told by when it began; this one's memory and its parent's end."""
+"""Processes of this machine: whether one still runs, told by when it began; this one's memory and its parent's end; the
+environment of those that we start.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,11 @@ import os
 import resource
 import signal
 import sys
+import sysconfig
 from pathlib import Path
 
 _ENDED = ("Z", "X", "x")  # proc(5), states of a process
+_HOME = str(Path(__file__).resolve().parents[1])  # of our packages
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a process that was forked loads nothing
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -51,3 +55,15 @@ def end_with_parent(number: signal.Signals) -> None:
     """Lets the kernel send this process a signal when its parent dies; nothing where it is not Linux's."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+
+
+def environment() -> dict[str, str]:
+    """The environment of a Python of ours, in which no module of the current folder is run in place of a real one.
+
+    `python -m` and `-c` look there first. PYTHONSAFEPATH, which those that it starts inherit, leaves that folder out;
+    then our packages are named by PYTHONPATH, unless they are installed.
+    """
+    named = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]  # an empty one is that folder
+    if _HOME not in (*named, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        named.insert(0, _HOME)
+    return dict(os.environ, PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join(named))

@@ -31,12 +31,13 @@ from manifests.presets import (
 from manifests.recipes import parse_changes, to_toml
 from manifests.records import json_text
 
+PROGRAM = "python -m pipeline"
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
-    options = parse_arguments(_parser(), arguments)
+def main(arguments: list[str] | None = None, prog: str = PROGRAM) -> int:
+    """Runs one command and returns its exit code. prog: the program's name in its help."""
+    options = parse_arguments(_parser(prog), arguments)
     console = PlainConsole(stderr=True, soft_wrap=True)
     log_to_stderr()
     try:
@@ -52,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description="3D datasets into training shards.")
+def _parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="3D datasets into training shards.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="a dataset into shards")
     build.add_argument("recipe", help="name of a shipped recipe (`recipes` lists them) or a .toml file")
@@ -436,6 +437,11 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         tell(json.dumps({"ok": not lost, "findings": [vars(finding) for finding in found]}))
     return 1 if lost else 0
+
+
+def script() -> None:
+    """`cross-most-pipeline`: the same, whatever modules the current folder holds (`python -m` runs those)."""
+    sys.exit(main(prog="cross-most-pipeline"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import Stopped
-from manifests.processes import end_with_parent
+from manifests.processes import end_with_parent, environment
 from manifests.records import Asset, Failure
 from manifests.samples import Sample
 from pipeline.build import BuiltObject, Outcome, PlainMaker, ViewResults, make_object
@@ -101,14 +101,14 @@ class _Child:
     def __init__(self, plan: Plan) -> None:
         self._seconds, self._memory_mb = plan.recipe.asset_seconds, plan.recipe.asset_memory_mb
         self._connection, theirs = mp.Pipe()
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path or os.getcwd() for path in sys.path))
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.careful", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env=environment() | {"PYTHONPATH": paths},
         )
         theirs.close()
         self._connection.send(plan)

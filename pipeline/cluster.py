@@ -14,12 +14,13 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from manifests.errors import Refused, Stopped
 from manifests.presets import RasterizedViews
+from manifests.processes import environment
 from pipeline.build import JobEvent
 from pipeline.forecast import weigh
 from pipeline.leftovers import MARK, delete_folder, driver_name, end_left_behind, new_folder
@@ -116,19 +117,20 @@ def _private(ray: Any, workers: int) -> Iterator[None]:
     ended = end_left_behind()
     if ended:
         log.warning("ended %d processes that a killed run left behind", ended)
-    os.environ[MARK] = driver_name()
+    os.environ.update(environment() | {MARK: driver_name()})
     folder = new_folder()
     try:
         try:
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=folder,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
+            with chdir(folder):  # Ray's workers would run modules of the current folder
+                ray.init(
+                    address="local",
+                    num_cpus=workers,
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=folder,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise Refused(f"Ray does not start here: {_short(error)}; --workers 0 works without it") from error
         yield

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from manifests.errors import Refused
+from manifests.processes import environment
 
 ROLES = {
     "build": {
@@ -158,7 +159,12 @@ def _ray() -> Finding:
     program = "from pipeline.cluster import start_once; start_once()"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_RAY_SECONDS, check=False
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=_RAY_SECONDS,
+            check=False,
+            env=environment(),
         )
     except subprocess.TimeoutExpired:
         return Finding("ray starts", "missing", f"no worker after {_RAY_SECONDS} s", "--workers 0 works without Ray")

@@ -28,6 +28,7 @@ from manifests.plain_text import PlainConsole, log_to_stderr, tell
 from manifests.recipes import parse_changes
 from manifests.records import json_text
 
+PROGRAM = "python -m training"
 RECIPES = Path(__file__).parent / "recipes"
 WIDTH = 124  # characters of the widest table
 SEVERAL = ("fit", "evaluate", "embed")  # commands that torchrun may start in several processes
@@ -35,9 +36,9 @@ DEVICES = {"default": "auto", "choices": ("auto", "cpu", "cuda"), "help": "auto:
 LOG_LINE = ("loss", "confident", "right")  # beginnings of the names in the log that the line shows
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
-    options = parse_arguments(_parser(), arguments)
+def main(arguments: list[str] | None = None, prog: str = PROGRAM) -> int:
+    """Runs one command and returns its exit code. prog: the program's name in its help."""
+    options = parse_arguments(_parser(prog), arguments)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     leads = not several or os.environ.get("RANK") == "0"  # of several processes one speaks
     console = PlainConsole(stderr=True, soft_wrap=True, quiet=not leads)
@@ -74,8 +75,8 @@ def _join_processes(options: argparse.Namespace) -> None:
         raise Refused(f"{options.command} runs in one process: start it without torchrun")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training", description="Shards into a label-free 3D classifier.")
+def _parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Shards into a label-free 3D classifier.")
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train")
     fit.add_argument("recipe", help="name of a shipped recipe (`recipes` lists them) or a .toml file")
@@ -435,6 +436,11 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
     for name, title in recipe_titles(RECIPES):
         tell(f"{name:18} {title}")
     return 0
+
+
+def script() -> None:
+    """`cross-most-training`: the same, whatever modules the current folder holds (`python -m` runs those)."""
+    sys.exit(main(prog="cross-most-training"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from rich.console import Console
 from manifests import store
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, tell
+from manifests.processes import environment
 from training import report
 from training.children import ENDING_SECONDS, Watch, end
 
@@ -92,7 +93,7 @@ class _Demo:
                 command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1"),
+                env=dict(environment(), OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1"),
             )
         stage = _Stage(name, process, log, Watch([log], SILENT_SECONDS))
         self._running.append(stage)

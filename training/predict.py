@@ -33,6 +33,7 @@ from manifests.presets import (
     parse_preset,
     preset_names,
 )
+from manifests.processes import environment
 from manifests.recipes import to_toml
 from manifests.records import read_record, record_path
 from manifests.shards import require_manifest, shapes_tar, views_tar
@@ -244,7 +245,7 @@ def _run(command: list[str], scratch: Path) -> subprocess.CompletedProcess[str]:
     """A build that has ended, with what it said on stderr. Raises Stopped naming the command where it hangs."""
     said = scratch / "said.txt"
     with open(said, "w") as file:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment())
         watch = Watch([scratch], BUILD_SECONDS)
         try:
             while process.poll() is None:

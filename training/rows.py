@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from manifests import store
-from manifests.processes import end_with_parent
+from manifests.processes import end_with_parent, environment
 from manifests.recipes import Value, to_toml
 from manifests.records import json_text
 from training.children import ENDING_SECONDS, Watch, end
@@ -210,7 +210,12 @@ def _command(command: list[str], name: str, place: Place, until: Path | None = N
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_end_with_parent
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_end_with_parent,
+            env=environment(),
         )
 
         def listen() -> None:
