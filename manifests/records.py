@@ -118,10 +118,10 @@ class Record:
             record = _RECORD.validate_python(values)
         except ValidationError as error:
             raise ValueError(f"not a record: {first_problem(error)}") from error
-        columns = {"offsets": record.offsets, **record.sizes, **record.checks}
-        short = next((name for name, column in columns.items() if len(column) != len(record.keys)), None)
-        if short is not None:
-            raise ValueError(f"not a record: {short[:40]} has {len(columns[short])} values for {len(record.keys)} keys")
+        columns = [("offsets", record.offsets), *record.sizes.items(), *record.checks.items()]
+        for name, column in columns:
+            if len(column) != len(record.keys):
+                raise ValueError(f"not a record: {name[:40]} has {len(column)} values for {len(record.keys)} keys")
         return record
 
 

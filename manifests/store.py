@@ -267,6 +267,7 @@ def exists(path: str) -> bool:
     if not is_url(path):
         return Path(path).exists()
     fs, inner = filesystem(path)
+    fs.invalidate_cache(inner)  # a listing of before does not know what others have written
     return bool(patiently(path, "read", lambda patience: patience.ask(fs, "exists", inner)))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from manifests.errors import Refused
-from manifests.mappings import mean_and_deviation, to_picture, tower_picture, upsampled, value_range
+from manifests.mappings import NORMALIZE, mean_and_deviation, to_picture, tower_picture, upsampled, value_range
 from manifests.presets import (
     FOLDER,
     PointclipViews,
@@ -138,3 +138,44 @@ def test_world_depth_stays_as_it_is() -> None:
 def test_impossible_presets_are_refused(name: str, changes: dict, words: str) -> None:
     with pytest.raises(Refused, match=words):
         load_preset(name, changes)
+
+
+def test_colours_and_greys_are_shares_of_one_in_all_three_channels() -> None:
+    preset = load_preset("rgb12", {"image_size": 8})[1]
+    rgb = np.arange(8 * 4 * 3, dtype=np.uint8).reshape(8, 4, 3) * 2
+    rgb[0, 0] = 255
+    np.testing.assert_array_equal(tower_picture(rgb, "rgb", preset), rgb / np.float32(255))
+    assert tower_picture(rgb, "rgb", preset)[0, 0].tolist() == [1, 1, 1]
+    realistic = load_preset("realistic10", {"upsample": 0})[1]
+    gray = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    for array in (gray, gray / np.float32(255)):
+        picture = tower_picture(array, "gray", realistic)
+        assert picture.shape == (3, 4, 3)
+        for channel in range(3):
+            np.testing.assert_allclose(picture[..., channel], gray / 255, atol=1e-6)
+
+
+def test_a_flat_object_seen_head_on_is_a_picture() -> None:
+    """All its depths are one: nothing is divided by their range."""
+    depth = np.full((4, 4), np.inf, np.float32)
+    depth[1:3, 1:3] = 2.0
+    assert set(np.unique(to_picture(depth, "linear"))) == {0.0, 1.0}
+    assert set(np.unique(to_picture(depth, "clip2point"))) == {np.float32(0.5 * 200 / 255), 1.0}
+    near = np.where(np.isfinite(depth), np.float32(0.8), depth)
+    assert set(np.unique(to_picture(near, "clip2point"))) == {0.0, 1.0}
+    empty = np.full((2, 2), np.inf, np.float32)
+    assert (to_picture(empty, "linear") == 0).all()
+
+
+def test_towers_get_the_statistics_that_they_were_trained_with() -> None:
+    """OpenAI's CLIP and torchvision's ImageNet; codes of world depth are in units of its far end."""
+    assert NORMALIZE["clip"] == (
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    )
+    assert NORMALIZE["imagenet"] == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert mean_and_deviation("rgb", load_preset("rgb12")[1]) == NORMALIZE["clip"]
+    raw = load_preset("pointclip6", {"normalize": "clip"})[1]
+    mean, deviation = mean_and_deviation("depth", raw)
+    np.testing.assert_allclose(np.array(mean) * raw.far, NORMALIZE["clip"][0])
+    np.testing.assert_allclose(np.array(deviation) * raw.far, NORMALIZE["clip"][1])

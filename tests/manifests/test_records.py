@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from dataclasses import replace
 
 import fsspec
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from manifests import records, store
 from manifests.errors import Refused
-from manifests.tables import axes_matrix, load_table, table_names
+from manifests.tables import DatasetTable, axes_matrix, default_prompt_name, load_table, table_names
 
 
 @given(st.lists(st.text(max_size=120), unique=True, max_size=12))
@@ -31,6 +34,56 @@ def test_plain_ids_keep_their_name() -> None:
         records.make_keys(["x", "x"])
 
 
+def test_keys_that_differ_in_letter_case_alone_are_made_different() -> None:
+    """On a disk that drops letter case, one of two files of such names overwrites the other."""
+    ids = ["Chair_1", "chair_1", "CHAIR_1", "chair_2"]
+    keys = records.make_keys(ids)
+    for id, key in zip(ids[:3], keys, strict=False):
+        assert key == f"{id}-{hashlib.sha256(id.encode()).hexdigest()[:8]}"
+    assert keys[3] == "chair_2"
+    assert len({key.lower() for key in keys}) == 4
+
+
+def test_a_key_of_eighty_bytes_stays_and_a_longer_one_is_cut() -> None:
+    whole, longer = "k" * 80, "k" * 81
+    assert records.make_keys([whole, longer])[0] == whole
+    found = records.make_keys([longer, f"{longer}x"])
+    assert [len(key) for key in found] == [80, 80]
+    assert found[0] == f"{'k' * 71}-{hashlib.sha256(longer.encode()).hexdigest()[:8]}"
+    assert found[0] != found[1]
+
+
+def test_the_same_id_of_two_sources_is_two_objects() -> None:
+    keys = records.make_keys(["a", "a", "b"], ["train.h5", "test.h5", "test.h5"])
+    assert len(set(keys)) == 3
+    assert keys[2] == "b"
+    assert records.make_keys(["a", "a"], ["test.h5", "train.h5"]) == [keys[1], keys[0]]
+    with pytest.raises(ValueError, match="the id a comes twice"):
+        records.make_keys(["a", "a"], ["train.h5", "train.h5"])
+
+
+ASSET = records.Asset("a/b.off", "data/a/b.off", "train", "night_stand", "a_b")
+
+
+@pytest.mark.parametrize("field", ["id", "source", "split", "class_name", "key"])
+def test_the_list_of_assets_notices_every_change(field: str) -> None:
+    """A source that renamed, moved or relabelled an object is not the one that a build was begun from."""
+    other = records.Asset("c", "c", "train", None, "c")
+    expected = records.asset_list_hash([ASSET, other])
+    assert records.asset_list_hash([replace(ASSET, **{field: "x"}), other]) != expected
+    assert records.asset_list_hash([other, ASSET]) != expected
+    assert records.asset_list_hash([ASSET]) != expected
+
+
+def test_the_list_of_assets_comes_back() -> None:
+    assets = [ASSET, records.Asset('q"\\é\u2028', "s", "test", None, "q")]
+    data = b"".join(map(records.asset_line, assets))
+    assert records.parse_assets(data) == assets
+    assert json.loads(data.split(b"\n")[0]) == ["train", "a_b", "a/b.off", "night_stand", "data/a/b.off"]
+    with pytest.raises(ValueError, match="line 2: "):
+        records.parse_assets(data.replace(b'["test", "q"', b'["test", "not a key"'))
+
+
 def test_a_record_comes_back(tmp_path) -> None:
     record = records.Record(
         1, 2, 10, "ab", "cd", ("x", "y"), (0, 512), (records.Failure("z", "z.off", "load", "timeout: 2 s"),)
@@ -44,6 +97,47 @@ def test_a_record_comes_back(tmp_path) -> None:
     (tmp_path / "train-00000.json").write_text("{")
     with pytest.raises(ValueError, match="damaged JSON"):
         records.read_record(path)
+    (tmp_path / "train-00000.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"train-00000.json: not a JSON object"):
+        records.read_record(path)
+    assert records.record_path("s3://b/out/shapes/train-00017.tar") == "s3://b/out/shapes/train-00017.json"
+
+
+RECORD = {
+    "format": 1,
+    "count": 2,
+    "bytes": 3072,
+    "sha256": "ab",
+    "hash": "cd",
+    "keys": ["x", "y"],
+    "offsets": [0, 1536],
+    "sizes": {"json": [2, 2]},
+    "checks": {"json": [1, None]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"offsets": [0]}, "offsets has 1 values for 2 keys"),
+        ({"offsets": [0, 1, 2]}, "offsets has 3 values for 2 keys"),
+        ({"sizes": {"json": [2]}}, "json has 1 values for 2 keys"),
+        ({"checks": {"points.npy": [2, 2, 2]}}, "points.npy has 3 values for 2 keys"),
+        ({"offsets": [0, -1]}, "offsets.1: "),
+        ({"sizes": {"json": [2, -2]}}, "sizes.json.1: "),
+        ({"keys": ["x", "../y"]}, "keys.1: "),
+        ({"keys": ["x", "y" * 81]}, "keys.1: "),
+        ({"sha256": "../x"}, "sha256: "),
+        ({"sahpe": 1}, "sahpe: "),
+    ],
+)
+def test_a_record_that_is_none_says_where(change: dict, words: str) -> None:
+    """Readers take offsets, sizes and names of files from it."""
+    assert records.Record.from_json(RECORD).keys == ("x", "y")
+    with pytest.raises(ValueError, match="not a record: ") as caught:
+        records.Record.from_json({**RECORD, **change})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def fail_while_writing(path: str) -> None:
@@ -100,6 +194,30 @@ def test_modelnet_tables_are_complete() -> None:
     assert (len(ten.classes), ten.counts) == (10, {"train": 3991, "test": 908})
     assert forty.prompt_names[forty.label("night_stand")] == "night stand"
     assert list(forty.classes) == sorted(forty.classes)
+    assert (forty.label("airplane"), forty.label("xbox")) == (0, 39)
+    assert (forty.label("spaceship"), forty.label(None)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt_names": ("a",)}, "1 prompt names for 2 classes"),
+        ({"prompt_names": ("a", "b", "c")}, "3 prompt names for 2 classes"),
+        ({"classes": ("a", "a")}, "a class comes twice"),
+        ({"subsets": {"few": ("a", "c")}}, "subsets.few: c is no class"),
+        ({"subsets": {"few": ("a", "a")}}, "subsets.few: a class comes twice"),
+        ({"synsets": {"1": "a", "2": "a"}}, "synsets and classes are not the same"),
+    ],
+)
+def test_a_table_that_would_mix_up_labels_is_refused(change: dict, words: str) -> None:
+    values = {"name": "x", "classes": ("a", "b"), "prompt_names": ("a", "b"), **change}
+    with pytest.raises(ValueError, match=words):
+        DatasetTable(**values)
+
+
+def test_prompt_names_are_words() -> None:
+    assert default_prompt_name("night_stand") == default_prompt_name("night-stand") == "night stand"
+    assert default_prompt_name("_tv__stand-") == "tv stand"
 
 
 @pytest.mark.parametrize("axes", [("x", "y", "-z"), ("x", "x", "z"), ("y", "x", "z")])
