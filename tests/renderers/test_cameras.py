@@ -9,7 +9,17 @@ import pytest
 
 from manifests.presets import FOLDER, MeshViews, load_preset
 from renderers.backends import preset_cameras
-from renderers.cameras import direction, look_at, orbit_rotation, orthographic_K, perspective_K, rig
+from renderers.cameras import (
+    Camera,
+    direction,
+    look_at,
+    orbit_rotation,
+    orthographic_K,
+    perspective_K,
+    pixel_rays,
+    rig,
+)
+from renderers.reference import ray_of_pixel
 
 
 @pytest.mark.parametrize(("azimuth", "elevation"), [(0, 0), (30, 30), (-120, -20), (200, 80)])
@@ -136,3 +146,54 @@ def test_a_mesh_preset_names_every_parameter(name: str) -> None:
     rig_keys = {"azimuth_deg", "elevation_deg", "rotations"}
     assert keys | rig_keys == set(MeshViews.model_fields) | rig_keys
     assert keys & rig_keys >= {"rotations"}
+
+
+def one_camera(**changes: object) -> Camera:
+    values = {"distance": 2.2, "image_size": 8, "near": 0.5, "far": 3.0, **changes}
+    return rig(orbit_rotation(35, 20)[None], **values)[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [np.diag([-1.0, 1, 1, 1]), np.diag([1.0, 1, -1, 1]), np.diag([2.0, 2, 2, 1]), np.eye(4) + 0.2 * np.eye(4, k=1)],
+    ids=["mirrored", "inside out", "scaled", "skewed"],
+)
+def test_what_is_no_rigid_motion_is_no_camera(change: np.ndarray) -> None:
+    """A mirrored camera exchanges left and right of every picture; a scaled one has depths that are no distances."""
+    camera = one_camera()
+    with pytest.raises(ValueError, match="not a rigid motion"):
+        Camera(change @ camera.camera_from_world, camera.K, 8, 8, 0.5, 3.0)
+    noise = 1e-7 * np.random.default_rng(0).normal(size=(4, 4))  # of a matrix read from float32
+    Camera(camera.camera_from_world + noise, camera.K, 8, 8, 0.5, 3.0)
+
+
+def test_a_depth_range_has_an_extent_before_the_camera() -> None:
+    for near, far in ((1.0, 1.0), (2.0, 1.0), (-0.5, 1.0)):
+        with pytest.raises(ValueError, match="no range"):
+            one_camera(near=near, far=far)
+    assert one_camera(near=0.0, far=1.0).near == 0
+
+
+def test_scale_and_depth_range_are_the_presets() -> None:
+    changes = {"distance": 3.0, "depth_range": 1.5, "half_extent": 1.6, "image_size": 64}
+    for camera in preset_cameras(load_preset("depth10_release", changes)[1]):
+        assert (camera.near, camera.far, camera.model) == (1.5, 4.5, "orthographic")
+        assert camera.K[0, 0] == camera.K[1, 1] == 32 / 1.6
+    close = load_preset("depth10_release", {"distance": 1.0, "depth_range": 1.5})[1]
+    assert (close.near, close.far) == (0.0, 2.5)
+
+
+@pytest.mark.parametrize("model", ["perspective", "orthographic"])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_rays_go_through_the_middles_of_pixels(model: str, scale: int) -> None:
+    """Also of a picture that is not square and whose axis is not in its middle."""
+    camera = one_camera(model=model)
+    K = camera.K.copy()
+    K[0, 2], K[1, 1], K[1, 2] = 6.5, 1.25 * K[1, 1], 2.25
+    wide = Camera(camera.camera_from_world, K, 11, 5, 0.5, 3.0, camera.model)
+    rays = pixel_rays(wide, range(1 * scale, 5 * scale), range(2 * scale, 11 * scale), scale)
+    rays = rays.reshape(4, scale, 9, scale, 6).mean(axis=(1, 3))  # the mean of a pixel's rays is that of its middle
+    for row in range(4):
+        for column in range(9):
+            expected = np.concatenate(ray_of_pixel(wide, row + 1, column + 2))
+            np.testing.assert_allclose(rays[row, column], expected, atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from manifests.mappings import to_picture
 from manifests.presets import load_preset
 from renderers import reference
 from renderers.backends import draw, preset_cameras
-from renderers.cameras import orthographic_K, perspective_K, rig
+from renderers.cameras import Camera, orthographic_K, perspective_K, rig
 from renderers.depth import draw_depth
 from renderers.live import depth_maps, to_pictures
 
@@ -142,3 +144,88 @@ def test_points_behind_the_camera_are_not_drawn() -> None:
 
 def test_orthographic_and_perspective_are_held_apart() -> None:
     assert orthographic_K(64, 1)[0, 2] == perspective_K(64, 60)[0, 2] == 32
+
+
+def both(points: np.ndarray, name: str, **changes: object) -> tuple[np.ndarray, np.ndarray, Camera]:
+    """Depth of the first view by numpy and by torch, and its camera; points (N, 3) in that camera's axes."""
+    _, preset = load_preset(name, changes)
+    camera = preset_cameras(preset)[0]
+    pose = camera.camera_from_world
+    world = ((np.atleast_2d(points) - pose[:3, 3]) @ pose[:3, :3]).astype(np.float32)
+    options = {"merge": preset.merge, "dilation": preset.dilation, "disc_radius": preset.disc_radius}
+    live = depth_maps(torch.from_numpy(world[None]), [camera], **options)[0, 0].numpy()
+    return draw_depth(world, preset, camera), live, camera
+
+
+def pixels_of(depth: np.ndarray) -> set[tuple[int, int]]:
+    return {tuple(place) for place in np.argwhere(np.isfinite(depth)).tolist()}
+
+
+EDGES = [(place, 3) for place in (-3, -2, -1, 0, 1, 6, 7, 8, 9, 10)]
+
+
+@pytest.mark.parametrize("merge", ["minimum", "weighted"])
+@pytest.mark.parametrize("dilation", [1, 2, 3, 4])
+@pytest.mark.parametrize("among_others", [False, True])
+def test_a_dot_across_an_edge_shows_on_this_side_only(merge: str, dilation: int, among_others: bool) -> None:
+    """Eq. 10: p - R/2 <= ceil < p + R/2, for pixels p of the picture; none of it at the other end of another row."""
+    covered = [o for o in range(-4, 5) if o - dilation / 2 <= 0 < o + dilation / 2]
+    assert len(covered) == dilation
+    _, preset = load_preset("depth10", {"image_size": 8})
+    K = preset_cameras(preset)[0].K
+    for column, row in [*EDGES, *((c, r) for r, c in EDGES), (8, 8), (-1, -1), (7, 7), (8, 0), (0, 8)]:
+        at = [((v - 0.5) - (K[i, 2] - 1)) / K[i, i] * 2.0 for i, v in ((0, column), (1, row))]  # ceil(v - 0.5) = v
+        dots, places = [[*at, 2.0]], [(row, column)]
+        if among_others:
+            dots.append([0.0, 0.0, 2.0])
+            places.append((3, 3))
+        expected = {(r + a, c + b) for r, c in places for a in covered for b in covered}
+        expected = {(r, c) for r, c in expected if 0 <= r < 8 and 0 <= c < 8}
+        for depth in both(np.array(dots), "depth10", image_size=8, merge=merge, dilation=dilation)[:2]:
+            assert pixels_of(depth) == expected, (column, row)
+            np.testing.assert_allclose(depth[np.isfinite(depth)], 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_a_point_in_the_plane_of_the_camera_is_not_drawn(dilation: int) -> None:
+    """It has no place in the picture: dividing by its depth gives infinity, and as a pixel anything."""
+    dots = np.array([[0.3, 0.2, 0.0], [0.0, 0.0, 0.0], [0.1, 0.1, -1.0], [0.0, 0.0, 2.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for depth in both(dots, "depth10", image_size=8, dilation=dilation)[:2]:
+            assert len(pixels_of(depth)) == dilation**2
+            np.testing.assert_allclose(depth[np.isfinite(depth)], 2, rtol=1e-6)
+
+
+def test_a_disc_ends_just_before_its_radius() -> None:
+    """As released: a pixel whose centre is as far from the point as the radius shows nothing of it.
+
+    With 8 pixels over 2 units centres lie 0.25 apart, at numbers that float32 has.
+    """
+    dot = np.array([0.125, -0.375, 2.0])
+    for depth in both(dot, "depth10_release", image_size=8, disc_radius=0.25)[:2]:
+        assert pixels_of(depth) == {(2, 4)}
+    for depth in both(dot, "depth10_release", image_size=8, disc_radius=0.2501)[:2]:
+        assert pixels_of(depth) == {(2, 4), (1, 4), (3, 4), (2, 3), (2, 5)}
+
+
+@pytest.mark.parametrize("radius", [0.04, 0.11, 0.2, 0.3, 0.45])
+def test_discs_equal_the_reference_up_to_the_edges(radius: float) -> None:
+    """Every reach of a disc, from less than a pixel, at places that fill a pixel and cross the picture's edges."""
+    rng = np.random.default_rng(4)
+    dots = np.concatenate([rng.uniform(-1.2, 1.2, (25, 2)), rng.uniform(1, 3, (25, 1))], axis=1)
+    for dot in dots:
+        drawn, live, camera = both(dot, "depth10_release", image_size=12, disc_radius=radius)
+        _, preset = load_preset("depth10_release", {"disc_radius": radius})
+        pose = camera.camera_from_world
+        expected = reference.depth_of_points((dot[None] - pose[:3, 3]) @ pose[:3, :3], preset, camera)
+        for depth in (drawn, live):
+            assert pixels_of(depth) == pixels_of(expected)
+
+
+def test_a_disc_at_the_camera_is_drawn_and_behind_it_is_not() -> None:
+    """As released: depth zero is kept, anything less is not."""
+    for z, pixels in ((0.0, 1), (-1e-3, 0), (-1.0, 0)):
+        for depth in both(np.array([0.125, 0.125, z]), "depth10_release", image_size=8, disc_radius=0.2)[:2]:
+            assert len(pixels_of(depth)) == pixels
+            assert (depth[np.isfinite(depth)] == 0).all()

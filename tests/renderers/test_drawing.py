@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import renderers
 from manifests.errors import Refused
 from manifests.presets import load_preset
 from manifests.samples import MESH, Sample, decode_array, decode_picture, depth_of_codes, read_samples
+from renderers.views import View
 from training.objects import picture_of
 
 
@@ -159,3 +161,40 @@ def test_ground_is_under_the_object_in_rgb_and_depth() -> None:
     hit = np.isfinite(plain.depth[0])
     np.testing.assert_allclose(views.depth[0][hit], plain.depth[0][hit], atol=1e-5)
     assert camera.far >= views.depth[np.isfinite(views.depth)].max()
+
+
+def test_the_ground_is_as_large_as_the_preset_says() -> None:
+    box = textured_box()
+    plain = renderers.draw(box, "rgb12", image_size=64)
+    views = renderers.draw(box, "rgb12", image_size=64, ground=True, ground_extent=0.8)
+    reached = 0.0
+    for view, camera in enumerate(views.cameras):
+        rows, columns = np.nonzero(np.isfinite(views.depth[view]) & np.isinf(plain.depth[view]))
+        pixels = np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))])
+        inside = np.linalg.inv(camera.K) @ pixels * views.depth[view][rows, columns]
+        world = np.linalg.inv(camera.camera_from_world) @ np.concatenate([inside, np.ones((1, len(rows)))])
+        reached = max(reached, np.abs(world[[0, 2]]).max())
+    assert 0.75 < reached <= 0.8 + 1e-4
+
+
+def test_a_view_is_a_picture_of_its_cameras_size_and_type() -> None:
+    """Else depth in float64 or colours as fractions would be stored as garbage."""
+    camera = renderers.draw(np.eye(3), "depth10", image_size=8).cameras[0]
+    wide = replace(camera, width=12)
+    rgb, depth = np.zeros((8, 12, 3), np.uint8), np.zeros((8, 12), np.float32)
+    assert View(wide, rgb=rgb, depth=depth, gray=depth).rgb is rgb
+    for wrong in (
+        {"rgb": rgb.swapaxes(0, 1)},
+        {"rgb": rgb.astype(np.float32)},
+        {"rgb": rgb[..., 0]},
+        {"depth": depth.T},
+        {"depth": depth.astype(np.float64)},
+        {"depth": depth[..., None]},
+        {"gray": depth.T},
+        {"gray": depth.astype(np.uint8)},
+        {"rgb": rgb, "depth": depth[:4]},
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            View(wide, **wrong)
+    with pytest.raises(ValueError, match="at least one picture"):
+        View(wide)

@@ -124,3 +124,23 @@ def test_every_merge_on_an_accelerator_equals_numpy(name: str) -> None:
     live = to_pictures(depth_maps(points.cuda(), preset_cameras(preset), **options))[0].cpu().numpy()
     for view, picture in zip(draw(preset, points=points[0].numpy()), live, strict=True):
         assert (np.abs(to_picture(view.depth, "clip2point") - picture) > 1e-4).mean() < 1e-3
+
+
+def test_cameras_of_two_sizes_and_merges_that_are_none_are_refused() -> None:
+    small, large = preset_cameras(release(image_size=8))[:1], preset_cameras(release(image_size=16))[:1]
+    with pytest.raises(ValueError, match="one size"):
+        depth_maps(clouds(1), small + large, merge="disc")
+    with pytest.raises(ValueError, match="unknown merge"):
+        depth_maps(clouds(1), small, merge="mean")
+
+
+def test_pictures_of_depth_equal_those_of_numpy() -> None:
+    """Also where every point is nearer or farther than 1, and where there is none."""
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(0.2, 3, (4, 5, 5)).astype(np.float32)
+    depth[0] = rng.uniform(0.2, 0.8, (5, 5))
+    depth[1] = rng.uniform(1.2, 3, (5, 5))
+    depth[3] = np.inf
+    depth[:3, 0] = np.inf
+    expected = np.stack([to_picture(each, "clip2point") for each in depth])
+    np.testing.assert_allclose(to_pictures(torch.from_numpy(depth)).numpy(), expected, atol=1e-6)

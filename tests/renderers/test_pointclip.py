@@ -147,3 +147,54 @@ def test_colours_and_depth_show_the_same_pixels(golden) -> None:
     for view, other in zip(draw(colored, points=points, colors=colors), draw(plain, points=points), strict=True):
         assert view.depth is None
         assert ((view.rgb == 200).all(axis=2) == np.isfinite(other.depth)).all()
+
+
+@pytest.mark.parametrize("footprint", [1, 2, 4])
+def test_a_dot_across_an_edge_shows_on_this_side_only(footprint: int) -> None:
+    """At the last column and the row after it, at every edge and corner: none of it at the other end of another row."""
+    edges = [(place, 3) for place in (-4, -3, -2, -1, 0, 1, 6, 7, 8, 9, 10, 11)]
+    _, preset = load_preset("pointclip10", {"image_size": 8, "mirror": False, "footprint": footprint})
+    camera = preset_cameras(preset)[0]
+    pose = camera.camera_from_world
+    steps = [int(np.ceil(step - footprint / 2)) for step in range(footprint)]  # a dot at u = 0
+    for column, row in [*edges, *((c, r) for r, c in edges), (8, 8), (-1, -1), (7, 7), (8, 0), (0, 8)]:
+        place = np.array([(column - 4) / camera.K[0, 0] * 2, (row - 4) / camera.K[1, 1] * 2, 2.0])
+        dots = np.stack([place, place])  # a second one behind it changes no pixel
+        dots[1] *= 1.5
+        world = ((dots - pose[:3, 3]) @ pose[:3, :3]).astype(np.float64)
+        nudged = world - 1e-9 * pose[0, :3] - 1e-9 * pose[1, :3]  # of two pixels the one that an exact number lands on
+        depth = draw(preset, points=nudged)[0].depth
+        found = {tuple(each) for each in np.argwhere(np.isfinite(depth)).tolist()}
+        expected = {(row + a, column + b) for a in steps for b in steps}
+        assert found == {(r, c) for r, c in expected if 0 <= r < 8 and 0 <= c < 8}, (column, row)
+        np.testing.assert_allclose(depth[np.isfinite(depth)], 2 / (1 / 2 + 1 / 3), rtol=1e-6)
+
+
+def test_a_dot_at_the_camera_itself_is_no_point_behind_it() -> None:
+    """Depth zero is kept, as released; below it nothing is."""
+    assert one_view([[0, 0, -1.4]]).coverage == 1 / 64
+    assert one_view([[0, 0, -1.4001]]).coverage == 0
+
+
+def test_of_equally_near_dots_the_first_is_seen() -> None:
+    colors = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    for order in ([0, 1, 2], [2, 0, 1]):
+        given = [colors[number] for number in order]
+        assert one_view([[0, 0, 0]] * 3, given, channels=["rgb"]).rgb[4, 4].tolist() == given[0]
+
+
+@pytest.mark.parametrize("footprint", [1, 2])
+def test_dots_keep_their_colours_when_others_are_outside(footprint: int) -> None:
+    """Dots behind the camera or beside the picture have numbers, too."""
+    points = [[9, 0, 0], [0, 0, -3], [0, 0, 0], [0, 9, 0], [-0.7, 0, 0]]
+    colors = [[9, 9, 9], [8, 8, 8], [255, 0, 0], [7, 7, 7], [0, 0, 255]]
+    rgb = one_view(points, colors, channels=["rgb"], footprint=footprint).rgb
+    assert rgb[4, 4].tolist() == [255, 0, 0]
+    assert rgb[4, 6].tolist() == [0, 0, 255]
+    assert {tuple(c) for c in rgb.reshape(-1, 3)} == {(0, 0, 0), (255, 0, 0), (0, 0, 255)}
+
+
+def test_only_the_presets_number_of_points_is_drawn() -> None:
+    points = [[0, 0, 0], [-0.35, 0, 0], [0.35, 0, 0]]
+    _, preset = load_preset("pointclip10", {"image_size": 8, "points": 2})
+    assert draw(preset, points=np.array(points, np.float32))[0].coverage == 2 / 64

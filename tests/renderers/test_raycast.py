@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from shapes import CUBE, CUBE_FACES, cube, sphere, textured_plane, tilted_plane
+from shapes import CUBE, CUBE_FACES, chair, cube, sphere, textured_plane, tilted_plane
 
 from manifests.errors import Refused
 from manifests.presets import MeshViews, load_preset
 from renderers import reference
 from renderers.backends import draw, preset_cameras
-from renderers.cameras import rig
-from renderers.geometry import Material, Mesh
+from renderers.cameras import orthographic_K, rig
+from renderers.geometry import Material, Mesh, join
 from renderers.normals import corner_normals, face_normals, unique_faces, unit, weld
 from renderers.raycast import draw_mesh, first_hits
 from renderers.shading import Texture, phong
@@ -279,3 +281,168 @@ def test_cameras_of_a_preset_are_its_angles() -> None:
     assert len(cameras) == 12
     np.testing.assert_allclose(np.linalg.norm([c.position for c in cameras], axis=1), 2.2)
     np.testing.assert_allclose([c.position[1] for c in cameras], 1.1)
+
+
+FLAT = {"ambient": 1.0, "diffuse": 0.0, "specular": 0.0, "azimuth_deg": [0], "elevation_deg": [0]}
+WHITE = np.full((2, 2, 4), 255, np.uint8)
+
+
+@pytest.mark.parametrize("projection", ["perspective", "orthographic"])
+def test_a_mesh_that_reaches_behind_the_camera_is_drawn_where_it_is_seen(projection: str) -> None:
+    """A floor below the camera that goes on behind it, as in a room: no part of the picture is left out."""
+    corners = np.array([[-9, -0.4, -9], [9, -0.4, -9], [9, -0.4, 9], [-9, -0.4, 9]], float)
+    floor = Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]))
+    views = draw(preset(distance=1.0, projection=projection, elevation_deg=[10, 25, 5]), mesh=floor)
+    for view in views:
+        expected, _ = reference.depth_of_mesh(floor, view.camera)
+        hit = np.isfinite(expected)
+        assert hit.mean() > 0.2
+        assert (np.isfinite(view.depth) != hit).sum() <= 2
+        both = hit & np.isfinite(view.depth) & (expected < 5)
+        np.testing.assert_allclose(view.depth[both], expected[both], rtol=1e-4)
+        assert ((view.rgb < 255).any(axis=2) == np.isfinite(view.depth)).all()
+
+
+@pytest.mark.parametrize("supersample", [1, 2])
+def test_a_square_is_drawn_to_its_last_row_and_column(supersample: int) -> None:
+    """0.7 of the half picture to each side of its middle: pixels 14 +- 9.8, whose centres are 4.5 to 23.5."""
+    view = draw(preset(**FLAT, projection="orthographic", supersample=supersample), mesh=textured_plane(WHITE, 1))[0]
+    shown = np.isfinite(view.depth)
+    assert np.flatnonzero(shown.any(axis=0)).tolist() == list(range(4, 24))
+    assert np.flatnonzero(shown.any(axis=1)).tolist() == list(range(4, 24))
+    assert shown[4:24, 4:24].all()
+
+
+def test_a_picture_that_is_not_square() -> None:
+    """Wider than high, its axis aside: depth is the reference's, and colours lie where depth lies."""
+    settings = preset(projection="orthographic")
+    camera = preset_cameras(settings)[1]
+    K = orthographic_K(28, 1.0)
+    K[0, 2] = 29.0
+    wide, tall = replace(camera, width=40, K=K), replace(camera, height=44, K=K[[1, 0, 2]][:, [1, 0, 2]])
+    for view in draw_mesh(chair(), settings, [wide, tall]):
+        expected, face = reference.depth_of_mesh(chair(), view.camera)
+        hit = np.isfinite(expected)
+        assert (np.isfinite(view.depth) != hit).sum() <= 2
+        assert ((view.rgb < 255).any(axis=2) == np.isfinite(view.depth)).all()
+        tints = np.array([m.base_color[:3] for m in chair().materials])[chair().face_material[face[hit]]]
+        shades = view.rgb[hit] / np.maximum(view.rgb[hit].max(axis=1, keepdims=True), 1)
+        highlight = 0.25  # of the light, which is white
+        assert (np.abs(shades - tints / tints.max(axis=1, keepdims=True)).max(axis=1) < highlight).mean() > 0.97
+
+
+def panes(*materials: Material, gap: float = 0.2) -> Mesh:
+    """Squares behind each other, the first nearest to the camera at azimuth 0."""
+    square = textured_plane(WHITE, 1.0)
+    return join(
+        [
+            replace(square, vertices=square.vertices + np.array([0, 0, 0.3 - gap * number]), materials=(material,))
+            for number, material in enumerate(materials)
+        ]
+    )
+
+
+def middle_of(mesh: Mesh, **changes: object) -> tuple[list[int], float]:
+    """Colour and depth of the middle pixel."""
+    view = draw(preset(**{**FLAT, **changes}), mesh=mesh)[0]
+    return view.rgb[14, 14].astype(int).tolist(), float(view.depth[14, 14])
+
+
+def test_depth_is_of_the_first_surface_of_alpha_one_half() -> None:
+    """Just one half is enough, the least bit less is not; a second one behind it changes nothing."""
+    wall = Material((0, 0, 1, 1.0))
+    for alpha, expected in ((0.5, 1.9), (0.5 - 1e-6, 2.1), (0.75, 1.9), (0.25, 2.1)):
+        _, depth = middle_of(panes(Material((1, 0, 0, alpha)), wall))
+        assert depth == pytest.approx(expected, abs=1e-3), alpha
+    _, depth = middle_of(panes(Material((1, 0, 0, 0.6)), Material((0, 1, 0, 0.6)), wall))
+    assert depth == pytest.approx(1.9, abs=1e-3)
+    _, depth = middle_of(panes(Material((1, 0, 0, 0.2)), Material((0, 1, 0, 0.2)), wall))
+    assert depth == pytest.approx(2.3, abs=1e-3)
+
+
+def test_glass_of_any_alpha_lets_light_through() -> None:
+    """By base colour, by a texture with holes, by vertices; the background shows behind all of them."""
+    wall = Material((0, 0, 1, 1.0))
+    for alpha in (0.25, 0.75, 0.99):
+        color, _ = middle_of(panes(Material((1, 0, 0, alpha)), wall))
+        np.testing.assert_allclose(color, [255 * alpha, 0, 255 * (1 - alpha)], atol=1)
+        color, _ = middle_of(panes(Material((1, 0, 0, alpha))), background=[0.0, 1.0, 0.2])
+        np.testing.assert_allclose(color, [255 * alpha, 255 * (1 - alpha), 51 * (1 - alpha)], atol=1.5)
+    leaf = np.full((4, 4, 4), 255, np.uint8)
+    leaf[:, 2:, 3] = 0
+    view = draw(preset(**FLAT), mesh=panes(Material((1, 0, 0, 1.0), leaf), wall))[0]
+    assert view.rgb[14, 9].tolist() == [255, 0, 0]
+    assert view.rgb[14, 18].tolist() == [0, 0, 255]
+    np.testing.assert_allclose(view.depth[14, [9, 18]], [1.9, 2.1], atol=1e-3)
+    square = textured_plane(WHITE, 1.0)
+    clear = Mesh(square.vertices, square.faces, vertex_colors=np.tile(np.array([255, 0, 0, 51], np.uint8), (4, 1)))
+    color, depth = middle_of(replace(clear, materials=(Material((1, 1, 1, 1.0)),)))
+    np.testing.assert_allclose(color, [255, 204, 204], atol=1)
+    assert depth == np.inf
+
+
+def test_faint_surfaces_behind_dark_glass_are_seen() -> None:
+    """A tenth of the light, then a hundredth: more than half a step of a byte."""
+    dark, red = Material((0, 0, 0, 0.9)), Material((1, 0, 0, 0.9))
+    color, _ = middle_of(panes(dark, red, Material((0, 1, 0, 1.0))))
+    np.testing.assert_allclose(color, [0.09 * 255, 0.01 * 255, 0], atol=1)
+
+
+def test_base_colour_texture_and_vertex_colours_are_multiplied() -> None:
+    picture = np.full((2, 2, 4), [200, 100, 50, 255], np.uint8)
+    square = replace(textured_plane(picture, 1.0), materials=(Material((0.5, 1.0, 1.0, 1.0), picture),))
+    assert middle_of(square)[0] == [100, 100, 50]
+    painted = replace(square, vertex_colors=np.tile(np.array([255, 51, 255, 255], np.uint8), (4, 1)))
+    assert middle_of(painted)[0] == [100, 20, 50]
+    plain = Mesh(square.vertices, square.faces, (Material((0.5, 1.0, 0.2, 1.0)),), vertex_colors=painted.vertex_colors)
+    assert middle_of(plain)[0] == [128, 51, 51]
+
+
+def test_every_part_wears_its_own_texture() -> None:
+    """Three parts beside each other, one of them without a picture."""
+    colors = ([200, 40, 40, 255], [40, 200, 40, 255])
+    parts = [textured_plane(np.full((2, 2, 4), color, np.uint8), 1.0) for color in colors]
+    parts.append(Mesh(parts[0].vertices, parts[0].faces, (Material((0.2, 0.2, 1.0, 1.0)),)))
+    moved = [replace(p, vertices=p.vertices * 0.3 + np.array([0.6 * (i - 1), 0, 0])) for i, p in enumerate(parts)]
+    rgb = draw(preset(**FLAT, projection="orthographic"), mesh=join(moved))[0].rgb
+    assert [rgb[14, column].tolist() for column in (6, 14, 22)] == [[200, 40, 40], [40, 200, 40], [51, 51, 255]]
+
+
+@pytest.mark.parametrize("where", ["first", "last", "both"])
+def test_a_face_without_an_area_changes_no_picture(where: str) -> None:
+    """Three corners on one line, in a colour of its own: the other faces keep their colours, textures and normals."""
+    line = Mesh(
+        np.array([[0, 0, 0], [0.1, 0.1, 0.1], [0.2, 0.2, 0.2]]), np.array([[0, 1, 2]]), (Material((1, 0, 1, 1)),)
+    )
+    picture = np.random.default_rng(0).integers(0, 256, (4, 4, 4), dtype=np.uint8)
+    picture[..., 3] = 255
+    parts = [chair(), textured_plane(picture, 2.0)]
+    whole = [line] * (where in ("first", "both")) + parts + [line] * (where in ("last", "both"))
+    for normals in ("crease", "smooth", "flat"):
+        settings = preset(normals=normals)
+        for plain, view in zip(draw(settings, mesh=join(parts)), draw(settings, mesh=join(whole)), strict=True):
+            np.testing.assert_array_equal(view.depth, plain.depth)
+            np.testing.assert_array_equal(view.rgb, plain.rgb)
+
+
+@pytest.mark.parametrize("projection", ["perspective", "orthographic"])
+def test_the_light_stands_at_the_camera(projection: str) -> None:
+    """A square that faces it has all the diffuse light and the highlight; one that is aslant has the cosine of it."""
+    settings = {"ambient": 0.2, "diffuse": 0.5, "specular": 0.25, "shininess": 4, "projection": projection}
+    square = Mesh(textured_plane(WHITE, 1.0).vertices, np.array([[0, 1, 2], [0, 2, 3]]))
+    color, _ = middle_of(square, **settings, image_size=29)
+    np.testing.assert_allclose(color, (0.7 * 0.7 + 0.25) * 255, atol=0.6)
+    color, _ = middle_of(square, **settings, image_size=29, azimuth_deg=[60])
+    np.testing.assert_allclose(color, (0.2 + 0.5 * 0.5) * 0.7 * 255, atol=0.6)  # v.r = 2 cos^2 60 - 1 < 0: none
+
+
+def test_smooth_normals_are_those_of_the_files_own_vertices() -> None:
+    """PyTorch3D's: a cube whose faces share no vertex is flat, one whose faces do is not."""
+    settings = preset(
+        normals="smooth", azimuth_deg=[30], elevation_deg=[30], light_direction=[0.3, 0.8, 0.5], specular=0
+    )
+    apart = Mesh(CUBE[CUBE_FACES].reshape(-1, 3), np.arange(36).reshape(-1, 3))
+    shared, own = (draw(settings, mesh=mesh)[0] for mesh in (cube(), apart))
+    shades = [len(np.unique(view.rgb[np.isfinite(view.depth)], axis=0)) for view in (shared, own)]
+    assert shades[0] > 20
+    assert shades[1] <= 4

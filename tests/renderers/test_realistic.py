@@ -124,3 +124,30 @@ def test_a_cloud_without_extent_is_refused() -> None:
     _, preset = load_preset("realistic10")
     with pytest.raises(ValueError, match="no extent"):
         draw(preset, points=np.zeros((5, 3), np.float32))
+
+
+@pytest.mark.parametrize(("pool", "padding"), [(9, 2), (5, 0), (7, 3)])
+def test_the_camera_tells_where_a_point_lies_whatever_the_pool(pool: int, padding: int) -> None:
+    """A picture that loses cells at its sides, or gains some, is shifted against the grid."""
+    _, preset = load_preset("realistic10", {"pool": pool, "pool_padding": padding})
+    dots = np.array([[-0.5, -0.4, 0.3], [0.5, 0.2, -0.6]], np.float32)
+    for view in draw(preset, points=dots)[4:8]:
+        x = view.camera.camera_from_world[:3, :3] @ dots.T + view.camera.camera_from_world[:3, 3:]
+        places = (view.camera.K[:2, :2] @ x[:2]).T + view.camera.K[:2, 2]
+        rows, columns = np.nonzero(view.gray < 1)
+        near_first = np.hypot(columns + 0.5 - places[0, 0], rows + 0.5 - places[0, 1])
+        near_second = np.hypot(columns + 0.5 - places[1, 0], rows + 0.5 - places[1, 1])
+        for place, own in ((places[0], near_first < near_second), (places[1], near_first > near_second)):
+            assert abs(columns[own].mean() + 0.5 - place[0]) <= 1
+            assert abs(rows[own].mean() + 0.5 - place[1]) <= 1
+
+
+def test_every_cell_of_the_grid_at_its_bounds() -> None:
+    """By hand, as released: the border's cells stay empty, the nearest and farthest points lie in the inner slices."""
+    _, preset = load_preset("realistic10", {"image_size": 10, "object_share": 1.0})
+    view = np.array([[-1, -1, -1], [1, 1, 1], [0, 0, 0]], np.float32)
+    grid = occupied_grid(view, box_of(view), preset)
+    assert [tuple(each) for each in np.argwhere(grid > 0)] == [(1, 1, 1), (4, 5, 5), (6, 8, 8)]
+    np.testing.assert_allclose(grid[grid > 0], [1.0, 3.5, 6.0], rtol=1e-6)  # (0.5 + 0.2) / 1.2 * 6 in the middle
+    with pytest.raises(ValueError, match="no extent"):
+        box_of(np.ones((1, 3), np.float32))
