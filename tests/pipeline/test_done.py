@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import stored, tar_hashes, write_off
+from redwood_release import write_release
+from shapes import chair
 
 from manifests.errors import Refused
 from manifests.presets import load_preset
@@ -228,3 +230,20 @@ def test_a_record_sums_the_views_of_its_objects_up() -> None:
     record = writer.record({}, 1.0)
     assert record.gates == {"coverage_min": 0.1, "coverage_mean": 0.325, "coverage_max": 0.6, "mask_iou_min": 0.9}
     assert record.warnings == {"low coverage": 7}
+
+
+def test_views_of_two_kinds_that_are_drawn_again_at_once_are_not_exchanged(tmp_path) -> None:
+    """Frames come from the source, depth maps from the stored shapes: each goes into its own set's tar."""
+    mesh = chair()
+    release = write_release(tmp_path / "in", {"chair": ["00001", "00002"]}, (mesh.vertices, mesh.faces), frames=2)
+    changes = {"num_points": 64, "fps_prefix": 16, "allow_partial": True, "max_failed_fraction": 0}
+    for views in (["depth10", "frames20"], ["frames20", "depth10"]):
+        out = tmp_path / views[0]
+        plan, jobs = make_plan(read_recipe("redwood", {**changes, "views": views}), str(release), str(out))
+        assert [view_set.name for view_set in plan.view_sets] == views
+        run(plan, jobs)
+        before = tar_hashes(out)
+        shutil.rmtree(out / "views")
+        run(plan, jobs)
+        assert tar_hashes(out) == before
+        assert check(str(out)).problems == []

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from builders import write_off
+from redwood_release import write_release
+from shapes import chair
 
 from manifests.records import Failure
 from pipeline.__main__ import main
@@ -133,3 +135,18 @@ def test_a_rerun_tells_how_many_objects_are_there_already_and_what_fails(tmp_pat
     assert told == [(5, 0), (2, 3), (0, 5)]
     broken = any(asset.id == "broken0.off" for asset in jobs[1].assets)
     assert failures == [1, int(broken), 0]
+
+
+def test_the_lists_of_a_division_hold_each_object_once(tmp_path) -> None:
+    """OUT/splits says who is in train and who in test where the division is the recipe's own."""
+    mesh = chair()
+    ids = [f"{number:05d}" for number in range(1, 6)]
+    write_release(tmp_path / "mine", {"chair": ids}, (mesh.vertices, mesh.faces), frames=1)
+    recipe = read_recipe("redwood", {**SMALL, "views": [], "allow_partial": True, "redwood": {"train_fraction": 0.6}})
+    plan, jobs = make_plan(recipe, str(tmp_path / "mine"), str(tmp_path / "out"))
+    build(plan, jobs, Workers(0), lambda *_: None, lambda _: None)
+    lists = {path.stem: path.read_text().split() for path in (tmp_path / "out" / "splits").iterdir()}
+    assert {split: len(found) for split, found in lists.items()} == {"train": 3, "test": 2}
+    assert sorted(lists["train"] + lists["test"]) == ids
+    for job in jobs:
+        assert {asset.id for asset in job.assets} <= set(lists[job.split])
