@@ -34,7 +34,7 @@ def watched() -> Iterator[type[WatchedStore]]:
         yield found
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(EXTENTS)
 def test_blocks_hold_every_extent_and_no_byte_twice(extents: list[tuple[int, int]]) -> None:
     """Also of extents that lie inside each other. What nobody wants is read between near ones only."""

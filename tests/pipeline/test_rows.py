@@ -243,3 +243,12 @@ def test_each_row_is_its_own(tmp_path) -> None:
     write_h5(tmp_path / "b.h5", [1, 2, 3])
     for row in (2, 0, 1):
         np.testing.assert_array_equal(rows.read_row(tmp_path, "b.h5", row, MAX_POINTS).points, cloud(row))
+
+
+def test_no_compression_makes_so_much_of_so_little(tmp_path) -> None:
+    """A few stored bytes and a shape of megabytes: what deflate cannot have packed is not unpacked."""
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        data = file.create_dataset("data", (20, 90_000, 3), "f4", chunks=(1, 10, 3), compression="gzip")
+        data[0, :10] = 1
+        file["label"] = np.zeros(20, np.uint8)
+    assert "are there: cut, or lying" in reason(tmp_path / "c.h5")

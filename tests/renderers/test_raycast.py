@@ -388,6 +388,22 @@ def test_faint_surfaces_behind_dark_glass_are_seen() -> None:
     np.testing.assert_allclose(color, [0.09 * 255, 0.01 * 255, 0], atol=1)
 
 
+def test_eight_surfaces_behind_each_other_are_seen() -> None:
+    """Seven panes and a wall, whose depth is not off by the gaps between them."""
+    mesh = panes(*[Material((1, 0, 0, 0.1))] * 7, Material((0, 0, 1, 1.0)), gap=0.1)
+    color, depth = middle_of(mesh)
+    np.testing.assert_allclose(color, [255 * (1 - 0.9**7), 0, 255 * 0.9**7], atol=1)
+    assert depth == pytest.approx(2.2 - 0.3 + 0.7, abs=1e-4)
+
+
+def test_a_surface_close_behind_a_transparent_one_is_that_one() -> None:
+    """A pane and its twin, a little apart by rounding, are not twice as dark."""
+    pane = Material((1, 0, 0, 0.5))
+    for gap, seen in ((5e-5, 0.5), (5e-3, 0.75)):
+        color, _ = middle_of(panes(pane, pane, gap=gap))
+        np.testing.assert_allclose(color, [255, 255 * (1 - seen), 255 * (1 - seen)], atol=1)
+
+
 def test_base_colour_texture_and_vertex_colours_are_multiplied() -> None:
     picture = np.full((2, 2, 4), [200, 100, 50, 255], np.uint8)
     square = replace(textured_plane(picture, 1.0), materials=(Material((0.5, 1.0, 1.0, 1.0), picture),))

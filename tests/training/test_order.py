@@ -139,6 +139,19 @@ def test_the_same_readers_go_on_as_if_unbroken(case, data) -> None:
     assert given_by(order, went_on(again, world, workers, second), world, workers) == whole[first + second :]
 
 
+def test_readers_of_an_epoch_shuffle_differently() -> None:
+    """Or positions of all shards would come in the same drawn order again and again."""
+    order = EpochOrder(240, 12, 16, 0, 1)
+    orders = set()
+    for rank in range(2):
+        for worker in range(2):
+            part = order.of_reader([], 2, 2, rank, worker)
+            orders.add(tuple((part - part.min()).tolist()))
+    assert len(orders) == 4
+    other = EpochOrder(240, 12, 16, 0, 2)
+    assert other.of_reader([], 1, 1, 0, 0).tolist() != order.of_reader([], 1, 1, 0, 0).tolist()
+
+
 def test_segments_are_plain_and_as_few_as_can_be() -> None:
     given = went_on([], 2, 0, 3)
     assert given == [(2, 1, 3)]

@@ -241,6 +241,8 @@ def test_evaluation_averages_exactly_the_views_in_use(shards, monkeypatch) -> No
 def test_more_views_than_there_are_is_refused(shards) -> None:
     with pytest.raises(Refused, match=r"data.num_views=8: view set rgb12 has 3 views"):
         open_source(str(shards), DataSettings(num_points=64, num_views=8))
+    every = DataSettings(num_points=64, num_views=3)  # as many as there are
+    assert open_source(str(shards), every).total == open_source(str(shards), DataSettings(num_points=64)).total
 
 
 def classes_of(shards: Path) -> dict[str, str]:
