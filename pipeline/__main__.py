@@ -30,6 +30,7 @@ from manifests.presets import (
 )
 from manifests.recipes import parse_changes, to_toml
 from manifests.records import json_text
+from pipeline.limits import leaving
 
 PROGRAM = "python -m pipeline"
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
@@ -37,6 +38,10 @@ RETRY_KINDS = ("timeout", "memory", "crash", "data")
 
 def main(arguments: list[str] | None = None, prog: str = PROGRAM) -> int:
     """Runs one command and returns its exit code. prog: the program's name in its help."""
+    return leaving(_run(arguments, prog))
+
+
+def _run(arguments: list[str] | None, prog: str) -> int:
     options = parse_arguments(_parser(prog), arguments)
     console = PlainConsole(stderr=True, soft_wrap=True)
     log_to_stderr()

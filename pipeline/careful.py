@@ -11,6 +11,8 @@ import multiprocessing as mp
 import os
 import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -30,6 +32,8 @@ ATTEMPTS = 2
 _MEGABYTE = 1 << 20
 _POLL_SECONDS = 0.2
 _START_SECONDS = 120
+_END_SECONDS = 30  # a killed process that has not ended by then is stuck in the kernel
+_STAGES = 4  # of an object: each may take asset_seconds
 
 
 class ChildDied(Exception):
@@ -90,9 +94,9 @@ class CarefulMaker:
         raise AssertionError("unreachable")
 
     def _end_child(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
 
 
 class _Child:
@@ -101,6 +105,7 @@ class _Child:
     def __init__(self, plan: Plan) -> None:
         self._seconds, self._memory_mb = plan.recipe.asset_seconds, plan.recipe.asset_memory_mb
         self._connection, theirs = mp.Pipe()
+        _limit_waits(self._connection, _START_SECONDS)
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.careful", str(theirs.fileno())],
@@ -111,11 +116,23 @@ class _Child:
             env=environment() | {"PYTHONPATH": paths},
         )
         theirs.close()
-        self._connection.send(plan)
-        if not self._connection.poll(_START_SECONDS):
-            self.kill()
-            raise Stopped(f"a child process did not start within {_START_SECONDS} s; run the same again")
-        self._connection.recv()
+        self._start(plan)
+
+    def _start(self, plan: Plan) -> None:
+        """Gives the child its plan. Raises Stopped where it does not take it, or does not get ready."""
+        try:
+            self._connection.send(plan)
+            if self._connection.poll(_START_SECONDS):
+                self._connection.recv()
+                _limit_waits(self._connection, self._seconds)
+                return
+            why = f"did not start within {_START_SECONDS} s"
+        except BlockingIOError:
+            why = f"did not take its plan within {_START_SECONDS} s"
+        except (EOFError, ConnectionError):
+            why = f"did not start: it {self._ending()}"
+        self.kill()
+        raise Stopped(f"a child process ({self._process.pid}) {why}; what is finished is kept, run the same again")
 
     def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """The child's answer. Raises ChildDied when it ends, makes no progress or swells."""
@@ -133,9 +150,11 @@ class _Child:
                     stage, built = answer
                     progress = time.monotonic()
                 elif time.monotonic() - progress > self._seconds:
-                    raise ChildDied(f"timeout: no progress for asset_seconds={self._seconds:g}", stage, built)
+                    raise BlockingIOError
                 elif resident_mb(self._process.pid) > self._memory_mb:
                     raise ChildDied(f"memory: more than asset_memory_mb={self._memory_mb}", stage, built)
+        except BlockingIOError as error:
+            raise ChildDied(f"timeout: no progress for asset_seconds={self._seconds:g}", stage, built) from error
         except (EOFError, ConnectionError) as error:
             raise ChildDied(f"crash: its process {self._ending()}", stage, built) from error
 
@@ -156,10 +175,33 @@ class _Child:
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def kill(self) -> None:
-        """Ends the process and waits for it."""
+        """Ends the process and waits for it. Raises Stopped where the kernel does not let it end."""
         self._process.kill()
-        self._process.wait()
         self._connection.close()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Stopped(
+                f"process {self._process.pid} was killed and has not ended within {_END_SECONDS} s: a disk or network "
+                "folder hangs; what is finished is kept, run the same again"
+            ) from error
+
+
+def longest_silence(asset_seconds: float) -> float:
+    """Seconds that a careful worker may need for one object: it is tried in new children, stage by stage."""
+    return ATTEMPTS * (_START_SECONDS + _END_SECONDS + _STAGES * asset_seconds)
+
+
+def _limit_waits(connection: Connection, seconds: float) -> None:
+    """Lets reads and writes of half a message raise BlockingIOError (socket(7), SO_RCVTIMEO): the other end hangs.
+
+    A process that is stopped neither takes what is sent nor ends what it was sending.
+    """
+    seconds = min(max(seconds, 0.001), 1e9)  # 0 would be no limit
+    limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
+    with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 def resident_mb(pid: int) -> float:

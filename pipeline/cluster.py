@@ -6,25 +6,38 @@ retries are off, or a crashing asset would run four times: a job whose worker di
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
 import secrets
+import signal
 import socket
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import chdir, contextmanager
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from manifests.errors import Refused, Stopped
 from manifests.presets import RasterizedViews
 from manifests.processes import environment
-from pipeline.build import JobEvent
-from pipeline.forecast import weigh
-from pipeline.leftovers import MARK, delete_folder, driver_name, end_left_behind, new_folder
+from pipeline.build import JobEvent, one_line
+from pipeline.forecast import TRIALS, weigh
+from pipeline.leftovers import (
+    MARK,
+    delete_folder,
+    driver_name,
+    end_left_behind,
+    end_own,
+    folder_of_ray,
+    new_folder,
+    refuse_temporary_folder,
+)
+from pipeline.limits import LimitedThread, TooLong
 from pipeline.plan import Job, Plan
+from pipeline.running import CALL_SECONDS, KEPT, LOOK_SECONDS, RunningJobs
 from pipeline.versions import CODE, difference, package_folders, versions_here
 from pipeline.work import work
 from renderers import backends
@@ -32,17 +45,21 @@ from renderers import backends
 log = logging.getLogger(__name__)
 ASSETS_PER_WORKER = 1000  # native libraries leak: a worker process is renewed after about so many
 PENDING_PER_WORKER = 2  # one that runs and one that waits, so that no worker waits for the driver
-MAX_LOSSES = 4  # times that one job may lose its machine, or its careful worker
 _OBJECT_STORE_BYTES = 80 << 20  # records travel, arrays do not; 80 MB is near Ray's minimum
+_START_SECONDS = 120  # for a private Ray, which takes 4; Ray's own limits leave out some of its waits
+_JOIN_SECONDS = 60
+_LEAVE_SECONDS = 30
 _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 300  # for the first worker of a machine: it fetches our packages and loads the libraries
-_LOOK_SECONDS = 10  # between looks at the machines of a cluster, which come and go
 _EMPTY_SECONDS = 600  # a cluster without a machine for a job is waited for so long
 _HEAD_SECONDS = 30  # a head that does not answer for so long is lost; Ray ends this process after 60
 _WORKER_MB = 150  # what a Ray worker takes beside the process that was weighed
 _SPARE = 1.25  # on top of what was weighed: other objects are larger
 # A private Ray: its ports and agents listen on 127.0.0.1 only. Without these Ray takes the machine's own address.
 _PRIVATE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and no settings of ours
+# Everything that may wait for Ray's processes is called here. The kernel ends those with the thread that started them.
+_RAY = LimitedThread()
 
 
 @dataclass(frozen=True)
@@ -75,10 +92,11 @@ class Demand:
 def require(private: bool) -> Any:
     """Ray, with a token of its own for a private cluster.
 
-    Raises Refused with the command to type where it is missing.
+    Raises Refused with the command to type where it is missing, and where it has no place for temporary files.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if private:
+        refuse_temporary_folder()
         for name, value in _PRIVATE.items():
             os.environ.setdefault(name, value)
         if "RAY_AUTH_MODE" not in os.environ:
@@ -95,17 +113,27 @@ def require(private: bool) -> Any:
 def connected(workers: int, address: str | None) -> Iterator[Any]:
     """Ray, connected to a private cluster of `workers` or to the one at `address`; an open connection is used again.
 
-    Raises Refused where the cluster cannot be joined.
+    Raises Refused where the cluster cannot be joined, Stopped where a private one does not start.
     """
     ray = require(private=address is None)
     if ray.is_initialized():
         yield ray
         return
-    with _private(ray, workers) if address is None else _joined(ray, address):
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
+    with _ended_by_sigterm(), _private(ray, workers) if address is None else _joined(ray, address):
+        yield ray
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Makes of SIGTERM what Ctrl-C is: `finally` blocks end a private Ray and delete its folder."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -119,32 +147,49 @@ def _private(ray: Any, workers: int) -> Iterator[None]:
         log.warning("ended %d processes that a killed run left behind", ended)
     os.environ.update(environment() | {MARK: driver_name()})
     folder = new_folder()
+    options = {
+        "address": "local",
+        "num_cpus": workers,
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_temp_dir": folder_of_ray(folder),
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
     try:
         try:
             with chdir(folder):  # Ray's workers would run modules of the current folder
-                ray.init(
-                    address="local",
-                    num_cpus=workers,
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    _temp_dir=folder,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise Refused(f"Ray does not start here: {_short(error)}; --workers 0 works without it") from error
+                _RAY.call("its start", _START_SECONDS, ray.init, **options)
+        except Exception as error:  # Ray raises plain ones, too
+            why = str(error) if isinstance(error, TooLong) else one_line(error)
+            raise Stopped(f"Ray does not start here: {why}; {KEPT}, or use --workers 0, which needs none") from error
         yield
     finally:
-        delete_folder(folder)
+        _leave(ray)
+        if not _RAY.is_stuck:  # else it is deleted by the next build, as a killed run's is
+            end_own()
+            delete_folder(folder)
+
+
+def _leave(ray: Any) -> None:
+    """Ends the connection. A Ray that does not let go of it is ended by the kernel, with this process."""
+    try:
+        _RAY.call("Ray's end", _LEAVE_SECONDS, ray.shutdown)
+    except TooLong:
+        atexit.unregister(ray.shutdown)  # it would wait for the same once more
 
 
 @contextmanager
 def _joined(ray: Any, address: str) -> Iterator[None]:
     """Joins a running cluster; our packages travel with the jobs."""
     _refuse_unreachable(address)
+    packages = {"py_modules": package_folders()}
+    options = {"address": address, "runtime_env": packages, "log_to_driver": False, "logging_level": "ERROR"}
     try:
-        packages = {"py_modules": package_folders()}
-        ray.init(address=address, runtime_env=packages, log_to_driver=False, logging_level="ERROR")
+        _RAY.call("an answer of the head", _JOIN_SECONDS, ray.init, **options)
+    except TooLong as error:
+        atexit.unregister(ray.shutdown)
+        raise Refused(f"--ray {address}: {error}; give HOST:PORT of `ray start --head`") from error
     except (ConnectionError, ValueError) as error:
         raise Refused(
             f"--ray {address}: {_short(error)}; every node and this command need the same RAY_AUTH_MODE=token and "
@@ -152,7 +197,10 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
         ) from error
     except RuntimeError as error:  # Ray compares its own version and Python's
         raise Refused(f"--ray {address}: {_short(error)}") from error
-    yield
+    try:
+        yield
+    finally:
+        _leave(ray)
 
 
 def _short(error: BaseException) -> str:
@@ -160,9 +208,15 @@ def _short(error: BaseException) -> str:
 
 
 def start_once() -> None:
-    """Starts a private Ray, lets one worker answer and ends it: whether `--workers N` can work here."""
+    """Starts a private Ray, lets one worker answer and ends it: whether `--workers N` can work here.
+
+    Raises Stopped where it cannot.
+    """
     with connected(1, None) as ray:
-        ray.get(ray.remote(max_retries=0)(_answer).remote())
+        try:
+            _RAY.call("its first worker", _START_SECONDS, lambda: ray.get(ray.remote(max_retries=0)(_answer).remote()))
+        except (TooLong, ray.exceptions.RayError) as error:
+            raise Stopped(f"Ray starts, and no worker of it: {_short(error)}") from error
 
 
 def _answer() -> int:
@@ -170,14 +224,19 @@ def _answer() -> int:
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Raises Refused at once where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    """Raises Refused soon where nobody listens at HOST:PORT, or where who does says nothing; Ray would try for minutes.
+
+    A head speaks HTTP/2 and answers its greeting at once (RFC 9113, 3.4); with TLS it refuses it, an answer as well.
+    """
     if address == "auto":
         return
     if "://" in address:
         raise Refused(f"--ray {address}: give HOST:PORT of the head, and run this command on a machine of the cluster")
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        with socket.create_connection((host, int(port)), _CONNECT_SECONDS) as head, suppress(ConnectionResetError):
+            head.sendall(_GREETING)
+            head.recv(1)
     except (OSError, ValueError, OverflowError) as error:
         raise Refused(
             f"--ray {address}: no Ray head answers there ({error}); give HOST:PORT of `ray start --head`"
@@ -192,13 +251,27 @@ def joined(address: str, plan: Plan, jobs: list[Job]) -> Iterator[Demand]:
     what a job needs.
     """
     with connected(0, address) as ray:
-        _refuse_other_versions(ray, address)
-        gpus = int(any(isinstance(s.preset, RasterizedViews) and s.preset.device == "cuda" for s in plan.view_sets))
-        demand = Demand(gpus)
-        _refuse_too_small(ray, address, demand)
-        demand = Demand(gpus, _memory_mb(ray, demand, plan, jobs[0]))
-        _refuse_too_small(ray, address, demand)
+        seconds = _ANSWER_SECONDS + _weighing_seconds(plan) + 2 * CALL_SECONDS
+        try:
+            demand = _RAY.call("a look at its machines", seconds, _demand, ray, address, plan, jobs[0])
+        except TooLong as error:
+            raise Refused(f"--ray {address}: {error}; `ray status` there tells more") from error
         yield demand
+
+
+def _demand(ray: Any, address: str, plan: Plan, job: Job) -> Demand:
+    """What each job asks for. Raises Refused where the machines of the cluster are not fit for it."""
+    _refuse_other_versions(ray, address)
+    gpus = int(any(isinstance(s.preset, RasterizedViews) and s.preset.device == "cuda" for s in plan.view_sets))
+    _refuse_too_small(ray, address, Demand(gpus))
+    demand = Demand(gpus, _memory_mb(ray, Demand(gpus), plan, job))
+    _refuse_too_small(ray, address, demand)
+    return demand
+
+
+def _weighing_seconds(plan: Plan) -> float:
+    """The limit of weighing a few objects, in a worker that may have to start."""
+    return _ANSWER_SECONDS + TRIALS * plan.recipe.asset_seconds
 
 
 def _memory_mb(ray: Any, demand: Demand, plan: Plan, job: Job) -> int:
@@ -207,8 +280,12 @@ def _memory_mb(ray: Any, demand: Demand, plan: Plan, job: Job) -> int:
     Raises Refused where the worker lacks a library or device.
     """
     most = plan.recipe.asset_memory_mb
+    weighing = ray.remote(max_retries=1, **demand.options)(_weigh).remote(job, plan)
     try:
-        weighed = ray.get(ray.remote(max_retries=1, **demand.options)(_weigh).remote(job, plan))
+        weighed = ray.get(weighing, timeout=_weighing_seconds(plan))
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(weighing, force=True)
+        return most  # its worker hangs, or the cluster is busy
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, (Refused, Stopped)):
             raise Refused(str(error.cause)) from error
@@ -273,15 +350,28 @@ def run_jobs(
 ) -> Iterator[JobEvent]:
     """Runs jobs on `workers` processes of this machine, or on a cluster; yields what happens as it happens.
 
-    Raises Refused when the cluster cannot be joined, Stopped when a disk is full, a job is lost too often or no
-    machine is left.
+    Raises Refused when the cluster cannot be joined, Stopped when a disk is full, a job is lost too often, no machine
+    is left or Ray hangs.
     """
-    demand = demand or Demand()
     with connected(workers, address) as ray:
-        calls = max(1, ASSETS_PER_WORKER // plan.recipe.shard_size)
-        task = ray.remote(max_retries=0, max_calls=calls, **demand.options)(work)
-        slots = _Slots(ray, None if address else workers, demand)
-        yield from _Running(ray, task, plan, slots, versions_here() if address else None).run(jobs)
+        events = _events(ray, jobs, plan, None if address else workers, demand or Demand())
+        while True:
+            try:
+                event = _RAY.call("an answer", CALL_SECONDS, next, events, None)
+            except TooLong as error:
+                raise Stopped(f"Ray hangs: {error}; {KEPT}") from error
+            if event is None:
+                return
+            yield event
+
+
+def _events(ray: Any, jobs: list[Job], plan: Plan, workers: int | None, demand: Demand) -> Iterator[JobEvent]:
+    """What happens to jobs; each step takes seconds at most. workers: None on a cluster."""
+    calls = max(1, ASSETS_PER_WORKER // plan.recipe.shard_size)
+    task = ray.remote(max_retries=0, max_calls=calls, **demand.options)(work)
+    slots = _Slots(ray, workers, demand)
+    begin_seconds, versions = (_START_SECONDS, None) if workers is not None else (_EMPTY_SECONDS, versions_here())
+    yield from RunningJobs(ray, task, plan, slots.count, begin_seconds, versions).run(jobs)
 
 
 class _Slots:
@@ -295,20 +385,24 @@ class _Slots:
         self._answered = time.monotonic()
 
     def count(self) -> int:
-        """Slots at this moment. Raises Stopped when there has been no machine for a job for ten minutes."""
-        if self._workers is not None:
-            return PENDING_PER_WORKER * self._workers
+        """Slots at this moment. Raises Stopped when there has been no machine for a job for ten minutes.
+
+        Of a private Ray the machine is this one: Ray takes one whose raylet says nothing for lost.
+        """
         now = time.monotonic()
-        if now - self._looked > _LOOK_SECONDS and self._head_answers(now):
+        if self._workers is not None:
+            if now - self._looked > LOOK_SECONDS:
+                self._looked = now
+                if not _nodes(self._ray):
+                    raise Stopped(f"Ray's processes on this machine have ended, or hang; {KEPT}")
+            return PENDING_PER_WORKER * self._workers
+        if now - self._looked > LOOK_SECONDS and self._head_answers(now):
             self._looked = now
             self._there = sum(self._demand.fits(node["Resources"]) for node in _nodes(self._ray))
             if self._there or self._full == -math.inf:
                 self._full = now
             if now - self._full > _EMPTY_SECONDS:
-                raise Stopped(
-                    f"no machine of the cluster has had {self._demand} for {_EMPTY_SECONDS} s; "
-                    "what is finished is kept, run the same again"
-                )
+                raise Stopped(f"no machine of the cluster has had {self._demand} for {_EMPTY_SECONDS} s; {KEPT}")
         return max(1, PENDING_PER_WORKER * self._there)
 
     def _head_answers(self, now: float) -> bool:
@@ -318,7 +412,7 @@ class _Slots:
         """
         try:
             host, _, port = self._head.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=_LOOK_SECONDS / 2).close()
+            socket.create_connection((host, int(port)), timeout=LOOK_SECONDS / 2).close()
         except OSError as error:
             if now - self._answered > _HEAD_SECONDS:
                 raise Stopped(
@@ -328,65 +422,3 @@ class _Slots:
             return False
         self._answered = now
         return True
-
-
-class _Running:
-    """Jobs on their way: handed out a few at a time, taken back when they end or when their worker is lost.
-
-    versions: what every worker must have, or None where that cannot differ.
-    """
-
-    def __init__(self, ray: Any, task: Any, plan: Plan, slots: _Slots, versions: dict[str, str] | None) -> None:
-        self._ray, self._task, self._slots = ray, task, slots
-        self._plan, self._versions = ray.put(plan), versions
-        self._running: dict[Any, tuple[Job, bool]] = {}
-        self._losses: Counter[tuple[str, int]] = Counter()
-
-    def run(self, jobs: Iterable[Job]) -> Iterator[JobEvent]:
-        """Runs all jobs to their ends; also tells of one that still runs when nothing else happens for a while."""
-        waiting = [(job, False) for job in reversed(list(jobs))]
-        while waiting or self._running:
-            slots = self._slots.count()
-            while waiting and len(self._running) < slots:
-                job, careful = waiting.pop()
-                stream = self._task.options(num_returns="streaming").remote(job, self._plan, careful, self._versions)
-                self._running[stream] = (job, careful)
-            ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_LOOK_SECONDS)
-            if not ready:
-                yield JobEvent(next(iter(self._running.values()))[0])
-            for stream in ready:
-                job, careful = self._running[stream]
-                event, again = self._take(stream, job, careful)
-                if event.state != "running":
-                    del self._running[stream]
-                if event.state == "again":
-                    waiting.append((job, again))
-                yield event
-
-    def _take(self, stream: Any, job: Job, careful: bool) -> tuple[JobEvent, bool]:
-        """What a stream gives next, and whether the job is to be run again the careful way."""
-        exceptions = self._ray.exceptions
-        try:
-            return JobEvent(job, self._ray.get(next(stream))), careful
-        except StopIteration:
-            return JobEvent(job, state="done"), careful
-        except exceptions.RayTaskError as error:
-            if isinstance(error.cause, (Refused, Stopped)):
-                raise error.cause from None
-            raise
-        except (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError) as error:
-            if careful:
-                self._note_loss(job, error)
-            return JobEvent(job, state="again"), True
-        except exceptions.RayError as error:  # its machine died, or could not start a worker
-            self._note_loss(job, error)
-            return JobEvent(job, state="again"), careful
-
-    def _note_loss(self, job: Job, error: Exception) -> None:
-        self._losses[job.split, job.shard] += 1
-        lost = self._losses[job.split, job.shard]
-        if lost >= MAX_LOSSES:
-            raise Stopped(
-                f"shard {job.split}-{job.shard:05d} lost its worker or machine {lost} times ({_short(error)}); "
-                "what is finished is kept, run the same again"
-            ) from error

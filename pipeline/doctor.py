@@ -54,7 +54,17 @@ PYTHON = (3, 11)
 SHM_MB = 100  # Ray keeps its object store there: 80 MB
 OPEN_FILES = 4096
 DISK_GB = 10
-_RAY_SECONDS = 120
+_RAY_SECONDS = 300  # its parts have limits of their own, which say more
+_START_RAY = """
+from manifests.errors import Refused, Stopped
+from pipeline.cluster import start_once
+from pipeline.limits import leaving
+try:
+    start_once()
+except (Refused, Stopped) as error:
+    leaving(1)
+    raise SystemExit(str(error))
+"""
 State = Literal["ok", "note", "missing"]
 
 
@@ -156,10 +166,9 @@ def _space(here: Path, temporary: Path) -> Iterator[Finding]:
 
 def _ray() -> Finding:
     """Starts a private Ray with one worker in a process of its own: what it prints and leaves goes with it."""
-    program = "from pipeline.cluster import start_once; start_once()"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", _START_RAY],
             capture_output=True,
             text=True,
             timeout=_RAY_SECONDS,

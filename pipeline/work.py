@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from manifests.errors import Stopped
 from pipeline.build import PlainMaker, Progress, run_job
@@ -20,8 +22,19 @@ _WATCH_SECONDS = 0.1
 _TELL_SECONDS = 1.0  # a driver takes in some thousand reports a second, and may have a thousand workers
 
 
-def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -> Iterator[Progress]:
-    """Makes one shard, reporting about every second, and when it is done.
+@dataclass(frozen=True)
+class Place:
+    """Where a job runs: a process of a machine."""
+
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -> Iterator[Place | Progress]:
+    """Makes one shard, saying where, reporting about every second, and when it is done.
 
     versions: the driver's, where this may be another machine; it may have joined after the others were compared.
     Raises Stopped where they differ, and when the disk is full.
@@ -30,6 +43,7 @@ def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -
     if differs is not None:
         raise Stopped(f"a machine that joined the cluster has other versions: {differs}; its bytes could differ")
     import_tar_writer()
+    yield Place(socket.gethostname(), os.getpid())
     if careful:
         with CarefulMaker(plan) as maker:
             yield from summed(run_job(job, plan, maker))

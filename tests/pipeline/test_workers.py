@@ -5,66 +5,28 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from builders import REPOSITORY, Commands, tar_hashes
+from builders import REPOSITORY, tar_hashes
+from planted import plant, processes_of, wait_for
 
 from manifests.errors import Stopped
 from manifests.processes import started
 from pipeline import leftovers, versions, work
-from pipeline.cluster import MAX_LOSSES, Demand, _Running, _Slots
+from pipeline.cluster import Demand, _Slots
 from pipeline.plan import make_plan, read_recipe
+from pipeline.running import MAX_LOSSES, RunningJobs
 from pipeline.versions import CODE, difference, package_folders, versions_here
-
-PLANTED = """
-import os, time
-from manifests.records import Asset
-from pipeline.datasets.parametric import generate
-from pipeline.load import RawShape
-
-NEEDS_SOURCE = False
-
-def assets(root, table, options):
-    for i in range(40):
-        yield Asset(f"a{i}", "planted", "train", "thing")
-
-def read(asset, root, options):
-    if os.environ.get("WORKERS_SEEN"):
-        with open(os.environ["WORKERS_SEEN"], "a") as file:
-            file.write(f"{os.getpid()}\\n")
-    time.sleep(float(os.environ.get("ASSET_TAKES", "0")))
-    return RawShape(mesh=generate("mug", 0, int(asset.id[1:])))
-"""
-
-
-def plant(tree: Path, shard_size: int = 4) -> Commands:
-    (tree / "pipeline/datasets/planted.py").write_text(PLANTED)
-    (tree / "manifests/datasets/planted.toml").write_text(
-        'name = "planted"\nclasses = ["thing"]\nprompt_names = ["thing"]\n'
-    )
-    (tree / "pipeline/recipes/planted.toml").write_text(
-        f'dataset = "planted"\nshard_size = {shard_size}\nviews = ["depth10"]\nnum_points = 64\nfps_prefix = 16\n'
-    )
-    return Commands(tree)
-
-
-def processes_of(driver: int) -> dict[int, str]:
-    """pid -> command line of every process that a driver's private Ray has."""
-    found = {}
-    for pid, name in leftovers._marked():
-        if name.startswith(f"{driver}:"):
-            try:
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-            except OSError:
-                continue
-    return found
 
 
 def listening(pids: set[int]) -> set[str]:
@@ -84,17 +46,19 @@ def listening(pids: set[int]) -> set[str]:
     return found
 
 
-def wait_for(true, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def longest_folder(request: pytest.FixtureRequest) -> Path:
+    """A folder whose name just leaves room for the names of sockets below it."""
+    folder = Path(tempfile.mkdtemp(prefix="r" * (leftovers._LONGEST - 13), dir="/tmp"))
+    request.addfinalizer(lambda: shutil.rmtree(folder))
+    assert len(str(folder)) == leftovers._LONGEST
+    return folder
 
 
-def test_killed_workers_cost_time_only_and_all_ports_are_on_loopback(planted_tree, tmp_path) -> None:
+def test_killed_workers_cost_time_only_and_all_ports_are_on_loopback(planted_tree, tmp_path, request) -> None:
     commands, out, draw = plant(planted_tree), tmp_path / "out", random.Random(0)
     commands("build", "planted", "--out", tmp_path / "unbroken", "--workers", 0)
     commands.environment["ASSET_TAKES"] = "0.1"
+    commands.environment["RAY_TMPDIR"] = str(longest_folder(request))
     process = commands.start("build", "planted", "--out", out, "--workers", 2, stderr=subprocess.PIPE, text=True)
     killed = 0
     while killed < 3:
@@ -145,6 +109,8 @@ def test_what_a_killed_driver_leaves_is_ended_by_the_next_start(planted_tree, tm
     process = commands.start("build", "planted", "--out", out, "--workers", 1, **quiet)
     wait_for(lambda: "ray::work" in processes_of(process.pid).values())
     (folder,) = Path(leftovers._parent()).glob(f"{leftovers._PREFIX}*")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # Ray opens its own, which lies inside, to everybody
+    assert list(folder.glob("*/session_*/sockets/*"))
     name = (folder / "driver").read_text()
     assert name.startswith(f"{process.pid}:")
     alive = f"{os.getpid()}:{started(os.getpid())}:{name.rpartition(':')[2]}"
@@ -223,7 +189,13 @@ def test_jobs_are_handed_out_by_the_machines_that_live(monkeypatch) -> None:
     head = socket.create_server(("127.0.0.1", 0))
     ray, now = _Ray(f"127.0.0.1:{head.getsockname()[1]}"), [1000.0]
     monkeypatch.setattr("pipeline.cluster.time.monotonic", lambda: now[0])
-    assert _Slots(ray, 4, Demand()).count() == 8
+    slots = _Slots(ray, 4, Demand())
+    assert slots.count() == 8
+    ray.there = 0
+    now[0] += 11
+    with pytest.raises(Stopped, match="Ray's processes on this machine have ended, or hang; what is finished is kept"):
+        slots.count()
+    ray.there = 3
     slots = _Slots(ray, None, Demand())
     assert slots.count() == 12  # six workers, one job that runs and one that waits for each
     ray.there = 1
@@ -247,7 +219,7 @@ def test_jobs_are_handed_out_by_the_machines_that_live(monkeypatch) -> None:
 
 def test_a_job_is_not_tried_for_ever(tmp_path) -> None:
     _, jobs = make_plan(read_recipe("parametric", {"parametric": {"objects": 3}}), None, str(tmp_path))
-    running = _Running.__new__(_Running)
+    running = RunningJobs.__new__(RunningJobs)
     running._losses = Counter()
     for _ in range(MAX_LOSSES - 1):
         running._note_loss(jobs[0], OSError("gone"))
