@@ -136,13 +136,26 @@ def test_kuberay() -> None:
 
 
 def test_the_page_says_what_the_code_does() -> None:
-    from pipeline import cluster
+    from pipeline import careful, cluster, leftovers, running
 
     words = " ".join(PAGE.split())
     assert cluster.PENDING_PER_WORKER == 2
     assert "Two jobs are handed out for each worker" in words
-    assert cluster.MAX_LOSSES == 4
+    assert running.MAX_LOSSES == 4
     assert "at most four times each" in words
     assert (cluster._EMPTY_SECONDS, cluster._LOOK_SECONDS) == (600, 10)
     assert (cluster._SPARE, cluster._WORKER_MB) == (1.25, 150)
     assert "a quarter and 150 MB are added" in words
+    assert (running._SILENT_SECONDS, running._ENDED_SECONDS) == (30, 60)
+    assert "it says nothing for `asset_seconds` + 30 s, or for 5 1/2 min + 8 `asset_seconds`" in words
+    assert careful.longest_silence(1) - careful.longest_silence(0) == 8
+    assert careful.longest_silence(0) + running._SILENT_SECONDS == 330
+    assert "Where it does not end within a minute: exit 3" in words
+    assert cluster._START_SECONDS == 120
+    assert "a private Ray does not start within 2 min" in words
+    assert cluster._CONNECT_SECONDS == 10
+    assert "says nothing | exit 2 after 10 s" in words
+    assert running.CALL_SECONDS == 45
+    assert "the head hangs | exit 3 after 45 s" in words
+    assert leftovers._LONGEST == 18
+    assert "its name has more than 18 characters" in words
