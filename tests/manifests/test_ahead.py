@@ -114,7 +114,7 @@ def test_what_was_read_leaves_the_memory(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_range_past_the_end_is_the_end_and_a_store_that_fails_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tar that is shorter than its record says reads as a cut file, and is told as one."""
-    monkeypatch.setenv("CROSS_MOST_STORE_SECONDS", "0")
+    monkeypatch.setenv("CROSS_MOST_STORE_SECONDS", "0.1")
     with watched_store(file=DATA) as watched:
         watched.failing["/file"] = [OSError(22, "The requested range is not satisfiable")]
         assert AheadFile("watched://file", [], 1000).read(10) == b""

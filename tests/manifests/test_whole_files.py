@@ -23,6 +23,7 @@ from watched_store import watched_store
 
 from manifests import store
 from manifests.errors import Refused, Stopped
+from manifests.patience import PATIENCE, Patience
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +299,7 @@ class Failing:
     def __init__(self, times: float, error: Exception) -> None:
         self.left, self.error, self.made = times, error, 0
 
-    def __call__(self) -> str:
+    def __call__(self, patience: Patience) -> str:
         self.made += 1
         if self.left > 0:
             self.left -= 1
@@ -307,7 +308,7 @@ class Failing:
 
 
 def test_a_store_that_fails_is_asked_again_after_longer_and_longer_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(store.PATIENCE, "20")
+    monkeypatch.setenv(PATIENCE, "20")
     attempt, began = Failing(2, OSError("Slow Down")), time.monotonic()
     assert store.patiently("s3://b/x", "read", attempt) == "answer"
     assert attempt.made == 3
@@ -315,7 +316,7 @@ def test_a_store_that_fails_is_asked_again_after_longer_and_longer_waits(monkeyp
 
 
 def test_a_store_that_goes_on_failing_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(store.PATIENCE, "1")
+    monkeypatch.setenv(PATIENCE, "1")
     attempt, began = Failing(100, OSError("Slow Down")), time.monotonic()
     with pytest.raises(Stopped, match="cannot write s3://b/x: Slow Down; what is finished is kept"):
         store.patiently("s3://b/x", "write", attempt)
