@@ -143,7 +143,7 @@ def test_the_page_says_what_the_code_does() -> None:
     assert "Two jobs are handed out for each worker" in words
     assert running.MAX_LOSSES == 4
     assert "at most four times each" in words
-    assert (cluster._EMPTY_SECONDS, cluster._LOOK_SECONDS) == (600, 10)
+    assert (cluster._EMPTY_SECONDS, running.LOOK_SECONDS) == (600, 10)
     assert (cluster._SPARE, cluster._WORKER_MB) == (1.25, 150)
     assert "a quarter and 150 MB are added" in words
     assert (running._SILENT_SECONDS, running._ENDED_SECONDS) == (30, 60)
