@@ -103,7 +103,7 @@ def in_small_memory(size: str, script: str) -> subprocess.CompletedProcess:
         pytest.skip("no mount namespace may be made here (unshare -m)")
     script = f"mount -t tmpfs -o size={size} tmpfs /dev/shm || exit 77\n{script}"
     command = ["unshare", "-m", "sh", "-c", script]
-    found = subprocess.run(command, env=ENVIRONMENT, cwd=REPOSITORY, capture_output=True, text=True, timeout=150)
+    found = subprocess.run(command, env=ENVIRONMENT, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
     if found.returncode == 77:
         pytest.skip("no tmpfs may be mounted here")
     return found
@@ -125,6 +125,7 @@ def test_too_little_shared_memory_is_refused_before_anything_is_written(shards, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_shared_memory_that_fills_up_later_ends_fit(shards, tmp_path) -> None:
     """Readers lose their batches or are killed by SIGBUS; without a limit the command hung for ever."""
     run = tmp_path / "run"
