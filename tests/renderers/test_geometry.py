@@ -232,6 +232,7 @@ def test_colours_of_points_by_hand() -> None:
     places = {(0.25, 0.75): [0, 100, 10], (0.75, 0.75): [200, 0, 0], (0.25, 0.25): [40, 40, 40]}
     places |= {(0.5, 0.75): [100, 50, 5], (0.0, 0.75): [100, 50, 5], (1.0, 0.75): [100, 50, 5]}
     places |= {(2.25, -0.25): [0, 100, 10], (0.25, 0.5): [20, 70, 25], (0.25, 0.0): [20, 70, 25]}
+    places |= {(0.9, 0.75): [140, 30, 3], (0.25, 0.1): [28, 58, 31]}  # beyond the last centre comes the first texel
     for place, expected in places.items():
         uv = np.tile(np.array(place, np.float32), (1, 3, 1))
         mesh = Mesh(TRIANGLES[:3], np.array([[0, 1, 2]]), (Material((1, 1, 1, 1), picture),), corner_uvs=uv)
