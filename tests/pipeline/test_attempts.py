@@ -63,7 +63,8 @@ import json, os, sys
 from pipeline.plan import make_plan, read_recipe
 from pipeline.work import work
 plan, jobs = make_plan(read_recipe("planted", {}), None, sys.argv[1])
-print(json.dumps([[p.objects, p.failures] for p in work(jobs[0], plan, False, None)]))
+_place, *reports = work(jobs[0], plan, False, None)
+print(json.dumps([[p.objects, p.failures] for p in reports]))
 """
 
 
