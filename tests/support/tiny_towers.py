@@ -1,0 +1,32 @@
+"""`python -m training` where `cross_most_small` is the smallest CLIP there is: its checkpoints take a few kilobytes.
+
+python tests/support/tiny_towers.py fit small_cross_most ...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from training.__main__ import main
+from training.towers import clip
+
+SIZES = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 4, "heads": 1, "layers": 1},
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command with the tiny towers."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip.SMALL_CONFIG = Path(folder, clip.SMALL_CONFIG.name)
+        clip.SMALL_CONFIG.write_text(json.dumps(SIZES))
+        return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
