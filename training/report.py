@@ -57,7 +57,7 @@ class _Run:
     columns: figures.Columns
 
     @property
-    def curves(self) -> figures.Curves:
+    def loss_curves(self) -> figures.Curves:
         recipe = self.last.recipe
         own = recipe.method == "self_training" or recipe.labels.mode == "own"
         return figures.Curves(row_name(self.row), self.columns, own)
@@ -116,12 +116,12 @@ def collect(
     if known is not None:
         values["runs"][ORACLE] = _about(str(oracle), *known)
     on_progress("pictures")
-    curves = [run.curves for run in opened]
+    every = [run.loss_curves for run in opened]
     seed, named = values["seed"], {row_name(row): each for row, each in rows.items() if row != ORACLE}
     drawn = {
-        "losses": figures.losses(curves),
-        "pseudo_labels": figures.pseudo_labels(curves),
-        "analysis": figures.analysis(curves),
+        "losses": figures.losses(every),
+        "pseudo_labels": figures.pseudo_labels(every),
+        "analysis": figures.analysis(every),
         "target": sheets.sheet(sheets.target_objects(target, settings, named, seed)),
         "source": begun and sheets.sheet(sheets.source_objects(begun, settings), across=2),
     }
@@ -135,10 +135,10 @@ def write(report: Report, out: str | Path, seconds: float | None = None, max_rss
     """
     folder = store.local_path(str(out), "--out")
     report = replace(report, values=report.values | {"seconds": seconds, "max_rss_mb": max_rss_mb})
-    page = pages.page_of(report.values, report.pictures)
+    shown = pages.page_of(report.values, report.pictures)
     files = {"report.json": (json_text(report.values, indent=1) + "\n").encode()}
     files |= {pages.picture_file(name): png for name, png in report.pictures.items()}
-    files |= {"report.md": pages.to_markdown(page).encode(), "report.html": pages.to_html(page).encode()}
+    files |= {"report.md": pages.to_markdown(shown).encode(), "report.html": pages.to_html(shown).encode()}
     try:
         for name, data in files.items():
             store.write_bytes(str(folder / name), data)

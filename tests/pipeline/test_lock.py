@@ -16,7 +16,7 @@ from object_store import BUCKET, ObjectStore, environment, reached
 from manifests import store
 from manifests.errors import Refused
 from pipeline import lock
-from pipeline.lock import build_lock
+from pipeline.lock import build_lock as locked
 
 
 def dated(ahead: float, number: int = 0) -> bytes:
@@ -46,7 +46,7 @@ def test_a_dead_build_of_the_future_is_taken_over_at_once(tmp_path, ahead) -> No
     """Its lock has been quiet: nobody waits for the year that it is dated."""
     path = planted(tmp_path, ahead, quiet=lock.QUIET_SECONDS + 1)
     began = time.monotonic()
-    with build_lock(str(tmp_path)):
+    with locked(str(tmp_path)):
         assert json.loads(path.read_bytes())["pid"] == os.getpid()
     assert time.monotonic() - began < 5
     assert not list(tmp_path.iterdir())
@@ -66,7 +66,7 @@ def test_a_live_build_of_the_future_is_left_alone(tmp_path) -> None:
     thread = threading.Thread(target=renew)
     thread.start()
     try:
-        with pytest.raises(Refused, match="is being built by process 1 on elsewhere"), build_lock(str(tmp_path)):
+        with pytest.raises(Refused, match="is being built by process 1 on elsewhere"), locked(str(tmp_path)):
             pass
     finally:
         over.set()
@@ -78,7 +78,7 @@ def test_how_long_it_is_looked_at_has_an_end_and_is_said(tmp_path, monkeypatch, 
     monkeypatch.setattr(lock, "QUIET_SECONDS", 3)
     path = planted(tmp_path, 1e6, quiet=1)
     began = time.monotonic()
-    with caplog.at_level(logging.WARNING), build_lock(str(tmp_path)):
+    with caplog.at_level(logging.WARNING), locked(str(tmp_path)):
         assert json.loads(path.read_bytes())["pid"] == os.getpid()
     assert 1 < time.monotonic() - began < 10
     assert f"{path} is dated in the future: looking for up to 2 s whether its build renews it" in caplog.text
@@ -86,7 +86,7 @@ def test_how_long_it_is_looked_at_has_an_end_and_is_said(tmp_path, monkeypatch, 
 
 def test_clocks_that_differ_by_little_are_none_of_the_future(tmp_path) -> None:
     planted(tmp_path, 20, quiet=lock.QUIET_SECONDS + 1)
-    with pytest.raises(Refused, match="is being built by process 1"), build_lock(str(tmp_path)):
+    with pytest.raises(Refused, match="is being built by process 1"), locked(str(tmp_path)):
         pass
 
 
@@ -99,7 +99,7 @@ def test_in_an_object_store(bucket, monkeypatch) -> None:
     assert store.age_seconds(f"{bucket}/none.lock") is None
     monkeypatch.setattr(lock, "QUIET_SECONDS", 1)
     began = time.monotonic()
-    with build_lock(bucket):
+    with locked(bucket):
         assert json.loads(store.read_bytes(path))["pid"] == os.getpid()
     assert time.monotonic() - began < 5
     assert store.list_names(bucket) == []

@@ -119,7 +119,7 @@ def test_what_a_killed_driver_leaves_is_ended_by_the_next_start(planted_tree, tm
         "another namespace's": {leftovers.MARK: f"{name.rpartition(':')[0]}:7"},
         "nobody's": {},
     }
-    bystanders = [subprocess.Popen(["sleep", "60"], env=environment) for environment in others.values()]
+    bystanders = [subprocess.Popen(["sleep", "60"], env=variables) for variables in others.values()]
     process.kill()
     process.wait()
     assert processes_of(process.pid)  # Ray's agents would stay for a minute
@@ -147,8 +147,8 @@ def test_a_child_that_hangs_ends_with_its_parent(planted_tree, tmp_path) -> None
         "maker.build(jobs[0].assets[0])\n"
     )
     seen = tmp_path / "seen"
-    environment = commands.environment | {"ASSET_TAKES": "100", "WORKERS_SEEN": str(seen)}
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=planted_tree, env=environment)
+    variables = commands.environment | {"ASSET_TAKES": "100", "WORKERS_SEEN": str(seen)}
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=planted_tree, env=variables)
     wait_for(seen.exists)
     wait_for(lambda: bool(seen.read_text()))
     child = int(seen.read_text())
