@@ -2,8 +2,8 @@
 
 The limit, CROSS_MOST_STORE_SECONDS (120 s), is for one request together with all that it is made again: from its first
 attempt to the error. What the store's own library does meanwhile (it asks again, too) counts. The largest request is
-manifests.ahead.BLOCK_BYTES, and a large upload goes in parts of PART_BYTES, each of which that arrives gives the next
-ones the whole time again. So a slow store is not cut as long as it moves one of these within the limit.
+manifests.read_ahead.BLOCK_BYTES, and a large upload goes in parts of PART_BYTES, each of which that arrives gives the
+next ones the whole time again. So a slow store is not cut as long as it moves one of these within the limit.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from manifests.config import Value, digest, load_toml, merge, names_in, refuse_invalid, unknown_name
 from manifests.errors import Refused
-from manifests.frames import FrameViews
-from manifests.picture_files import FileViews
-from manifests.recipes import Value, digest, load_toml, merge, names_in, refuse_invalid, unknown_name
+from manifests.file_views import FileViews
+from manifests.frame_views import FrameViews
 
 FOLDER = Path(__file__).parent / "views"
 Positive = Annotated[float, Field(gt=0)]
@@ -51,9 +51,9 @@ class _Views(Gates):
 
     Views are given by `azimuth_deg` and `elevation_deg` (camera direction (cos e sin a, sin e, cos e cos a), +Y up) or
     by `rotations` (world-to-camera, rows right, down, forward), never both; poles are written as rotations. Depth is
-    encoded between distance - depth_range and distance + depth_range (world units; the object has radius 1).
-    `mapping` makes the picture that the tower sees of depth (manifests.mappings), `upsample` then enlarges that picture
-    to this side, bilinear with aligned corners (0: as it is), `normalize` names mean and standard deviation.
+    encoded between distance - depth_range and distance + depth_range (world units; the object has radius 1). `mapping`
+    makes the picture that the tower sees of depth (manifests.picture_mapping), `upsample` then enlarges that picture to
+    this side, bilinear with aligned corners (0: as it is), `normalize` names mean and standard deviation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import re
 import secrets
 import shutil
@@ -16,34 +15,21 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
-
-import fsspec
+from typing import IO
 
 from manifests.errors import Refused, Stopped
-from manifests.patience import NoAnswer, Patience, library_options
-from manifests.processes import started
+from manifests.patience import NoAnswer, Patience
+from manifests.process_info import started
+from manifests.remote import _stopped, filesystem, is_url, patiently
 
-_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 15.0
-_CHANCE = random.SystemRandom()  # asking again takes nothing from a stream that somebody has seeded
 _TEMPORARY = re.compile(r"^\.(?P<name_and_host>.+\.[A-Za-z0-9_.-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 _ELSEWHERE_SECONDS = 600  # a temporary file of another machine that is not written for so long is left behind
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-_ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, Refused, Stopped)
-_LASTING = (PermissionError, ValueError, TypeError, LookupError, AttributeError, ImportError, MemoryError)
-_LASTING_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")  # botocore's
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _COMMAND = re.compile(r"\s*pipe:", re.IGNORECASE)
 _KEYS = re.compile(r"\w+://[^/]*@")
-_T = TypeVar("_T")
-
-
-def is_url(path: str) -> bool:
-    """Whether a path names an object store (`s3://...`) rather than a local file."""
-    return "://" in path and not path.startswith("file://")
 
 
 def absolute(path: str) -> str:
@@ -81,18 +67,6 @@ def join(folder: str, *names: str) -> str:
     return "/".join([folder.rstrip("/"), *names])
 
 
-def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of a path and the path inside it. Raises Refused naming the missing library."""
-    try:
-        return fsspec.core.url_to_fs(path, **library_options(path))
-    except ImportError as error:
-        package = _PACKAGES.get(path.partition("://")[0])
-        install = f"pip install {package}" if package else str(error)
-        raise Refused(f"cannot open {path}: its file system is missing: {install}") from error
-    except ValueError as error:
-        raise Refused(f"cannot open {path}: {error}") from error
-
-
 @contextmanager
 def stopping(path: str) -> Iterator[None]:
     """Turns errors of the disk into Stopped, naming the path and what to do."""
@@ -102,38 +76,6 @@ def stopping(path: str) -> Iterator[None]:
         if error.errno not in _DISK_ERRORS:
             raise
         raise _stopped(path, error) from error
-
-
-def _stopped(path: str, error: Exception, what: str = "write") -> Stopped:
-    number = getattr(error, "errno", None)
-    said = " ".join(str(error).split())[:300] or type(error).__name__
-    reason = os.strerror(number) if number and not is_url(path) else said
-    return Stopped(f"cannot {what} {path}: {reason}; what is finished is kept, run the same again")
-
-
-def patiently(path: str, what: str, attempt: Callable[[Patience], _T]) -> _T:
-    """What `attempt` gives. A store that fails is asked again for two minutes, after longer and longer waits.
-
-    what: `read` or `write`, for the message. attempt: asks by the Patience that it is given, which ends it when the
-    time is over (manifests.patience). Answers (there is no such file, there is one already) are raised as they come,
-    missing rights at once. Raises Stopped naming the path when the store goes on failing, or does not answer.
-    """
-    patience, refused = Patience(), None
-    wait = _FIRST_WAIT_SECONDS
-    while True:
-        try:
-            return attempt(patience)
-        except _ANSWERS:
-            raise
-        except NoAnswer as error:  # while the store's library asks again by itself: what it said before tells more
-            raise _stopped(path, refused or error, what) from error
-        except Exception as error:  # every store library has its own errors
-            lasting = isinstance(error, _LASTING) or type(error).__name__ in _LASTING_NAMES
-            if lasting or wait > patience.left():
-                raise _stopped(path, error, what) from error
-            refused = error
-        time.sleep(wait * _CHANCE.uniform(0.5, 1.0))  # a hundred workers do not come back at one moment
-        wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 
 def upload(local: str, path: str) -> None:
@@ -328,7 +270,7 @@ def remove(path: str) -> None:
 
 
 def open_reading(path: str, ahead: bool = True) -> IO[bytes]:
-    """A file opened for reading; object stores read ahead (manifests.ahead). Raises FileNotFoundError.
+    """A file opened for reading; object stores read ahead (manifests.read_ahead). Raises FileNotFoundError.
 
     ahead=False: a local file gives what is asked for and reads no more (an object store reads ahead all the same: there
     a few large requests cost less than many small ones). A pipe or device in place of a file is an OSError.
@@ -337,7 +279,7 @@ def open_reading(path: str, ahead: bool = True) -> IO[bytes]:
         if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):  # `open` would wait for it
             raise OSError(errno.EINVAL, "a pipe or device in place of a file", path)
         return open(path, "rb", buffering=-1 if ahead else 0)
-    from manifests.ahead import AheadFile  # here: it imports this module
+    from manifests.read_ahead import AheadFile  # here: it imports this module
 
     fs, inner = filesystem(path)
     fs.invalidate_cache(inner)

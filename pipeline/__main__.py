@@ -17,7 +17,8 @@ from collections import Counter
 from rich.console import Console
 
 from manifests import store
-from manifests.commands import parse_arguments, recipe_titles
+from manifests.cli import parse_arguments, recipe_titles
+from manifests.config import parse_changes, to_toml
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, log_to_stderr, tell
 from manifests.presets import (
@@ -28,9 +29,8 @@ from manifests.presets import (
     needs_colors,
     preset_names,
 )
-from manifests.recipes import parse_changes, to_toml
 from manifests.records import json_text
-from pipeline.limits import leaving
+from pipeline.jobs.time_limits import leaving
 
 PROGRAM = "python -m pipeline"
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
@@ -152,8 +152,9 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.plan import make_plan, read_recipe
-    from pipeline.run import Workers, build, estimate_bytes, refuse_other_build
+    from pipeline.jobs.driver import Workers, build, estimate_bytes, refuse_other_build
+    from pipeline.plan.build_recipe import read_recipe
+    from pipeline.plan.plan import make_plan
 
     recipe = read_recipe(options.recipe, parse_changes(options.changes))
     retry = _retry_kinds(options.retry)
@@ -184,8 +185,8 @@ def _build(options: argparse.Namespace, console: Console) -> int:
 
 
 def _dry_run(plan, jobs, as_json: bool) -> int:
-    from pipeline.forecast import forecast, lines
-    from pipeline.run import Workers, ready
+    from pipeline.jobs.build_forecast import forecast, lines
+    from pipeline.jobs.driver import Workers, ready
 
     with ready(plan, Workers(), jobs):
         found = forecast(plan, jobs)
@@ -210,7 +211,7 @@ def _warn_of_space(out: str, size: int, console: Console) -> None:
 
 
 def _progress(console: Console):
-    from pipeline.progress import BuildProgress
+    from pipeline.jobs.progress import BuildProgress
 
     return BuildProgress(console)
 
@@ -248,8 +249,8 @@ def _report(summary, plan, what: str, options: argparse.Namespace, console: Cons
 
 
 def _views(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.redraw import draw_view_set, plan_views
-    from pipeline.run import Workers
+    from pipeline.jobs.driver import Workers
+    from pipeline.jobs.redraw import draw_view_set, plan_views
 
     retry = _retry_kinds(options.retry)
     plan, jobs = plan_views(options.preset, parse_changes(options.changes), options.shards, options.source)
@@ -268,8 +269,8 @@ def _views(options: argparse.Namespace, console: Console) -> int:
 
 
 def _repair(options: argparse.Namespace, damaged: list[str], console: Console) -> None:
-    from pipeline.repair import repair
-    from pipeline.run import Workers
+    from pipeline.jobs.driver import Workers
+    from pipeline.jobs.repair import repair
 
     console.print(f"{len(damaged)} damaged tars", highlight=False)
     where = Workers(options.workers, options.ray)
@@ -284,7 +285,8 @@ def _repair(options: argparse.Namespace, damaged: list[str], console: Console) -
 
 
 def _check(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.check import check, compare
+    from pipeline.inspect.check import check
+    from pipeline.inspect.compare_builds import compare
 
     if options.repair:
         found = check(options.out, deep=options.deep)
@@ -335,7 +337,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 
 
 def _origins(options: argparse.Namespace, status):
-    from pipeline.origins import compare_source
+    from pipeline.inspect.check_source import compare_source
 
     def on_object(done: int, total: int) -> None:
         status.update(f"comparing with the source: {done:,} of {total:,} objects")
@@ -358,11 +360,11 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 def _inspected(options: argparse.Namespace) -> tuple[bytes, str]:
     """The bytes of a sheet or page, and their size in words."""
     if options.html:
-        from pipeline.gallery import gallery
+        from pipeline.inspect.html_gallery import gallery
 
         page = gallery(options.out, 60 if options.objects is None else options.objects, options.views, options.split)
         return page.encode(), f"{len(page) / 1e6:.1f} MB"
-    from pipeline.inspect import contact_sheet
+    from pipeline.inspect.view_sheet import contact_sheet
 
     sheet = contact_sheet(options.out, 12 if options.objects is None else options.objects, options.views, options.split)
     file = io.BytesIO()
@@ -371,9 +373,9 @@ def _inspected(options: argparse.Namespace) -> tuple[bytes, str]:
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.colmap import write_object
-    from pipeline.export import lay_out, write_hub, write_wids
-    from pipeline.holdings import open_build
+    from pipeline.export.colmap import write_object
+    from pipeline.export.finished_build import open_build
+    from pipeline.export.hub_and_wids import lay_out, write_hub, write_wids
 
     names = tuple(dict.fromkeys(name.strip() for name in options.views.split(",") if name.strip()))
     _refuse_odd_export(options)
@@ -411,7 +413,7 @@ def _refuse_odd_export(options: argparse.Namespace) -> None:
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.plan import RECIPES
+    from pipeline.plan.build_recipe import RECIPES
 
     for name, title in recipe_titles(RECIPES):
         tell(f"{name:18} {title}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from manifests.errors import Refused
-from manifests.processes import environment
+from manifests.process_info import environment
 
 ROLES = {
     "build": {
@@ -57,8 +57,8 @@ DISK_GB = 10
 _RAY_SECONDS = 300  # its parts have limits of their own, which say more
 _START_RAY = """
 from manifests.errors import Refused, Stopped
-from pipeline.cluster import start_once
-from pipeline.limits import leaving
+from pipeline.jobs.ray_cluster import start_once
+from pipeline.jobs.time_limits import leaving
 try:
     start_once()
 except (Refused, Stopped) as error:

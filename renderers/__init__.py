@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from renderers.drawing import Views, draw
+    from renderers.draw_shape import Views, draw
 
 __all__ = ["Views", "draw"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from renderers import drawing
+        from renderers import draw_shape
 
-        return getattr(drawing, name)
+        return getattr(draw_shape, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Meshes and point clouds as plain arrays, and what every dataset does to them: join, sample, normalise.
 
 World frame: right-handed, +Y up. Nothing here imports a mesh library; `from_trimesh` reads a trimesh scene by its
-attributes, so that `pipeline.load` stays the only home of trimesh.
+attributes, so that `pipeline.formats.mesh` stays the only home of trimesh.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import numpy as np
 
 from manifests.presets import PointclipViews
 from renderers.cameras import Camera
-from renderers.depth import ratio_of_sums
-from renderers.views import View
+from renderers.point_depth import ratio_of_sums
+from renderers.view import View
 
 _EPSILON = 1e-12
 _HALF_PIXEL = 0.5

@@ -14,7 +14,7 @@ from manifests.presets import MeshViews
 from renderers.cameras import Camera, pixel_rays
 from renderers.geometry import Mesh
 from renderers.shading import LAYER_GAP, MAX_LAYERS, Layers, Surface, blank, finish, prepare, shade, to_bytes
-from renderers.views import View
+from renderers.view import View
 
 try:
     import open3d as o3d

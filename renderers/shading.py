@@ -15,7 +15,7 @@ from manifests.presets import MeshViews
 from renderers.cameras import Camera
 from renderers.geometry import Material, Mesh
 from renderers.normals import corner_normals, face_normals, unique_faces, vertex_normals, weld
-from renderers.views import View
+from renderers.view import View
 
 MAX_LAYERS = 8  # surfaces behind each other that one pixel shows
 LAYER_GAP = 1e-4  # what is nearer than this behind a transparent surface is that surface, world units

@@ -7,10 +7,10 @@ import releases
 import torch
 from builders import REPOSITORY, Commands
 
-from training.augment import AugmentSettings
-from training.data import Form, Loader, UnlabelledSamples
-from training.join import DataSettings, open_source
-from training.labelled import labelled
+from training.data.dataset import open_source
+from training.data.labels import labelled
+from training.data.loader import Form, Loader, UnlabelledSamples
+from training.settings.data import AugmentSettings, DataSettings
 
 pipeline = Commands(REPOSITORY)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from builders import REPOSITORY, Commands
 
+from manifests.layout import shapes_tar
 from manifests.samples import decode_array, read_samples
-from manifests.shards import shapes_tar
 
 pipeline, training = Commands(REPOSITORY), Commands(REPOSITORY, "training")
 

@@ -15,20 +15,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from manifests.config import parse_changes, parse_recipe, parse_toml
 from manifests.errors import Refused
-from manifests.recipes import parse_changes, parse_recipe, parse_toml
+from manifests.layout import BuildManifest, ViewSetManifest, read_manifest, read_view_set
 from manifests.records import Record, parse_assets, parse_json
 from manifests.samples import FORMAT, decode_array, decode_picture, read_samples
-from manifests.shards import BuildManifest, ViewSetManifest, read_manifest, read_view_set
-from pipeline.clouds import CLOUD_SUFFIXES, read_cloud
-from pipeline.headers import check_header
-from pipeline.listing import listed_assets
-from pipeline.off import parse_off
-from pipeline.plan import BuildRecipe
-from training.prompts import read_prompts
-from training.recipe import FitRecipe
-from training.tables import Table
-from training.weights import read_tensors
+from pipeline.formats.file_list import listed_assets
+from pipeline.formats.header_checks import check_header
+from pipeline.formats.off import parse_off
+from pipeline.formats.point_cloud import CLOUD_SUFFIXES, read_cloud
+from pipeline.plan.build_recipe import BuildRecipe
+from training.paper_tables.table_rows import Table
+from training.settings.fit_recipe import FitRecipe
+from training.settings.prompts import read_prompts
+from training.weights.safe_load import read_tensors
 
 MANY = settings(max_examples=400, suppress_health_check=list(HealthCheck))
 JSON = st.recursive(

@@ -19,15 +19,15 @@ MAY_IMPORT = {
     "training": {"manifests", "training"},
 }
 HOME = {
-    "ray": {"pipeline/cluster.py"},
-    "trimesh": {"pipeline/load.py"},
-    "h5py": {"pipeline/rows.py"},
-    "pyarrow": {"pipeline/sample_table.py"},
+    "ray": {"pipeline/jobs/ray_cluster.py"},
+    "trimesh": {"pipeline/formats/mesh.py", "pipeline/formats/glb.py"},
+    "h5py": {"pipeline/formats/hdf5.py"},
+    "pyarrow": {"pipeline/export/parquet_index.py"},
     "open3d": {"renderers/raycast.py"},
     "pytorch3d": {"renderers/rasterize.py"},
-    "open_clip": {"training/towers/clip.py"},
-    "sklearn": {"training/embed.py"},
-    "umap": {"training/embed.py"},
+    "open_clip": {"training/models/clip.py"},
+    "sklearn": {"training/evaluation/embed.py"},
+    "umap": {"training/evaluation/embed.py"},
 }
 ROLE_BLOCKS = {
     "pipeline": ("torch", "torchvision", "open_clip", "timm", "safetensors"),
@@ -38,16 +38,20 @@ RUNS = {"run", "call", "check_call", "check_output"}  # of subprocess
 LOCKS = {"flock", "lockf"}
 WAITS_FOR_EVER = {  # what may, and why
     "training/__main__.py: found.result()": "figures, not a future",
-    "training/evaluate.py: examine([checkpoint], shards, split, device, options, on_progress)[0].result()": "figures",
-    "training/findings.py: examined.result()": "figures",
-    "training/report.py: each.result()": "figures",
-    "pipeline/careful.py: connection.recv()": "in the child, which ends with its parent",
-    "pipeline/careful.py: self._connection.recv()": "polled before",
-    "pipeline/cluster.py: ray.get(ray.remote(max_retries=0)(_answer).remote())": "inside _RAY.call, which has a limit",
-    "pipeline/limits.py: self._calls.get()": "a daemon thread that waits for work",
-    "pipeline/source.py: _WATCHED.get()": "a context variable",
+    "training/evaluation/evaluate.py: "
+    "examine([checkpoint], shards, split, device, options, on_progress)[0].result()": "figures",
+    "training/reports/evaluation_files.py: examined.result()": "figures",
+    "training/reports/report.py: each.result()": "figures",
+    "pipeline/jobs/isolated_worker.py: connection.recv()": "in the child, which ends with its parent",
+    "pipeline/jobs/isolated_worker.py: self._connection.recv()": "polled before",
+    "pipeline/jobs/ray_cluster.py: ray.get(ray.remote(max_retries=0)(_answer).remote())": "inside _RAY.call, limited",
+    "pipeline/jobs/time_limits.py: self._calls.get()": "a daemon thread that waits for work",
+    "pipeline/formats/source_files.py: _WATCHED.get()": "a context variable",
 }
-SUPERVISED = {"training/objectives/pretrain.py", "training/oracle.py"}  # beside evaluation: they may see labels
+SUPERVISED = {
+    "training/objectives/pretrain.py",
+    "training/loop/supervised_bound.py",
+}  # beside evaluation: they may see labels
 
 
 def modules() -> list[Path]:
@@ -73,23 +77,33 @@ def test_imports_go_one_way(path: Path) -> None:
     for module, _ in imports(path):
         top = module.partition(".")[0]
         if top in PACKAGES:
-            live = package == "training" and module == "renderers.live"
+            live = package == "training" and module == "renderers.point_depth_torch"
             assert top in MAY_IMPORT[package] or live, f"{name} imports {module}"
         for library, homes in HOME.items():
             assert top != library or name in homes, f"{name} imports {library}, whose home is {homes}"
         if top == "torch" and package in ("manifests", "pipeline", "renderers"):
-            assert name in ("renderers/live.py", "renderers/rasterize.py"), f"{name} imports torch"
+            assert name in ("renderers/point_depth_torch.py", "renderers/rasterize.py"), f"{name} imports torch"
 
 
 def test_only_evaluation_may_see_labels() -> None:
-    allowed = {"training/evaluate.py", "training/embed.py", "training/data.py", "training/labelled.py", *SUPERVISED}
+    allowed = {
+        "training/evaluation/evaluate.py",
+        "training/evaluation/embed.py",
+        "training/data/loader.py",
+        "training/data/labels.py",
+        *SUPERVISED,
+    }
     for path in modules():
         name = path.relative_to(REPOSITORY).as_posix()
         for module, names in imports(path):
             if name not in allowed:
-                assert module != "training.labelled", name
-                assert module != "training.batches" or not any("Labelled" in each for each in names), name
-                assert module != "training.data" or "SupervisedSamples" not in names or name == "training/fit.py", name
+                assert module != "training.data.labels", name
+                assert module != "training.data.batch" or not any("Labelled" in each for each in names), name
+                assert (
+                    module != "training.data.loader"
+                    or "SupervisedSamples" not in names
+                    or name == "training/loop/fit.py"
+                ), name
 
 
 def test_modules_are_of_a_readable_size() -> None:
@@ -159,7 +173,7 @@ def test_a_role_needs_nothing_of_the_other(role: str) -> None:
 
 def test_importing_renderers_loads_numpy_only() -> None:
     heavy = ("torch", "open3d", "trimesh", "ray", "scipy", "matplotlib")
-    code = f"import renderers.backends, sys\nassert not set({heavy!r}) & set(sys.modules)\n"
+    code = f"import renderers.backend_table, sys\nassert not set({heavy!r}) & set(sys.modules)\n"
     assert run_blocked(code, ()).returncode == 0
 
 

@@ -11,8 +11,8 @@ from builders import SMALL
 from disk_order import DiskOrder
 
 from pipeline.__main__ import main
-from training.checkpoint import save_step
-from training.recipe import FitRecipe
+from training.settings.fit_recipe import FitRecipe
+from training.weights.checkpoint import save_step
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="descriptors are named by /proc")
 

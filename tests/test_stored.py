@@ -15,7 +15,7 @@ import pytest
 from builders import REPOSITORY, Commands, tar_hashes
 from object_store import BUCKET, ObjectStore
 
-from training.pace import TIMING
+from training.loop.throughput import TIMING
 
 sys.path.insert(0, str(REPOSITORY / "tests/stored"))
 import make

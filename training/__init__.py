@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from training.classifier import Classifier
+    from training.evaluation.classifier import Classifier
 
 
 def load(
@@ -31,6 +31,6 @@ def load(
     of any size, clouds any number of points in any unit with +Y up: they are made what the towers saw in evaluation.
     Features are float32 on the CPU. Raises manifests.errors.Refused, one line, where there is no such checkpoint.
     """
-    from training.classifier import load as load_classifier
+    from training.evaluation.classifier import load as load_classifier
 
     return load_classifier(checkpoint, who, device)

@@ -22,10 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from manifests import store
-from manifests.commands import parse_arguments, recipe_titles
+from manifests.cli import parse_arguments, recipe_titles
+from manifests.config import parse_changes
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, log_to_stderr, tell
-from manifests.recipes import parse_changes
 from manifests.records import json_text
 
 PROGRAM = "python -m training"
@@ -188,9 +188,9 @@ def _device(name: str):
 
 def _fit(options: argparse.Namespace, console: Console) -> int:
     from training import distributed
-    from training.fit import fit
-    from training.log import Logged
-    from training.recipe import read_recipe
+    from training.loop.fit import fit
+    from training.loop.metric_log import Logged
+    from training.settings.fit_recipe import read_recipe
 
     with distributed.together():
         recipe = read_recipe(options.recipe, parse_changes(options.changes))
@@ -229,7 +229,7 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
 
 def _forecast(options: argparse.Namespace, recipe, device, console: Console) -> int:
     from training import distributed
-    from training.forecast import forecast
+    from training.loop.fit_forecast import forecast
 
     with console.status("measuring a step"):
         found = forecast(recipe, options.shards, options.run, device)
@@ -246,9 +246,10 @@ def _forecast(options: argparse.Namespace, recipe, device, console: Console) -> 
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
-    from training import distributed, findings, shown
-    from training.checkpoint import open_checkpoint
-    from training.evaluate import Options, examine
+    from training import distributed
+    from training.evaluation.evaluate import Options, examine
+    from training.reports import evaluation_files, terminal
+    from training.weights.checkpoint import open_checkpoint
 
     data = _data_changes(options) | _candidates(options)
     how = Options(
@@ -270,10 +271,10 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         tell(json_text(result))
     else:
-        for table in ([shown.accuracies(result)] if found.labelled else []) + [shown.analysis(result)]:
+        for table in ([terminal.accuracies(result)] if found.labelled else []) + [terminal.analysis(result)]:
             PlainConsole().print(table)
     if options.out:
-        console.print(f"{findings.write(found, options.out)}", highlight=False, markup=False)
+        console.print(f"{evaluation_files.write(found, options.out)}", highlight=False, markup=False)
     return 0
 
 
@@ -298,8 +299,8 @@ def _candidates(options: argparse.Namespace) -> dict[str, object]:
 
 def _embed(options: argparse.Namespace, console: Console) -> int:
     from training import distributed
-    from training.checkpoint import open_checkpoint
-    from training.embed import embed, require, write
+    from training.evaluation.embed import embed, require, write
+    from training.weights.checkpoint import open_checkpoint
 
     with distributed.together():
         require(options.out, options.picture)
@@ -317,14 +318,14 @@ def _embed(options: argparse.Namespace, console: Console) -> int:
 
 
 def _predict(options: argparse.Namespace, console: Console) -> int:
-    from training import shown
-    from training.checkpoint import open_checkpoint
-    from training.predict import predict_files, predict_shards
+    from training.evaluation.predict import predict_files, predict_shards
+    from training.reports import terminal
+    from training.weights.checkpoint import open_checkpoint
 
     if bool(options.files) == bool(options.shards):
         raise Refused("predict needs FILEs or --shards OUT, one of the two")
     checkpoint, device = open_checkpoint(options.checkpoint), _device(options.device)
-    logging.getLogger("training.join").setLevel(logging.ERROR)  # what has no views is told row by row
+    logging.getLogger("training.data.dataset").setLevel(logging.ERROR)  # what has no views is told row by row
     classes = [name.strip() for name in options.classes.split(",")] if options.classes else []
     how = (classes, options.who, device)
     with console.status("opening") as status:
@@ -335,7 +336,7 @@ def _predict(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         tell(json_text(rows))
     else:
-        PlainConsole().print(shown.predictions(rows))
+        PlainConsole().print(terminal.predictions(rows))
     return int(any(row["error"] for row in rows))
 
 
@@ -349,8 +350,8 @@ def _objects_bar(console: Console):
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    from training.pages import accuracy_table, gain_lines
-    from training.report import collect, write
+    from training.reports.page import accuracy_table, gain_lines
+    from training.reports.report import collect, write
 
     out = store.local_path(options.out, "--out") if options.out else Path(options.runs[0]).absolute().parent
     with console.status("reading the runs") as status:
@@ -378,9 +379,9 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 
 def _table(options: argparse.Namespace, console: Console) -> int:
-    from training.comparison import cells, compare, heads, remarks, write
-    from training.rows import Place, plan_lines, run_rows, warnings
-    from training.tables import builds_of, chosen, read_table, resolve
+    from training.paper_tables.compare_with_paper import cells, compare, heads, remarks, write
+    from training.paper_tables.runner import Place, plan_lines, run_rows, warnings
+    from training.paper_tables.table_rows import builds_of, chosen, read_table, resolve
 
     table = read_table(options.table)
     builds = builds_of(options.shards, table.rows)
@@ -421,8 +422,8 @@ def _table(options: argparse.Namespace, console: Console) -> int:
 
 
 def _weights(options: argparse.Namespace, console: Console) -> int:
-    from training.classifier import load
-    from training.contents import describe, in_words
+    from training.evaluation.classifier import load
+    from training.weights.describe import describe, in_words
 
     out = store.absolute(options.out) if options.out else ""
     about = describe(options.file, options.take)

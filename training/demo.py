@@ -27,9 +27,9 @@ from rich.console import Console
 from manifests import store
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, tell
-from manifests.processes import environment
-from training import report
-from training.children import ENDING_SECONDS, Watch, end
+from manifests.process_info import environment
+from training.child_commands import ENDING_SECONDS, Watch, end
+from training.reports import report
 
 SILENT_SECONDS = 7200.0  # of a stage: the oracle says nothing until it ends
 SAMPLING_SECONDS = 0.5

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from manifests.errors import Refused, Stopped
 from manifests.patience import begin, seconds_of
-from training.readers import reader_seconds
+from training.data.reader_processes import reader_seconds
 
 PROCESS_SECONDS = "CROSS_MOST_PROCESS_SECONDS"  # environment: for how long the other processes are waited for
 SECONDS = 1800.0  # the slowest thing between two collectives: weights from a cold shared disk

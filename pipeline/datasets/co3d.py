@@ -19,15 +19,16 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused, first_problem
 from manifests.records import Asset
-from manifests.tables import DatasetTable
-from pipeline.annotations import JsonLimits, load_json, load_records
-from pipeline.datasets.sequences import seeded_split
-from pipeline.frames import MAX_PIXELS, Frame, FrameCamera
-from pipeline.load import RawShape, read_mesh
-from pipeline.materials import FORMATS
-from pipeline.source import noted, source_file
+from pipeline.datasets.seeded_split import seeded_split
+from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera
+from pipeline.formats.json_stream import JsonLimits, load_json, load_records
+from pipeline.formats.mesh import read_mesh
+from pipeline.formats.obj_materials import FORMATS
+from pipeline.formats.raw_shape import RawShape
+from pipeline.formats.source_files import noted, source_file
 
 SAVES_SPLITS = True
 PAPER_CLASSES = 42  # of the table's classes, the first so many are the paper's

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
-from manifests.tables import DatasetTable
-from pipeline.listing import listed_assets
-from pipeline.load import MESH_SUFFIXES, RawShape, read_mesh
-from pipeline.source import list_files, plain_name
+from pipeline.formats.file_list import listed_assets
+from pipeline.formats.mesh import MESH_SUFFIXES, read_mesh
+from pipeline.formats.raw_shape import RawShape
+from pipeline.formats.source_files import list_files, plain_name
 
 SPLITS = ("train", "val", "test")
 

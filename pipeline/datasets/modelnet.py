@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manifests import store
+from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
-from manifests.tables import DatasetTable
-from pipeline.datasets.division import Division, count_shortfalls, dataset_folder
-from pipeline.load import RawShape, read_mesh
+from pipeline.datasets.splits import Division, count_shortfalls, dataset_folder
+from pipeline.formats.mesh import read_mesh
+from pipeline.formats.raw_shape import RawShape
 
 SPLITS = ("train", "test")
 TAKES_LISTS = True

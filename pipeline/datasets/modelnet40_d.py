@@ -11,14 +11,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
-from manifests.tables import DatasetTable
-from pipeline.clouds import read_cloud
-from pipeline.datasets.division import Division, compare_counts
-from pipeline.datasets.releases import listed_files, only_folder, read_lines, require_order
-from pipeline.load import RawShape, check_finite
-from pipeline.rows import read_labels, read_row
+from pipeline.datasets.release_files import listed_files, only_folder, read_lines, require_order
+from pipeline.datasets.splits import Division, compare_counts
+from pipeline.formats.hdf5 import read_labels, read_row
+from pipeline.formats.point_cloud import read_cloud
+from pipeline.formats.raw_shape import RawShape, check_finite
 
 SPLITS = ("train", "test")
 TEXT = "normal_resampled"

@@ -17,11 +17,12 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
-from manifests.tables import DatasetTable
-from pipeline.load import RawShape, read_mesh
-from pipeline.source import source_file
+from pipeline.formats.mesh import read_mesh
+from pipeline.formats.raw_shape import RawShape
+from pipeline.formats.source_files import source_file
 
 ANNOTATIONS = ("lvis-annotations.json", "lvis-annotations.json.gz")
 _LIMIT = 64 << 20  # the real file has 2 MB

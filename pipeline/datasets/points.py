@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from manifests.dataset_info import DatasetTable
 from manifests.records import Asset
-from manifests.tables import DatasetTable
-from pipeline.clouds import CLOUD_SUFFIXES, read_cloud
 from pipeline.datasets.meshes import own_files
-from pipeline.load import RawShape
+from pipeline.formats.point_cloud import CLOUD_SUFFIXES, read_cloud
+from pipeline.formats.raw_shape import RawShape
 
 
 def assets(root: Path, table: DatasetTable, options: str | None = None) -> Iterator[Asset]:

@@ -21,14 +21,15 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
-from manifests.tables import DatasetTable
-from pipeline.annotations import JsonLimits, load_json
-from pipeline.datasets.sequences import seeded_split
-from pipeline.frames import MAX_PIXELS, Frame, FrameCamera
-from pipeline.load import RawShape, read_mesh
-from pipeline.source import source_file
+from pipeline.datasets.seeded_split import seeded_split
+from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera
+from pipeline.formats.json_stream import JsonLimits, load_json
+from pipeline.formats.mesh import read_mesh
+from pipeline.formats.raw_shape import RawShape
+from pipeline.formats.source_files import source_file
 
 SAVES_SPLITS = True
 WIDTH, HEIGHT = 640, 480

@@ -18,15 +18,15 @@ from typing import BinaryIO
 
 import numpy as np
 
+from manifests.dataset_info import DatasetTable, load_table
 from manifests.errors import Refused
 from manifests.records import Asset
-from manifests.tables import DatasetTable, load_table
-from pipeline.datasets.division import Division, compare_counts
 from pipeline.datasets.modelnet40_d import class_of, row_shape
-from pipeline.datasets.releases import folders, read_lines
-from pipeline.load import RawShape, check_finite
-from pipeline.rows import has_background, read_labels
-from pipeline.source import noted, source_file
+from pipeline.datasets.release_files import folders, read_lines
+from pipeline.datasets.splits import Division, compare_counts
+from pipeline.formats.hdf5 import has_background, read_labels
+from pipeline.formats.raw_shape import RawShape, check_finite
+from pipeline.formats.source_files import noted, source_file
 
 PREFIXES = {"train": "training", "test": "test"}
 PARTITIONS = ("main_split", "split1", "split2", "split3", "split4")

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
-from manifests.tables import DatasetTable
-from pipeline.datasets.division import Division, compare_counts, dataset_folder
 from pipeline.datasets.shapenet_lists import read_split_list
-from pipeline.load import RawShape, read_mesh
+from pipeline.datasets.splits import Division, compare_counts, dataset_folder
+from pipeline.formats.mesh import read_mesh
+from pipeline.formats.raw_shape import RawShape
 
 TAKES_LISTS = True
 OBJ = {"shapenet_v1": "model.obj", "shapenet_v2": "models/model_normalized.obj"}  # P3D datasets/shapenet_core.py:66

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
-from manifests.tables import DatasetTable
-from pipeline.datasets.division import Division
 from pipeline.datasets.modelnet40_d import class_of, row_shape
-from pipeline.datasets.releases import listed_files, only_folder, require_order
-from pipeline.load import RawShape
-from pipeline.rows import read_labels
+from pipeline.datasets.release_files import listed_files, only_folder, require_order
+from pipeline.datasets.splits import Division
+from pipeline.formats.hdf5 import read_labels
+from pipeline.formats.raw_shape import RawShape
 
 SPLITS = ("train", "val", "test")
 NUM_PARTS = 50

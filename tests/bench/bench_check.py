@@ -20,7 +20,7 @@ from machine import describe_machine, one_core, repeat
 
 one_core()
 
-from pipeline.check import check  # noqa: E402
+from pipeline.inspect.check import check  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _BLOCK = 256 << 10

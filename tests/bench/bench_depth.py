@@ -15,10 +15,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from manifests.presets import load_preset  # noqa: E402
-from pipeline.build import keep_freed_memory  # noqa: E402
+from pipeline.shards.object import keep_freed_memory  # noqa: E402
 from renderers import reference  # noqa: E402
-from renderers.backends import draw, preset_cameras  # noqa: E402
-from renderers.live import depth_maps  # noqa: E402
+from renderers.backend_table import draw, preset_cameras  # noqa: E402
+from renderers.point_depth_torch import depth_maps  # noqa: E402
 
 
 def main() -> None:

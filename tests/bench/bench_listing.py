@@ -17,8 +17,9 @@ from pathlib import Path
 
 from machine import describe_machine
 
-from manifests.tables import load_table
-from pipeline.plan import dataset_module, make_plan, read_recipe
+from manifests.dataset_info import load_table
+from pipeline.plan.build_recipe import read_recipe
+from pipeline.plan.plan import dataset_module, make_plan
 
 CLASSES = 40
 

@@ -33,14 +33,14 @@ from PIL import Image  # noqa: E402
 from timm.data.auto_augment import rand_augment_transform  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
-from manifests.mappings import NORMALIZE  # noqa: E402
-from training.augment import AugmentSettings  # noqa: E402
-from training.batches import RawBatch  # noqa: E402
-from training.data import Drawn, Form, Loader, UnlabelledSamples, batches_of  # noqa: E402
-from training.join import DataSettings, Source, open_source  # noqa: E402
-from training.objects import num_views, picture_of  # noqa: E402
-from training.reading import read_joined  # noqa: E402
-from training.recipe import read_recipe  # noqa: E402
+from manifests.picture_mapping import NORMALIZE  # noqa: E402
+from training.data.batch import RawBatch  # noqa: E402
+from training.data.dataset import Source, open_source  # noqa: E402
+from training.data.decode import num_views, picture_of  # noqa: E402
+from training.data.loader import Drawn, Form, Loader, UnlabelledSamples, batches_of  # noqa: E402
+from training.data.shard_reader import read_joined  # noqa: E402
+from training.settings.data import AugmentSettings, DataSettings  # noqa: E402
+from training.settings.fit_recipe import read_recipe  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 MEAN, DEVIATION = NORMALIZE["clip"]

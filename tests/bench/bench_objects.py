@@ -25,11 +25,12 @@ sys.path.append(str(REPOSITORY / "tests/support"))
 import numpy as np  # noqa: E402
 from co3d_release import write_category  # noqa: E402
 
-from manifests.recipes import Value  # noqa: E402
+from manifests.config import Value  # noqa: E402
 from manifests.records import Failure  # noqa: E402
-from pipeline.build import keep_freed_memory, make_object  # noqa: E402
-from pipeline.forecast import tar_bytes  # noqa: E402
-from pipeline.plan import make_plan, read_recipe  # noqa: E402
+from pipeline.jobs.build_forecast import tar_bytes  # noqa: E402
+from pipeline.plan.build_recipe import read_recipe  # noqa: E402
+from pipeline.plan.plan import make_plan  # noqa: E402
+from pipeline.shards.object import keep_freed_memory, make_object  # noqa: E402
 
 TIMES = 3
 

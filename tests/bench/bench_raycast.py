@@ -16,9 +16,9 @@ import open3d as o3d  # noqa: E402
 
 from manifests.presets import load_preset  # noqa: E402
 from manifests.samples import depth_codes, encode_picture  # noqa: E402
-from pipeline.build import keep_freed_memory  # noqa: E402
+from pipeline.shards.object import keep_freed_memory  # noqa: E402
 from renderers import raycast  # noqa: E402
-from renderers.backends import preset_cameras  # noqa: E402
+from renderers.backend_table import preset_cameras  # noqa: E402
 from renderers.cameras import pixel_rays  # noqa: E402
 from renderers.geometry import Material, Mesh  # noqa: E402
 from renderers.shading import prepare  # noqa: E402

@@ -23,13 +23,15 @@ from pathlib import Path
 import bench_resume
 from machine import describe_machine
 
-from manifests.recipes import parse_changes
+from manifests.config import parse_changes
+from manifests.layout import shapes_tar, views_tar
 from manifests.records import read_record, record_path, write_json
-from manifests.shards import shapes_tar, views_tar
-from pipeline.finished import FinishedRecords
-from pipeline.plan import Job, Plan, assets_file, make_plan, read_recipe
-from pipeline.run import is_missing
-from training.join import DataSettings, Source, open_source
+from pipeline.jobs.driver import is_missing
+from pipeline.jobs.record_cache import FinishedRecords
+from pipeline.plan.build_recipe import read_recipe
+from pipeline.plan.plan import Job, Plan, assets_file, make_plan
+from training.data.dataset import Source, open_source
+from training.settings.data import DataSettings
 
 STRIDE = 400_000  # bytes between samples in the made-up records
 

@@ -21,7 +21,10 @@ sys.path.append(str(REPOSITORY / "tests/support"))
 from builders import SMALL  # noqa: E402
 from object_store import FailingProxy, ObjectStore  # noqa: E402
 
-JOIN = "import sys; from training.join import *; open_source(sys.argv[1], DataSettings(views='rgb12'))"
+JOIN = """import sys
+from training.data.dataset import open_source
+from training.settings.data import DataSettings
+open_source(sys.argv[1], DataSettings(views='rgb12'))"""
 SHARDS = (4, 8)
 
 

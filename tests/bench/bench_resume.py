@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from machine import describe_machine
 
-from manifests.recipes import parse_changes
+from manifests.config import parse_changes
+from manifests.layout import meshes_tar, shapes_tar, views_tar
 from manifests.records import Record, record_path
-from manifests.shards import meshes_tar, shapes_tar, views_tar
-from pipeline.plan import Job, make_plan, read_recipe
-from pipeline.run import FinishedRecords, _prepare, finish
+from pipeline.jobs.driver import FinishedRecords, _prepare, finish
+from pipeline.plan.build_recipe import read_recipe
+from pipeline.plan.plan import Job, make_plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SHARDS = 1000

@@ -29,7 +29,7 @@ import time
 import numpy as np
 
 from manifests.records import Asset
-from pipeline.load import RawShape
+from pipeline.formats.mesh import RawShape
 
 NEEDS_SOURCE = False
 CLOUD = np.random.default_rng(0).standard_normal((64, 3))

@@ -24,9 +24,9 @@ import torch
 from machine import describe_machine
 from object_store import ObjectStore, reached
 
-from training.augment import AugmentSettings
-from training.data import Form, Loader, UnlabelledSamples, batches_of
-from training.join import DataSettings, open_source
+from training.data.dataset import open_source
+from training.data.loader import Form, Loader, UnlabelledSamples, batches_of
+from training.settings.data import AugmentSettings, DataSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 OBJECTS, SHARD, BATCH, TURNS = 512, 128, 32, 3

@@ -25,8 +25,8 @@ from torch.nn.functional import conv2d, max_pool2d  # noqa: E402
 
 from manifests.presets import AnyViews, load_preset  # noqa: E402
 from manifests.samples import encode_picture  # noqa: E402
-from pipeline.build import keep_freed_memory  # noqa: E402
-from renderers.backends import draw, preset_cameras  # noqa: E402
+from pipeline.shards.object import keep_freed_memory  # noqa: E402
+from renderers.backend_table import draw, preset_cameras  # noqa: E402
 from renderers.geometry import Mesh  # noqa: E402
 
 BARS = {"rgb12": 10.0, "depth10": 0.1, "realistic10": 4.0, "pointclip10": 0.15}  # ms a view, JPEG included for RGB

@@ -29,13 +29,15 @@ import torch  # noqa: E402
 from machine import describe_machine  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from training.augment import AugmentSettings, image_mask  # noqa: E402
-from training.batches import Batch, RawBatch  # noqa: E402
-from training.model import CrossModalModel  # noqa: E402
-from training.recipe import FitRecipe  # noqa: E402
-from training.towers.clip import ImageSettings, build_towers  # noqa: E402
-from training.towers.points import PointSettings, PointTower, farthest_points  # noqa: E402
-from training.updates import Updates, updates_of  # noqa: E402
+from training.data.batch import Batch, RawBatch  # noqa: E402
+from training.data.image_augment import image_mask  # noqa: E402
+from training.loop.update import Updates, updates_of  # noqa: E402
+from training.models.clip import build_towers  # noqa: E402
+from training.models.cross_modal import CrossModalModel  # noqa: E402
+from training.models.point_bert import PointTower, farthest_points  # noqa: E402
+from training.settings.data import AugmentSettings  # noqa: E402
+from training.settings.fit_recipe import FitRecipe  # noqa: E402
+from training.settings.model import ImageSettings, PointSettings  # noqa: E402
 
 CLASSES, NUM_POINTS, IMAGE_SIZE = 40, 8192, 224
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from manifests.presets import DrawnViews, load_preset
-from pipeline.datasets.parametric import generate
-from renderers.backends import draw, preset_cameras
+from pipeline.datasets.synthetic.generator import generate
+from renderers.backend_table import draw, preset_cameras
 from renderers.geometry import Material, Mesh, join
 from renderers.sampling import farthest_points, normalization, sample_surface
 

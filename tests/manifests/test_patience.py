@@ -10,9 +10,9 @@ import pytest
 from object_store import BUCKET, HangingForwarder, ObjectStore, reached
 
 from manifests import patience, store
-from manifests.ahead import AheadFile
 from manifests.errors import Refused, Stopped
 from manifests.patience import PATIENCE
+from manifests.read_ahead import AheadFile
 
 LIMIT, MORE = 1.0, 4.0  # seconds; more: of a loaded machine
 THERE, DATA = f"s3://{BUCKET}/there/file", os.urandom(3 << 20)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests import records, store
+from manifests import records, remote, store
+from manifests.dataset_info import DatasetTable, axes_matrix, default_prompt_name, load_table, table_names
 from manifests.errors import Refused
-from manifests.tables import DatasetTable, axes_matrix, default_prompt_name, load_table, table_names
 
 
 @given(st.lists(st.text(max_size=120), unique=True, max_size=12))
@@ -170,7 +170,7 @@ def test_an_object_store_is_written_and_listed() -> None:
 
 def test_a_store_without_its_library_is_one_line() -> None:
     with pytest.raises(Refused, match="nosuch"):
-        store.filesystem("nosuch://x/y")
+        remote.filesystem("nosuch://x/y")
 
 
 def test_leftovers_of_killed_writers_are_told_from_files(tmp_path) -> None:

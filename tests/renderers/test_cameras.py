@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from manifests.presets import FOLDER, MeshViews, load_preset
-from renderers.backends import preset_cameras
+from renderers.backend_table import preset_cameras
 from renderers.cameras import (
     Camera,
     direction,

@@ -7,10 +7,10 @@ import pytest
 from shapes import chair, cube, sphere, textured_plane, twins
 
 from manifests.presets import MeshViews, load_preset
-from renderers.backends import draw
+from renderers.backend_table import draw
 from renderers.geometry import Mesh
 from renderers.normals import unit
-from renderers.views import View
+from renderers.view import View
 
 
 @pytest.fixture(params=["raycast", "rasterize"])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from manifests.presets import MeshViews, load_preset
-from renderers.backends import draw, preset_cameras
+from renderers.backend_table import draw, preset_cameras
 from renderers.cameras import Camera
 from renderers.geometry import Material, Mesh
 from renderers.normals import vertex_normals
-from renderers.views import View
+from renderers.view import View
 
 FLIP = np.diag([-1.0, -1.0, 1.0])  # PyTorch3D looks along +z with x left and y up
 CLEAN = ("mn10_chair_0890_dedup", "sn_airplane_1a04e3ea_dedup", "textured_sn_chair_1016f4de")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from clouds import CLOUDS
 
-from manifests.mappings import to_picture, tower_picture
+from manifests.picture_mapping import to_picture, tower_picture
 from manifests.presets import load_preset
 from manifests.samples import depth_codes, depth_of_codes
 from renderers import reference
-from renderers.backends import draw, preset_cameras
+from renderers.backend_table import draw, preset_cameras
 
 OBJECTS = ("mn10_chair_0890", "sn_car_2cbe6850")
 RELEASED = {"pointclip6": "zs", "pointclip10": "fs", "simpleview6": "sv"}

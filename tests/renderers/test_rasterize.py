@@ -12,10 +12,10 @@ from shapes import CUBE, chair, cube, sphere, textured_plane, tilted_plane, twin
 from manifests.errors import Refused
 from manifests.presets import MeshViews, load_preset, preset_names
 from renderers import reference
-from renderers.backends import draw, require
+from renderers.backend_table import draw, require
 from renderers.cameras import orthographic_K
 from renderers.geometry import Material, Mesh, join
-from renderers.views import View
+from renderers.view import View
 
 MESHES = {"cube": cube, "sphere": sphere, "tilted plane": tilted_plane}
 
@@ -163,7 +163,7 @@ def test_the_size_of_a_batch_changes_no_byte() -> None:
 @pytest.mark.usefixtures("pytorch3d")
 def test_pictures_that_are_not_square() -> None:
     from renderers import rasterize, raycast
-    from renderers.backends import preset_cameras
+    from renderers.backend_table import preset_cameras
 
     settings = preset(projection="orthographic")
     camera = preset_cameras(settings)[1]

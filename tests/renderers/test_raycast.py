@@ -11,7 +11,7 @@ from shapes import CUBE, CUBE_FACES, chair, cube, sphere, textured_plane, tilted
 from manifests.errors import Refused
 from manifests.presets import MeshViews, load_preset
 from renderers import reference
-from renderers.backends import draw, preset_cameras
+from renderers.backend_table import draw, preset_cameras
 from renderers.cameras import orthographic_K, rig
 from renderers.geometry import Material, Mesh, join
 from renderers.normals import corner_normals, face_normals, unique_faces, unit, weld

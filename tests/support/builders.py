@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from manifests.layout import read_manifest, shapes_tar, views_tar
 from manifests.samples import Sample, read_samples
-from manifests.shards import read_manifest, shapes_tar, views_tar
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = (

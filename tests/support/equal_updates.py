@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from manifests.recipes import parse_changes
-from training import distributed, fit
-from training.data import Loader, batches_of
-from training.log import Log
-from training.recipe import FitRecipe, read_recipe
-from training.run import Run
+from manifests.config import parse_changes
+from training import distributed
+from training.data.loader import Loader, batches_of
+from training.loop import fit
+from training.loop.metric_log import Log
+from training.loop.train_state import Run
+from training.settings.fit_recipe import FitRecipe, read_recipe
 
 
 def own_rows(batch: Any, kind: torch.dtype = torch.float32) -> Any:

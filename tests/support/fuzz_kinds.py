@@ -88,11 +88,12 @@ def write_off(path: Path) -> None:
 
 def build_and_check(recipe_name: str, case: Path, out: str = "out", **changes: Any) -> str:
     """Each object is read, then all is built: every file is an object or a Failure, and `check` finds all well."""
+    from manifests.config import merge
     from manifests.errors import Refused
-    from manifests.recipes import merge
-    from pipeline.check import check
-    from pipeline.plan import dataset_module, make_plan, read_recipe
-    from pipeline.run import Workers, build
+    from pipeline.inspect.check import check
+    from pipeline.jobs.driver import Workers, build
+    from pipeline.plan.build_recipe import read_recipe
+    from pipeline.plan.plan import dataset_module, make_plan
 
     os.fsync = lambda descriptor: None  # a thousand of them would be most of the time
     recipe = read_recipe(recipe_name, merge(TINY, changes))
@@ -271,8 +272,9 @@ def run_listing(case: Path) -> str:
 
 
 def _listed(part: Path, listing: Path) -> str:
-    from manifests.recipes import merge
-    from pipeline.plan import make_plan, read_recipe
+    from manifests.config import merge
+    from pipeline.plan.build_recipe import read_recipe
+    from pipeline.plan.plan import make_plan
 
     recipe = read_recipe("meshes", merge(TINY, {"listing": str(listing)}))
     plan, jobs = make_plan(recipe, str(listing.parent), str(part / "out"))
@@ -293,7 +295,7 @@ def make_rows(case: Path) -> None:
             file.create_dataset("label", data=np.array([[0], [39]], np.uint8))
     for split in ("train", "test"):
         (folder / f"{split}_files.txt").write_text(f"data/modelnet40_ply_hdf5_2048/ply_data_{split}0.h5\n")
-    from manifests.tables import load_table
+    from manifests.dataset_info import load_table
 
     (folder / "shape_names.txt").write_text("\n".join(load_table("modelnet40_d").classes) + "\n")
 
@@ -570,10 +572,10 @@ REBUILD = (
 
 
 def make_recipes(case: Path) -> None:
-    from manifests import presets, tables
-    from pipeline.plan import RECIPES
+    from manifests import dataset_info, presets
+    from pipeline.plan.build_recipe import RECIPES
 
-    for folder, target in ((RECIPES, "pipeline"), (presets.FOLDER, "views"), (tables.FOLDER, "datasets")):
+    for folder, target in ((RECIPES, "pipeline"), (presets.FOLDER, "views"), (dataset_info.FOLDER, "datasets")):
         (case / "in" / target).mkdir(parents=True)
         for path in sorted(folder.glob("*.toml"))[::2]:
             shutil.copyfile(path, case / "in" / target / path.name)
@@ -584,10 +586,10 @@ def make_recipes(case: Path) -> None:
 
 
 def run_recipes(case: Path) -> str:
+    from manifests.config import load_toml, parse_recipe
+    from manifests.dataset_info import DatasetTable
     from manifests.errors import Refused
     from manifests.presets import parse_preset
-    from manifests.recipes import load_toml, parse_recipe
-    from manifests.tables import DatasetTable
 
     told = 0
     for path in sorted((case / "in").rglob("*")):
@@ -603,9 +605,10 @@ def run_recipes(case: Path) -> str:
 
 def _planned(case: Path, path: Path) -> bool:
     """A plan by a recipe, and the manifests of its view sets written."""
-    from manifests.recipes import load_toml, parse_recipe, to_toml
-    from pipeline.plan import BuildRecipe, make_plan, read_recipe
-    from pipeline.run import write_view_set_manifest
+    from manifests.config import load_toml, parse_recipe, to_toml
+    from pipeline.jobs.driver import write_view_set_manifest
+    from pipeline.plan.build_recipe import BuildRecipe, read_recipe
+    from pipeline.plan.plan import make_plan
 
     recipe = read_recipe(str(path), {})
     again = parse_recipe(BuildRecipe, recipe.model_dump(exclude_none=True), "again")
@@ -629,10 +632,10 @@ def make_shards(case: Path) -> None:
 
 def run_shards(case: Path) -> str:
     """An epoch without labels, one with them, and a whole split as evaluation reads it."""
-    from training.augment import AugmentSettings
-    from training.data import Form, SupervisedSamples, UnlabelledSamples
-    from training.join import DataSettings, open_source
-    from training.labelled import labelled
+    from training.data.dataset import open_source
+    from training.data.labels import labelled
+    from training.data.loader import Form, SupervisedSamples, UnlabelledSamples
+    from training.settings.data import AugmentSettings, DataSettings
 
     seen = 0
     number = hash_of(case.name)
@@ -685,15 +688,16 @@ def run_run(case: Path) -> str:
     """A run is opened, asked for its models, gone on with, and its log read."""
     import torch
 
-    from manifests.recipes import parse_changes
-    from training import classifier, report
-    from training.checkpoint import open_checkpoint
-    from training.fit import prepare
-    from training.folders import last_step
-    from training.initial import read_path
-    from training.models import open_models
-    from training.predict import Drawn
-    from training.recipe import read_recipe
+    from manifests.config import parse_changes
+    from training.evaluation import classifier
+    from training.evaluation.predict import Drawn
+    from training.loop.fit import prepare
+    from training.reports import report
+    from training.settings.fit_recipe import read_recipe
+    from training.weights.checkpoint import open_checkpoint
+    from training.weights.open_models import open_models
+    from training.weights.pretrained import read_path
+    from training.weights.run_folder import last_step
 
     run, told = case / "out" / "run", []
     checkpoint = tried_open(lambda: open_checkpoint(str(run)))
@@ -718,8 +722,8 @@ def make_weights(case: Path) -> None:
     import weight_files as files
     from safetensors.torch import save_file
 
-    from training.initial import initial_towers
-    from training.towers.clip import create_clip
+    from training.models.clip import create_clip
+    from training.weights.pretrained import initial_towers
 
     folder = case / "in"
     recipe = small_recipe()
@@ -759,7 +763,7 @@ def small_recipe() -> Any:
 
     import weight_files as files
 
-    from training.towers.points import PointSettings
+    from training.settings.model import PointSettings
 
     if not _SMALL:
         points = PointSettings(groups=4, group_size=4, tokenizer_width=16, width=24, depth=1, heads=2, drop_path=0.0)
@@ -774,8 +778,9 @@ def small_recipe() -> Any:
 
 def run_weights(case: Path) -> str:
     """The changed file is described, as student and teacher, and put into towers."""
-    from training.contents import describe, in_words
-    from training.initial import InitSettings, initial_towers
+    from training.settings.model import InitSettings
+    from training.weights.describe import describe, in_words
+    from training.weights.pretrained import initial_towers
 
     recipe, told = small_recipe(), []
     for path in sorted((case / "in").iterdir()):
@@ -795,7 +800,7 @@ def run_weights(case: Path) -> str:
 
 
 def make_classifier(case: Path) -> None:
-    from training import classifier
+    from training.evaluation import classifier
 
     make_run(case)
     (case / "file").mkdir()
@@ -806,7 +811,7 @@ def make_classifier(case: Path) -> None:
 
 
 def run_classifier(case: Path) -> str:
-    from training import classifier
+    from training.evaluation import classifier
 
     found = classifier.load(case / "file" / "one.safetensors")
     answers = found.classify(points=np.random.default_rng(0).normal(size=(40, 3)))
@@ -815,8 +820,8 @@ def run_classifier(case: Path) -> str:
 
 
 def make_tables(case: Path) -> None:
-    from training.recipe import RECIPES
-    from training.tables import TABLES
+    from training.paper_tables.table_rows import TABLES
+    from training.settings.fit_recipe import RECIPES
 
     (case / "in" / "recipes").mkdir(parents=True)
     (case / "in" / "tables").mkdir()
@@ -835,8 +840,8 @@ def make_tables(case: Path) -> None:
 
 
 def run_tables(case: Path) -> str:
-    from training.recipe import read_recipe
-    from training.subsets import _listed as listed_ids
+    from training.data.subsets import _listed as listed_ids
+    from training.settings.fit_recipe import read_recipe
 
     told = []
     for path in sorted((case / "in").rglob("*")):
@@ -858,9 +863,9 @@ def run_tables(case: Path) -> str:
 def _table(case: Path, path: Path) -> bool:
     """A table's rows, its plan and what is printed of it; the recipe of each row is written as `table` writes it."""
     from manifests import store
-    from training.comparison import cells, compare, write
-    from training.rows import Place, known_outcome, plan_lines
-    from training.tables import Builds, read_table, resolve
+    from training.paper_tables.compare_with_paper import cells, compare, write
+    from training.paper_tables.runner import Place, known_outcome, plan_lines
+    from training.paper_tables.table_rows import Builds, read_table, resolve
 
     table, place = read_table(str(path)), Place(case / "out")
     judged = resolve(table.rows, Builds({}, (), None), {})
@@ -875,10 +880,10 @@ def _table(case: Path, path: Path) -> bool:
 
 
 def _result(case: Path, path: Path) -> bool:
-    from training.comparison import cells, compare, write
-    from training.recipe import read_recipe
-    from training.rows import Place, known_outcome
-    from training.tables import Judged, Row, Table
+    from training.paper_tables.compare_with_paper import cells, compare, write
+    from training.paper_tables.runner import Place, known_outcome
+    from training.paper_tables.table_rows import Judged, Row, Table
+    from training.settings.fit_recipe import read_recipe
 
     row = Row(name="a", label="A", recipe="small_cross_most", run="one", paper={"image": 60.5})
     judged, place = Judged(row, read_recipe("small_cross_most", {}), "somewhere", "0" * 64), Place(case / "out")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from builders import Commands
 
-from pipeline import leftovers
+from pipeline.jobs import ray_cleanup
 
 PLANTED = """
 import os, time
 from manifests.records import Asset
-from pipeline.datasets.parametric import generate
-from pipeline.load import RawShape
+from pipeline.datasets.synthetic.generator import generate
+from pipeline.formats.mesh import RawShape
 
 NEEDS_SOURCE = False
 
@@ -44,7 +44,7 @@ def plant(tree: Path, shard_size: int = 4) -> Commands:
 def processes_of(driver: int) -> dict[int, str]:
     """pid -> command line of every process that a driver's private Ray has."""
     found = {}
-    for pid, name in leftovers._marked():
+    for pid, name in ray_cleanup._marked():
         if name.startswith(f"{driver}:"):
             try:
                 found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()

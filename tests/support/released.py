@@ -8,9 +8,10 @@ import open_clip
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training.model import CrossModalModel
-from training.towers.clip import ImageTower
-from training.towers.points import PointSettings, PointTower
+from training.models.clip import ImageTower
+from training.models.cross_modal import CrossModalModel
+from training.models.point_bert import PointTower
+from training.settings.model import PointSettings
 
 NAMES = {  # ours -> released, the longest first
     "image.visual.proj": "image_projection",

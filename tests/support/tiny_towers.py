@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from training.__main__ import main
-from training.towers import clip
+from training.models import clip
 
 SIZES = {
     "embed_dim": 8,

@@ -12,9 +12,8 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from training.recipe import FitRecipe
-from training.towers.clip import ImageSettings
-from training.towers.points import PointSettings
+from training.settings.fit_recipe import FitRecipe
+from training.settings.model import ImageSettings, PointSettings
 
 GOLDEN_POINTS = PointSettings(
     groups=16, group_size=8, tokenizer_width=64, width=96, depth=2, heads=3, drop_path=0.0, freeze_tokenizer=False

@@ -18,16 +18,19 @@ from rich.console import Console
 
 from manifests.errors import Refused, Stopped
 from manifests.patience import PATIENCE
-from training import children, demo, predict, readers, rows
-from training.augment import AugmentSettings
-from training.checkpoint import open_checkpoint, step_folders
-from training.children import COMMAND_SECONDS, Watch
-from training.data import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
+from training import child_commands, demo
+from training.child_commands import COMMAND_SECONDS, Watch
+from training.data import reader_processes
+from training.data.dataset import open_source
+from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
+from training.data.reader_processes import READER_SECONDS
+from training.data.whole_split import SplitReader, loader_of
 from training.distributed import PROCESS_SECONDS
-from training.join import DataSettings, open_source
-from training.readers import READER_SECONDS
-from training.rows import Place
-from training.splits import SplitReader, loader_of
+from training.evaluation import predict
+from training.paper_tables import runner
+from training.paper_tables.runner import Place
+from training.settings.data import AugmentSettings, DataSettings
+from training.weights.checkpoint import open_checkpoint, step_folders
 
 SMALL = ("data.num_points=64", "optimizer.batch_size=8", "points.depth=1", "tensorboard=false", "log_every=5")
 ENDLESS = (*SMALL, "optimizer.steps=100000", "save_every=5", "data.workers=2")
@@ -59,7 +62,7 @@ def ended(process: subprocess.Popen, limit: float) -> str:
     try:
         return process.communicate(timeout=limit)[1]
     finally:
-        children.end(process)
+        child_commands.end(process)
 
 
 def require_valid(run: Path) -> None:
@@ -157,7 +160,7 @@ def test_ranks_of_a_machine_share_its_memory(shards, monkeypatch) -> None:
     source = open_source(str(shards), SETTINGS)
     settings = SETTINGS.model_copy(update={"workers": 1})
     samples = UnlabelledSamples(source, settings, AugmentSettings(), FORM, 4, 0)
-    monkeypatch.setattr(readers, "_free", lambda: 3 * samples.batch_bytes)
+    monkeypatch.setattr(reader_processes, "_free", lambda: 3 * samples.batch_bytes)
     Loader(samples)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(Refused, match=r"data\.workers=1: readers keep up to 0\.6 MB"):
@@ -187,7 +190,7 @@ def test_a_reader_of_a_whole_split_that_is_stopped_or_killed(shards, monkeypatch
     """evaluate, embed and predict read like this. A handler of SIGCHLD would raise in the midst of anything."""
     monkeypatch.setenv(PATIENCE, "1")
     monkeypatch.setenv(READER_SECONDS, "3" if number is signal.SIGSTOP else "60")
-    monkeypatch.setattr(readers, "_SPARE_SECONDS", 1.0)
+    monkeypatch.setattr(reader_processes, "_SPARE_SECONDS", 1.0)
     source, before = open_source(str(shards), SETTINGS), signal.getsignal(signal.SIGCHLD)
     reader = Struck(source, SETTINGS, 64, range(4), 4)
     reader.number = number
@@ -313,7 +316,7 @@ class Drawing:
 def test_a_row_whose_command_hangs_fails_and_its_processes_end(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv(COMMAND_SECONDS, "1")
     command = [str(hanging(tmp_path)), "-m", "training", "fit"]
-    code, error, _ = rows._command(command, "run", Place(tmp_path))
+    code, error, _ = runner._command(command, "run", Place(tmp_path))
     assert code == -signal.SIGKILL
     assert error == f"no sign of life for 1 s ({COMMAND_SECONDS}), so it was ended"
     require_gone(tmp_path)
@@ -340,6 +343,6 @@ def test_ending_takes_what_does_not_heed_a_signal(tmp_path) -> None:
     while not (tmp_path / "pids").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()
-    children.end(process, 0.5)
+    child_commands.end(process, 0.5)
     assert process.returncode == -signal.SIGKILL
     require_gone(tmp_path)

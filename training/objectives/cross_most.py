@@ -7,87 +7,19 @@ modalities.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from training import losses
-from training.batches import Batch
-from training.model import CrossModalModel
+from training.data.batch import Batch
+from training.models.clip import pixel_mask
+from training.models.cross_modal import CrossModalModel
+from training.models.precision import widened
+from training.objectives import losses
+from training.objectives.pseudo_labels import PseudoLabels, pseudo_labels
 from training.objectives.step import Step, weigh
-from training.precision import widened
-from training.teacher import LabelSettings, PseudoLabels, pseudo_labels
-from training.towers.clip import pixel_mask
-
-Weight = Annotated[float, Field(ge=0)]
-
-
-class Weights(BaseModel):
-    """Weights of the six losses (released values; the paper gives none)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    cls: Weight = 1.0
-    align: Weight = 1.0
-    fair: Weight = 1.0
-    mim: Weight = 1.0
-    mpm: Weight = 1.0
-    lg_align: Weight = 0.2
-
-
-class ClsSettings(BaseModel):
-    """Eq. 2. divisor: `batch` (paper) or `selected`, the number of confident samples (released code, MUST)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    divisor: Literal["batch", "selected"] = "batch"
-
-
-class AlignSettings(BaseModel):
-    """Eq. 3. temperature: not in the paper; CLIP's initial 0.07. gather: negatives of all processes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    temperature: Annotated[float, Field(gt=0)] = 0.07
-    reduction: Literal["mean", "sum"] = "mean"
-    gather: bool = True
-
-
-class MaskSettings(BaseModel):
-    """Masking. passes: 1 (paper: the masked strong pass carries everything) or 2 (an unmasked strong pass for L_cls,
-    L_align and L_fair, a masked one for the rest). image_cell: pixels of a block; image_ratio: share of blocks.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    passes: Literal[1, 2] = 1
-    image_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    image_cell: Annotated[int, Field(ge=1)] = 32
-
-
-class LocalGlobalSettings(BaseModel):
-    """L_lg-align of points: `tower` (paper: f^P, as the readout of a one-token sequence) or `own` (released: a matrix
-    of its own, against the CLS token)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    points: Literal["tower", "own"] = "tower"
-
-
-class CrossMostSettings(BaseModel):
-    """Everything about the objective; these are tables of the recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    labels: LabelSettings = LabelSettings()
-    weights: Weights = Weights()
-    cls: ClsSettings = ClsSettings()
-    align: AlignSettings = AlignSettings()
-    mask: MaskSettings = MaskSettings()
-    lg_align: LocalGlobalSettings = LocalGlobalSettings()
+from training.settings.objective import CrossMostSettings, LabelSettings
 
 
 def step(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, settings: CrossMostSettings) -> Step:

@@ -9,32 +9,22 @@ pictures, and text classifies them without a label or a caption.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from training import losses
-from training.batches import Batch
-from training.model import CrossModalModel
+from training.data.batch import Batch
+from training.models.cross_modal import CrossModalModel
+from training.objectives import losses
 from training.objectives.step import Step, weigh
+from training.settings.objective import CrossPointSettings
 
 if TYPE_CHECKING:
-    from training.recipe import FitRecipe
+    from training.settings.fit_recipe import FitRecipe
 
 Weight = Annotated[float, Field(ge=0)]
-
-
-class CrossPointSettings(BaseModel):
-    """Weights of the two losses, their temperature, and whether the image tower is trained with the points."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    intra: Weight = 1.0
-    cross: Weight = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    image: Literal["trained", "frozen"] = "trained"
 
 
 def freeze(student: CrossModalModel, settings: CrossPointSettings) -> None:

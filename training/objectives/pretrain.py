@@ -13,37 +13,25 @@ other processes carry no gradient; here they do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from training import distributed, losses
-from training.batches import LabelledBatch
-from training.model import CrossModalModel
+from training import distributed
+from training.data.batch import LabelledBatch
+from training.models.cross_modal import CrossModalModel
+from training.objectives import losses
 from training.objectives.step import Step, weigh
+from training.settings.objective import PretrainSettings
 
 if TYPE_CHECKING:
-    from training.recipe import FitRecipe
+    from training.settings.fit_recipe import FitRecipe
 
 Weight = Annotated[float, Field(ge=0)]
-Learns = Literal["trained", "projection", "frozen"]
 PROJECTIONS = ("visual.proj", "clip.text_projection")  # f^I and f^S, by their names inside the towers
-
-
-class PretrainSettings(BaseModel):
-    """Weights of the three contrastive losses (ULIP: no image_text), what the two CLIP towers learn, and positives."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    image_text: Weight = 1.0
-    points_text: Weight = 1.0
-    points_image: Weight = 1.0
-    image: Learns = "trained"
-    text: Learns = "trained"
-    positives: Literal["class", "object"] = "class"
 
 
 def freeze(student: CrossModalModel, settings: PretrainSettings) -> None:

@@ -8,11 +8,11 @@ from both branches.
 
 from __future__ import annotations
 
-from training.batches import Batch
-from training.model import CrossModalModel
+from training.data.batch import Batch
+from training.models.cross_modal import CrossModalModel
 from training.objectives import cross_most
-from training.objectives.cross_most import CrossMostSettings
 from training.objectives.step import Step, weigh
+from training.settings.objective import CrossMostSettings
 
 
 def step(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, settings: CrossMostSettings) -> Step:

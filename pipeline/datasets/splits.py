@@ -1,0 +1,54 @@
+"""How the objects of a dataset are divided into splits: a named division, or a list of ids; and what a copy lacks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests.dataset_info import DatasetTable
+from manifests.errors import Refused
+from manifests.records import Asset
+
+MAX_POINTS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Division:
+    """What a recipe asks for. split: a name of the table's `split_counts`. split_list: a file or a folder.
+
+    max_points: the most that one object of a dataset of clouds may declare.
+    """
+
+    split: str = ""
+    split_list: str = ""
+    max_points: int = MAX_POINTS
+
+
+def count_shortfalls(options: Division, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
+    """`train 3 of 9,843` for each split whose count is not the table's; splits: looks at these only, () at all."""
+    division = getattr(options, "split", "")
+    return compare_counts(table.split_counts.get(division) or table.counts, found, splits)
+
+
+def compare_counts(expected: dict[str, int], found: list[Asset], splits: tuple[str, ...]) -> list[str]:
+    """`train 3 of 9,843` for each split with another number of assets than expected."""
+    counts = Counter(asset.split for asset in found)
+    return [
+        f"{split} {counts[split]:,} of {number:,}"
+        for split, number in expected.items()
+        if counts[split] != number and (not splits or split in splits)
+    ]
+
+
+def dataset_folder(root: Path, names: tuple[str, ...], dataset: str, example: str) -> Path:
+    """The folder that holds the folders `names`: the source, or the only folder in it that does.
+
+    Raises Refused naming an example of an expected file where there is none.
+    """
+    if any((root / name).is_dir() for name in names):
+        return root
+    inside = [d for d in sorted(root.iterdir()) if d.is_dir() and any((d / name).is_dir() for name in names)]
+    if len(inside) != 1:
+        raise Refused(f"no {dataset} in {root}: expected files such as {root}/{example}")
+    return inside[0]

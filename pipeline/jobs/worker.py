@@ -1,0 +1,112 @@
+"""What a worker runs: one job the plain way under guard, or the careful way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from manifests.errors import Stopped
+from pipeline.jobs.isolated_worker import CarefulMaker, resident_mb
+from pipeline.plan.environment import difference, versions_here
+from pipeline.plan.plan import Job, Plan
+from pipeline.shards.build_shard import PlainMaker, Progress, run_job
+
+_WATCH_SECONDS = 0.1
+_TELL_SECONDS = 1.0  # a driver takes in some thousand reports a second, and may have a thousand workers
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job runs: a process of a machine."""
+
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -> Iterator[Place | Progress]:
+    """Makes one shard, saying where, reporting about every second, and when it is done.
+
+    versions: the driver's, where this may be another machine; it may have joined after the others were compared.
+    Raises Stopped where they differ, and when the disk is full.
+    """
+    differs = None if versions is None else difference(versions, versions_here())
+    if differs is not None:
+        raise Stopped(f"a machine that joined the cluster has other versions: {differs}; its bytes could differ")
+    import_tar_writer()
+    yield Place(socket.gethostname(), os.getpid())
+    if careful:
+        with CarefulMaker(plan) as maker:
+            yield from summed(run_job(job, plan, maker))
+        return
+    with _guarded(plan.recipe.asset_memory_mb):
+        seconds = plan.recipe.asset_seconds
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield from summed(_timed(run_job(job, plan, PlainMaker(plan)), seconds))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def import_tar_writer() -> None:
+    """Imports webdataset without torch: where that is installed it comes along, 2 s and 0.5 GB for each new worker.
+
+    webdataset itself works without it; what of ours draws with torch imports that on its own.
+    """
+    if "webdataset" in sys.modules or "torch" in sys.modules:
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails, as where it is not installed
+    try:
+        import webdataset  # noqa: F401
+    finally:
+        del sys.modules["torch"]
+
+
+def summed(reports: Iterable[Progress]) -> Iterator[Progress]:
+    """The same reports, those of a second in one. A job that makes nothing reports nothing."""
+    objects = failures = 0
+    said = time.monotonic()
+    for progress in reports:
+        objects, failures = objects + progress.objects, failures + progress.failures
+        if time.monotonic() - said >= _TELL_SECONDS:
+            yield Progress(objects, failures)
+            objects, failures, said = 0, 0, time.monotonic()
+    if objects or failures:
+        yield Progress(objects, failures)
+
+
+def _timed(reports: Iterable[Progress], seconds: float) -> Iterator[Progress]:
+    """Reports, each of which gives the next object its time again."""
+    for progress in reports:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield progress
+
+
+@contextmanager
+def _guarded(memory_mb: int) -> Iterator[None]:
+    """Lets the kernel end this process when it hangs (SIGALRM, also with the GIL held), and a thread when it swells."""
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_WATCH_SECONDS):
+            if resident_mb(os.getpid()) > memory_mb:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,222 @@
+"""One object: from its asset to the members of its samples, or to a Failure that says why not."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from manifests.errors import Refused, Stopped
+from manifests.presets import is_frames_preset, is_mesh_preset, needs_colors
+from manifests.records import Asset, Failure, Skipped
+from manifests.samples import (
+    COLORS,
+    FORMAT,
+    JSON,
+    MESH,
+    PARTS,
+    POINTS,
+    encode_array,
+    encode_json,
+)
+from pipeline.formats.fingerprints import fingerprint_values
+from pipeline.formats.glb import decode_mesh, encode_mesh
+from pipeline.formats.source_files import Fingerprint, watched
+from pipeline.plan.plan import Plan, ViewSet, dataset_module
+from pipeline.shards.encode_views import view_members
+from pipeline.shards.shape import Shape, make_shape
+from pipeline.shards.view_quality import judge, require_seen
+from pipeline.shards.views_from_frames import frame_members
+from pipeline.shards.writer import Members
+from renderers import backend_table
+from renderers.geometry import Mesh
+
+NO_MESH = "no mesh"
+
+
+NO_COLORS = "no colours"
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+_KEPT_BYTES = 32 << 20  # the most that glibc takes
+
+
+@dataclass(frozen=True)
+class BuiltObject:
+    """The members of one object, tar by tar.
+
+    mesh: None where the object has none or meshes are not stored. views: view set name -> its members, or why there
+    are none.
+    """
+
+    key: str
+    shape: Members
+    mesh: Members | None
+    views: dict[str, Members | Failure | Skipped]
+
+
+Outcome = BuiltObject | Failure
+
+
+ViewResults = dict[str, Members | Failure | Skipped]
+
+
+Report = Callable[[str, BuiltObject | None], None]
+
+
+def _no_report(stage: str, built: BuiltObject | None) -> None:
+    """Nobody listens in the plain way."""
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to reuse freed pictures rather than give them back: fresh pages cost more than drawing a depth map.
+
+    Source: mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD. Elsewhere than on glibc it does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            mallopt(option, _KEPT_BYTES)
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of at most 300 characters, naming its type unless it is a plain ValueError."""
+    text = " ".join(str(error).split())[:300]
+    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcome:
+    """Everything of one asset. A bad asset is a Failure with its stage; Refused and Stopped pass through.
+
+    report: told each stage as it begins, and what is built by then once that is a whole shape.
+    """
+    stage = "load"
+    try:
+        report(stage, None)
+        with watched() as source:
+            raw = dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
+        stage = "sample"
+        report(stage, None)
+        recipe = plan.recipe
+        shape = make_shape(
+            asset,
+            raw,
+            axes=plan.axes,
+            seed=recipe.seed,
+            num_points=recipe.num_points,
+            fps_prefix=recipe.fps_prefix,
+            normalize=recipe.normalize,
+        )
+        stage = "mesh"
+        report(stage, None)
+        glb = encode_mesh(shape.mesh) if shape.mesh is not None and _wants_mesh(plan) else None
+        stage = "encode"
+        members = shape_members(shape, plan, source.fingerprint)
+    except (Refused, Stopped):
+        raise
+    except MemoryError as error:
+        return Failure(asset.key, asset.id, stage, f"memory: {one_line(error)}")
+    except Exception as error:  # whatever a bad file makes a library raise is that file's Failure
+        return Failure(asset.key, asset.id, stage, one_line(error))
+    mesh_members = {MESH: glb} if glb is not None and plan.recipe.store_meshes else None
+    report("render", BuiltObject(asset.key, members, mesh_members, {}))
+    drawn = tuple(s for s in plan.view_sets if not is_frames_preset(s.preset))
+    views = draw_view_sets(asset.key, asset.id, shape.points, shape.colors, glb, drawn)
+    views |= _frame_results(asset, shape.world_from_source, plan, plan.view_sets)
+    return BuiltObject(asset.key, members, mesh_members, views)
+
+
+def _wants_mesh(plan: Plan) -> bool:
+    return plan.recipe.store_meshes or _any_mesh(plan.view_sets)
+
+
+def shape_members(shape: Shape, plan: Plan, source: Fingerprint | None) -> Members:
+    """Members of an object in a tar of shapes. source: what it was made of, None where it was not read."""
+    asset = shape.asset
+    values = {
+        "format": FORMAT,
+        "key": asset.key,
+        "id": asset.id,
+        "dataset": plan.table.name,
+        "split": asset.split,
+        "label": plan.label(asset.class_name),
+        "class": asset.class_name,
+        "source": asset.source,
+        **fingerprint_values(source),
+        "world_from_source": shape.world_from_source.tolist(),
+        "num_points": len(shape.points),
+        "num_faces": 0 if shape.mesh is None else len(shape.mesh.faces),
+        "warnings": [{"type": kind, "count": n} for kind, n in sorted(shape.warnings.items())],
+    }
+    members = {JSON: encode_json(values), POINTS: encode_array(shape.points)}
+    if shape.colors is not None:
+        members[COLORS] = encode_array(shape.colors)
+    if shape.parts is not None:
+        members[PARTS] = encode_array(shape.parts)
+    return members
+
+
+def draw_view_sets(
+    key: str,
+    id: str,
+    points: np.ndarray,
+    colors: np.ndarray | None,
+    glb: bytes | None,
+    view_sets: tuple[ViewSet, ...],
+) -> ViewResults:
+    """Members of every view set of one object; a Failure or Skipped in place of those that cannot be drawn."""
+    results: ViewResults = {}
+    mesh: Mesh | None = None
+    for view_set in view_sets:
+        if is_mesh_preset(view_set.preset) and glb is None:
+            results[view_set.name] = Skipped(key, NO_MESH)
+            continue
+        if needs_colors(view_set.preset) and colors is None:
+            results[view_set.name] = Skipped(key, NO_COLORS)
+            continue
+        stage = "render"
+        try:
+            if mesh is None and is_mesh_preset(view_set.preset):
+                mesh = decode_mesh(glb)
+            views = backend_table.draw(view_set.preset, mesh=mesh, points=points, colors=colors)
+            judged = [judge(view, view_set.preset, points) for view in views]
+            require_seen(judged, view_set.preset)
+            stage = "encode"
+            results[view_set.name] = view_members(key, view_set, views, judged)
+        except (Refused, Stopped):
+            raise
+        except MemoryError as error:
+            results[view_set.name] = Failure(key, id, stage, f"memory: {one_line(error)}")
+        except Exception as error:  # as in make_object: data that breaks a renderer is that object's Failure
+            results[view_set.name] = Failure(key, id, stage, one_line(error))
+    return results
+
+
+def _any_mesh(view_sets: tuple[ViewSet, ...]) -> bool:
+    return any(is_mesh_preset(s.preset) for s in view_sets)
+
+
+def _frame_results(
+    asset: Asset, world_from_source: np.ndarray, plan: Plan, view_sets: tuple[ViewSet, ...]
+) -> ViewResults:
+    """Members of those view sets that are frames of the object's own sequence; a Failure where there is none to use."""
+    results: ViewResults = {}
+    for view_set in (s for s in view_sets if is_frames_preset(s.preset)):
+        try:
+            with dataset_module(plan.table).frames(asset, plan.root, plan.recipe.options()) as frames:
+                members = frame_members(
+                    asset, frames, world_from_source, view_set.preset, view_set.name, plan.recipe.seed
+                )
+            results[view_set.name] = members
+        except (Refused, Stopped):
+            raise
+        except MemoryError as error:
+            results[view_set.name] = Failure(asset.key, asset.id, "load", f"memory: {one_line(error)}")
+        except Exception as error:  # as in make_object: a broken sequence is that object's Failure
+            results[view_set.name] = Failure(asset.key, asset.id, "load", one_line(error))
+    return results

@@ -1,0 +1,79 @@
+"""Which backend draws which preset. A backend's module, and so its library, is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+
+from manifests.presets import (
+    AnyViews,
+    DrawnViews,
+    MeshViews,
+    RasterizedViews,
+    is_files_preset,
+    is_frames_preset,
+    needs_colors,
+)
+from renderers.cameras import Camera, orbit_rotation, rig
+from renderers.geometry import Mesh, with_ground
+from renderers.view import View
+
+# backend -> (module, function, what it draws)
+BACKENDS = {
+    "raycast": ("renderers.raycast", "draw_mesh", "mesh"),
+    "rasterize": ("renderers.rasterize", "draw_mesh", "mesh"),
+    "depth": ("renderers.point_depth", "draw_points", "points"),
+    "pointclip": ("renderers.pointclip", "draw_points", "points"),
+    "realistic": ("renderers.pointclip_v2", "draw_points", "points"),
+}
+
+
+def require(preset: AnyViews) -> None:
+    """Imports the preset's backend. Raises Refused, saying what to do, where its library or its device is missing."""
+    if is_files_preset(preset) or is_frames_preset(preset):
+        return
+    module = importlib.import_module(BACKENDS[preset.backend][0])
+    if isinstance(preset, RasterizedViews):
+        module.device_of(preset)
+
+
+def preset_cameras(preset: DrawnViews) -> list[Camera]:
+    """The cameras of a preset, in the order of its views."""
+    if preset.rotations:
+        rotations = np.asarray(preset.rotations)
+    else:
+        elevations = preset.elevation_deg * (len(preset.azimuth_deg) // len(preset.elevation_deg))
+        rotations = np.stack([orbit_rotation(a, e) for a, e in zip(preset.azimuth_deg, elevations, strict=True)])
+    return rig(
+        rotations,
+        distance=preset.distance,
+        image_size=preset.image_size,
+        near=preset.near,
+        far=preset.far,
+        model=preset.projection,
+        fov_deg=preset.fov_deg,
+        half_extent=preset.half_extent,
+    )
+
+
+def draw(
+    preset: DrawnViews,
+    *,
+    mesh: Mesh | None = None,
+    points: np.ndarray | None = None,
+    colors: np.ndarray | None = None,
+) -> list[View]:
+    """Every view of a preset, of a mesh or of points float32 (N, 3), in the normalised world frame.
+
+    colors: uint8 (N, 3) of the points, or None. Raises ValueError when what the backend draws is not given, Refused
+    when the backend's library is missing.
+    """
+    module, function, what = BACKENDS[preset.backend]
+    shape = mesh if what == "mesh" else points
+    if shape is None:
+        raise ValueError(f"backend {preset.backend} draws {what}, and there are none")
+    if isinstance(preset, MeshViews) and preset.ground:
+        shape = with_ground(shape, preset.ground_extent, preset.ground_color)
+    with_colors = {"colors": colors} if needs_colors(preset) else {}
+    return getattr(importlib.import_module(module), function)(shape, preset, preset_cameras(preset), **with_colors)

@@ -1,0 +1,84 @@
+"""The OFF reader: every dialect that is out there, and every way to be broken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.formats.off import parse_off
+
+BODY = "0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "OFF\n3 1 0\n" + BODY,
+        "OFF3 1 0\n" + BODY,
+        "OFF 3 1 0\n" + BODY,
+        "OFF\n# a comment\n\n3 1 0\n# another\n" + BODY,
+        "\ufeffOFF\r\n3 1 0\r\n" + BODY.replace("\n", "\r\n"),
+        "OFF\n3\t1\t0\n" + BODY.replace(" ", "   "),
+        "OFF\n3 1\n" + BODY,
+        "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2 255 0 0\n",
+        "COFF\n3 1 0\n0 0 0 255 0 0 255\n1 0 0 255 0 0 255\n0 1 0 255 0 0 255\n3 0 1 2\n",
+        "NOFF\n3 1 0\n0 0 0 0 0 1\n1 0 0 0 0 1\n0 1 0 0 0 1\n3 0 1 2\n",
+    ],
+)
+def test_dialects(text: str) -> None:
+    vertices, faces, colors = parse_off(text.encode())
+    np.testing.assert_array_equal(vertices, [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    assert faces.tolist() == [[0, 1, 2]]
+    assert (colors is not None) == text.startswith("COFF")
+    if colors is not None:
+        assert colors.tolist() == [[255, 0, 0, 255]] * 3
+
+
+def test_polygons_become_fans() -> None:
+    _, faces, _ = parse_off(b"OFF\n4 1 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n4 0 1 2 3\n")
+    assert faces.tolist() == [[0, 1, 2], [0, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("   \n", "empty"),
+        ("ply\nformat ascii 1.0\n", "not an OFF file"),
+        ("OFF\n", "counts"),
+        ("OFF\n3 1 0\n0 0 0\n1 0 0\n", "cut, or lying"),
+        ("OFF\n99999999 1 0\n" + BODY, "cut, or lying"),
+        ("OFF\n3 2 0\n" + BODY, "announced"),
+        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "vertex 7 of 3"),
+        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "vertex 3 of 3"),
+        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -1\n", "vertex -1 of 3"),
+        ("OFF\n3 1 0\n0 0 zero\n1 0 0\n0 1 0\n3 0 1 2\n", "no number"),
+        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n5 0 1 2\n", "5 corners"),
+        ("OFF BINARY\n", "binary"),
+    ],
+)
+def test_broken_files_say_why(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_off(text.encode())
+
+
+def test_run_together_header_gives_the_same_mesh(shared) -> None:
+    name = "bathtub/train/bathtub_0001.off"
+    apart = parse_off((shared / "samples/ModelNet10" / name).read_bytes())
+    together = parse_off((shared / "samples/ModelNet40" / name).read_bytes())
+    np.testing.assert_array_equal(apart[0], together[0])
+    np.testing.assert_array_equal(apart[1], together[1])
+    assert len(apart[1]) == 3546
+
+
+def test_colours_of_either_range_beside_normals_or_not() -> None:
+    for scale in (1, 255):
+        corners = [(0, 0, 0), (1, 0, 0), (0, 1, 0)]
+        colors = [(1, 0, 0), (0, 1, 0.5), (1, 1, 1)]
+        for kind, normal in (("COFF", ""), ("CNOFF", "0 0 1 ")):
+            rows = [
+                f"{x} {y} {z} {normal}" + " ".join(f"{scale * part:g}" for part in color)
+                for (x, y, z), color in zip(corners, colors, strict=True)
+            ]
+            _, _, found = parse_off("\n".join([kind, "3 1 0", *rows, "3 0 1 2", ""]).encode())
+            assert found.tolist() == [[255, 0, 0, 255], [0, 255, 128, 255], [255, 255, 255, 255]], (kind, scale)

@@ -1,0 +1,244 @@
+"""predict as a person types it: files that the pipeline draws, clouds, bad files, other classes, shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+import tomllib
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from builders import REPOSITORY
+
+from manifests.layout import read_view_set
+from manifests.presets import is_files_preset, is_frames_preset, load_preset, preset_names
+from manifests.samples import read_samples
+from training.__main__ import main
+from training.evaluation import predict
+from training.evaluation.evaluate import examine
+from training.evaluation.predict import Drawn
+from training.weights.checkpoint import open_checkpoint
+
+FEW = (
+    "data.num_points=64",
+    "optimizer.batch_size=8",
+    "optimizer.steps=1",
+    "log_every=1",
+    "points.depth=1",
+    "tensorboard=false",
+)
+KEYS = {"file", "label", "confidence", "surer", "top5", "error"}
+
+
+def typed(*arguments: object, code: int = 0) -> tuple[str, str]:
+    """The command line in this process (importing torch takes seconds): what it says on stdout and on stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        assert main([str(argument) for argument in arguments]) == code, err.getvalue()
+    return out.getvalue(), err.getvalue().strip()
+
+
+def rows(*arguments: object, code: int = 0) -> list[dict]:
+    return json.loads(typed("predict", *arguments, "--json", code=code)[0])
+
+
+@pytest.fixture(scope="module")
+def run(shards, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "rgb"
+    typed("fit", "small_cross_most", "--shards", shards, "--run", folder, *FEW)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_points(shards, tmp_path_factory) -> Path:
+    """A run on depth pictures of points, which clouds can be drawn like."""
+    folder = tmp_path_factory.mktemp("runs") / "depth"
+    changes = ("data.views=depth10", "data.channel=depth")
+    typed("fit", "small_cross_most", "--shards", shards, "--run", folder, *FEW, *changes)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(shards, tmp_path_factory) -> Path:
+    """A mesh of the shards as they store it, and other people's files."""
+    folder = tmp_path_factory.mktemp("files")
+    tar = sorted((shards / "meshes").glob("test-*.tar"))[0]
+    with open(tar, "rb") as file:
+        _, sample = next(read_samples(file))
+    (folder / f"{sample.key}.glb").write_bytes(sample.members["mesh.glb"])
+    trimesh.creation.box((1, 2, 3)).export(folder / "a box.off")
+    (folder / "bad.stl").write_bytes(b"solid nothing\nendsolid")
+    np.save(folder / "cloud.npy", np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32))
+    return folder
+
+
+def test_files_are_drawn_as_in_training_and_bad_ones_say_why(run, files, shards) -> None:
+    """An object of the shards, given as a file, gets the answers that it gets from its shard."""
+    (mesh,) = files.glob("*.glb")
+    given = [mesh, files / "a box.off", files / "bad.stl", files / "cloud.npy", files / "none.obj", files]
+    found = rows(run, *given, code=1)
+    assert [row["file"] for row in found] == [str(path) for path in given]
+    assert all(set(row) == KEYS for row in found)
+    assert [row["error"] is None for row in found] == [True, True, False, False, False, False]
+    assert "bad.stl" not in found[2]["error"]
+    assert found[3]["error"] == "no mesh, which rgb12 draws"
+    assert found[4]["error"] == "no such file"
+    assert found[2]["label"] is found[2]["confidence"] is found[2]["surer"] is None
+    for row in found[:2]:
+        confidences = [each["confidence"] for each in row["top5"]]
+        assert len(confidences) == 5
+        assert confidences == sorted(confidences, reverse=True)
+        assert {name: row[name] for name in ("label", "confidence")} == row["top5"][0]
+        assert row["surer"] in ("image", "points")
+    stored = {row["file"]: row for row in rows(run, "--shards", shards)}[mesh.stem]
+    mine = {each["label"]: each["confidence"] for each in found[0]["top5"]}
+    theirs = {each["label"]: each["confidence"] for each in stored["top5"]}
+    assert found[0]["surer"] == stored["surer"]
+    for label in set(mine) & set(theirs):
+        assert mine[label] == pytest.approx(theirs[label], abs=0.02)  # the surface is sampled anew
+    assert len(set(mine) & set(theirs)) >= 3
+
+
+def test_shards_without_labels_being_read(run, shards, tmp_path) -> None:
+    found = rows(run, "--shards", shards)
+    examined = examine([open_checkpoint(str(run))], str(shards))[0]
+    assert [row["file"] for row in found] == list(examined.keys)
+    logits = examined.student.logits
+    image, points = (logits[name].softmax(dim=1).max(dim=1) for name in ("image_star", "points"))
+    for number, row in enumerate(found):
+        surer = image if image.values[number] >= points.values[number] else points
+        assert row["surer"] == ("image" if surer is image else "points")
+        assert row["label"] == examined.classes[int(surer.indices[number])]
+        assert row["confidence"] == pytest.approx(float(surer.values[number]), abs=1e-4)
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    for tar in (out / "shapes").glob("*.tar"):
+        tar.write_bytes(tar.read_bytes().replace(b'"label"', b'"lebal"'))
+        record = json.loads(tar.with_suffix(".json").read_text())
+        older = {name: value for name, value in record.items() if name not in ("sizes", "checks")}
+        tar.with_suffix(".json").write_text(json.dumps(older))
+    assert [row["label"] for row in rows(run, "--shards", out)] == [row["label"] for row in found]
+    table, _ = typed("predict", run, "--shards", shards, "--who", "teacher")
+    assert "next best" in table
+
+
+def test_the_surer_modality_answers() -> None:
+    """With its own label and confidence, sorted; a tie is the image's."""
+    names = ("mug", "bowl", "chair")
+    image, sure = torch.tensor([0.2, 0.7, 0.1]), torch.tensor([0.05, 0.05, 0.9])
+    found = predict._row(image, sure, names)
+    assert (found["label"], found["confidence"], found["surer"]) == ("chair", 0.9, "points")
+    found = predict._row(sure, image, names)
+    assert (found["label"], found["confidence"], found["surer"]) == ("chair", 0.9, "image")
+    found = predict._row(image, image.flip(0), names)
+    assert (found["label"], found["surer"], found["error"]) == ("bowl", "image", None)
+    top = [("bowl", 0.7), ("mug", 0.2), ("chair", 0.1)]
+    assert [(each["label"], each["confidence"]) for each in found["top5"]] == top
+
+
+def test_other_classes_come_from_text(run, shards) -> None:
+    names = ["coffee_mug", "spaceship"]
+    found = rows(run, "--shards", shards, "--classes", ",".join(names))
+    assert {each["label"] for row in found for each in row["top5"]} == set(names)
+    assert all(len(row["top5"]) == 2 for row in found)
+    assert all(abs(sum(each["confidence"] for each in row["top5"]) - 1) < 1e-3 for row in found)
+    assert "comes twice" in typed("predict", run, "--shards", shards, "--classes", "a,a", code=2)[1]
+
+
+def test_clouds_where_the_preset_draws_points(of_points, files) -> None:
+    (row,) = rows(of_points, files / "cloud.npy")
+    assert row["error"] is None
+    assert row["label"] in open_checkpoint(str(of_points)).classes
+
+
+def test_the_preset_and_shapes_of_the_checkpoint_are_built(run, shards, files, tmp_path) -> None:
+    drawn = Drawn.of(open_checkpoint(str(run)))
+    assert drawn.shape_keys == {"seed": 0, "num_points": 256, "fps_prefix": 128, "normalize": "sphere_mean_points"}
+    out = predict._build(tmp_path, drawn, "meshes", ("y", "z", "x"), {"box": str(files / "a box.off")}, 0)
+    mine, trained = (read_view_set(str(each), "rgb12") for each in (out, shards))
+    assert mine.preset == trained.preset != load_preset("rgb12")[1]
+    (record,) = (out / "shapes").glob("*.json")
+    assert json.loads(record.read_text())["keys"] == ["box"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["recipe"]["axes"] == ["y", "z", "x"]
+    assert manifest["recipe"]["num_points"] == 256
+
+
+def test_which_way_is_up(files) -> None:
+    there = [str(files / "a box.off"), str(next(files.glob("*.glb"))), str(files / "cloud.npy"), "/nowhere"]
+    turned, plain = ("y", "z", "x"), ("x", "y", "z")
+    assert predict._groups(there, turned, "") == {
+        ("meshes", turned): [0],
+        ("meshes", plain): [1],
+        ("points", turned): [2],
+    }
+    assert predict._groups(there, plain, "y,z,x") == {("meshes", turned): [0, 1], ("points", turned): [2]}
+
+
+def test_every_preset_that_is_drawn_survives_the_recipe_of_a_build() -> None:
+    for name in preset_names():
+        preset = load_preset(name)[1]
+        if is_files_preset(preset) or is_frames_preset(preset):
+            continue
+        changed = preset.model_copy(update={"image_size": 96})
+        keys = {"seed": 3, "num_points": 64, "fps_prefix": 8, "normalize": "none"}
+        text = Drawn("mine", changed, keys, ()).recipe("meshes", Path("list.jsonl"), ("y", "z", "x"))
+        ((base, changes),) = tomllib.loads(text)["views"].items()
+        assert load_preset(base, changes) == ("mine", changed), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "FILEs or --shards"),
+        (("a.off", "--shards", "b"), "one of the two"),
+        (("a.off", "--axes", "y,z"), "three signed axes"),
+        (("a.off", "--axes", "y,x,z"), "mirror"),
+    ],
+)
+def test_refusals_are_one_line(run, arguments: tuple, words: str) -> None:
+    _, message = typed("predict", run, *arguments, code=2)
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_run_that_does_not_say_how_to_draw(run, files, tmp_path) -> None:
+    old = tmp_path / "run"
+    shutil.copytree(run, old)
+    about = json.loads((old / "run.json").read_text())
+    (old / "run.json").write_text(json.dumps({name: about[name] for name in about if name != "preset"}))
+    _, message = typed("predict", old, files / "a box.off", code=2)
+    assert "predict with --shards" in message
+    frames = load_preset("frames20")[1].model_dump(mode="json")
+    (old / "run.json").write_text(json.dumps(about | {"preset": frames, "view_set": "frames20"}))
+    assert "not drawn: predict --shards" in typed("predict", old, files / "a box.off", code=2)[1]
+
+
+def test_a_machine_without_the_pipelines_libraries_is_told_what_to_type(run, files, tmp_path, monkeypatch) -> None:
+    (tmp_path / "trimesh.py").write_text("raise ModuleNotFoundError(\"No module named 'trimesh'\", name='trimesh')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
+    _, message = typed("predict", run, files / "a box.off", code=2)
+    assert "pip install 'cross-most[build]'" in message
+    assert "\n" not in message
+
+
+def test_a_file_that_takes_the_process_with_it_is_tried_in_a_child(run, files, tmp_path, monkeypatch) -> None:
+    """The build in one process dies by a signal; the second one isolates its objects."""
+    calls = tmp_path / "calls"
+    wrapper = tmp_path / "python"
+    wrapper.write_text(
+        f'#!/bin/sh\necho "$@" >> {calls}\n'
+        f'case "$@" in *"--workers 0"*) kill -SEGV $$;; esac\nexec {sys.executable} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(predict.sys, "executable", str(wrapper))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    (row,) = rows(run, files / "a box.off")
+    assert row["error"] is None
+    assert [line.split("--workers ")[1] for line in calls.read_text().splitlines()] == ["0", "1"]

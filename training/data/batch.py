@@ -1,0 +1,146 @@
+"""What a loader gives and what a step sees. Labelled ones are for evaluation and supervised methods alone.
+
+A loader gives raw batches: pictures as uint8, clouds as stored, one seed a sample. They travel as they are, a quarter
+of the bytes, and become a batch where they arrive: pictures normalised, clouds augmented, all samples at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from training.data.point_augment import strong_clouds, turned_clouds, ulip_clouds, weak_clouds
+from training.settings.data import AugmentSettings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What training sees: no label.
+
+    weak_image, strong_image: float32 (B, 3, S, S), normalised. weak_points, strong_points: float32 (B, N, 3).
+    image_mask: bool (B, S/p, S/p), true where hidden. points_draw: float32 (B, 2) and modality_draw: float32 (B,),
+    uniform draws for the point mask and for labels.mode=random.
+    """
+
+    keys: tuple[str, ...]
+    weak_image: Tensor
+    strong_image: Tensor
+    weak_points: Tensor
+    strong_points: Tensor
+    image_mask: Tensor
+    points_draw: Tensor
+    modality_draw: Tensor
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """What a loader gives without labels.
+
+    weak_image, strong_image: uint8 (B, 3, S, S). points: float32 (B, N, 3). seed: int64 (B,), of the draws for clouds.
+    mean, deviation: of RGB in [0, 1]. The rest is a Batch's.
+    """
+
+    keys: tuple[str, ...]
+    weak_image: Tensor
+    strong_image: Tensor
+    points: Tensor
+    seed: Tensor
+    image_mask: Tensor
+    points_draw: Tensor
+    modality_draw: Tensor
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    augment: AugmentSettings
+
+    def pin_memory(self) -> RawBatch:
+        """In memory that a GPU reads by itself; DataLoader(pin_memory=True) calls it."""
+        return _mapped(self, Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        here = _moved(self, device)
+        return Batch(
+            self.keys,
+            normalized(here.weak_image, self.mean, self.deviation),
+            normalized(here.strong_image, self.mean, self.deviation),
+            weak_clouds(here.points, here.seed),
+            strong_clouds(here.points, here.seed, self.augment),
+            here.image_mask,
+            here.points_draw,
+            here.modality_draw,
+        )
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """What evaluation and supervised methods see: V views of each object (B, V, 3, S, S), float32 and normalised;
+    clouds float32 (B, N, 3); label int64 (B,).
+
+    num_views: where objects have different numbers of views, that of each; its further images are zero. Else empty.
+    """
+
+    keys: tuple[str, ...]
+    images: Tensor
+    points: Tensor
+    label: Tensor
+    num_views: tuple[int, ...] = ()
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        """The batch on a device."""
+        return _moved(self, device)
+
+
+@dataclass(frozen=True)
+class RawLabelledBatch:
+    """What a loader gives to supervised methods: images uint8 (B, 1, 3, S, S); points and seed as of a RawBatch."""
+
+    keys: tuple[str, ...]
+    images: Tensor
+    points: Tensor
+    seed: Tensor
+    label: Tensor
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    augment: AugmentSettings
+
+    def pin_memory(self) -> RawLabelledBatch:
+        """In memory that a GPU reads by itself; DataLoader(pin_memory=True) calls it."""
+        return _mapped(self, Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        """The batch on a device."""
+        here = _moved(self, device)
+        images = normalized(here.images, self.mean, self.deviation)
+        augmented = {"turned": turned_clouds, "ulip": ulip_clouds}[self.augment.labelled_points]
+        return LabelledBatch(self.keys, images, augmented(here.points, here.seed), here.label)
+
+
+AnyBatch = TypeVar("AnyBatch", RawBatch, LabelledBatch, RawLabelledBatch)
+
+
+def _moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
+    """All tensors on a device. From pinned memory the copies run beside what the device does, and nobody waits."""
+    return _mapped(batch, lambda value: value.to(device, non_blocking=device.type != "cpu"))
+
+
+def _mapped(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return replace(batch, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
+
+
+def normalized(pictures: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
+    """float32 of uint8 RGB (..., 3, S, S)."""
+    middle, width = _constants(mean, deviation, pictures.device)
+    return pictures.float().div_(255).sub_(middle).div_(width)  # `float` has made a copy
+
+
+@lru_cache(maxsize=16)
+def _constants(mean: tuple[float, ...], deviation: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each, kept on the device: making them anew would wait for it at each step."""
+    middle, width = (torch.tensor(values, device=device)[:, None, None] for values in (mean, deviation))
+    return middle, width

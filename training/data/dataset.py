@@ -1,0 +1,167 @@
+"""Which objects of a build have views, and where: shapes and a view set are merge-joined by their records.
+
+Opening reads records alone; training.data.shard_reader then reads the tars and holds them to their records.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from manifests import remote, store
+from manifests.errors import Refused
+from manifests.layout import (
+    BuildManifest,
+    ViewSetManifest,
+    read_view_set,
+    require_manifest,
+    shapes_tar,
+    view_set_names,
+    views_tar,
+)
+from manifests.presets import AnyViews
+from manifests.records import Record, read_record, record_path
+from training.data.sample_index import Places, places_of
+from training.data.shard_cache import Cache, open_cache
+from training.data.subsets import subset_of
+from training.settings.data import DataSettings
+
+log = logging.getLogger(__name__)
+_REQUESTS = 16  # at once
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One joined shard: its tars, the keys of the objects that are used, and where these lie in each tar."""
+
+    shapes: str
+    views: str
+    keys: tuple[str, ...]
+    shapes_places: Places
+    views_places: Places
+    cache: Cache | None = None
+
+    def only(self, keys: frozenset[str]) -> Shard:
+        """The shard with these objects alone."""
+        kept = [number for number, key in enumerate(self.keys) if key in keys]
+        names = tuple(self.keys[number] for number in kept)
+        return replace(
+            self, keys=names, shapes_places=self.shapes_places.only(kept), views_places=self.views_places.only(kept)
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split of a build joined with one view set; manifest: with the candidate classes alone.
+
+    labels: for each class of the build its number among the candidates, None where it is none.
+    """
+
+    manifest: BuildManifest
+    view_set: ViewSetManifest
+    shards: tuple[Shard, ...]
+    left_out: int
+    labels: tuple[int | None, ...]
+
+    @property
+    def total(self) -> int:
+        """Number of objects."""
+        return sum(len(shard.keys) for shard in self.shards)
+
+
+def open_source(shards: str, settings: DataSettings) -> Source:
+    """Joins the records of a split with those of a view set; reads no tar.
+
+    Raises Refused when there is no build, it is not finished, the split or the view set is missing, or a record is.
+    """
+    out = store.absolute(shards)
+    manifest = require_manifest(out, f"--shards {shards}")
+    try:
+        view_set = read_view_set(out, settings.views)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    if not manifest.complete and not settings.allow_incomplete:
+        raise Refused(
+            f"--shards {shards} is not finished: run its build again, or insist with data.allow_incomplete=true"
+        )
+    if settings.split not in manifest.splits:
+        raise Refused(f"data.split={settings.split}: {shards} has {', '.join(manifest.splits)}")
+    if view_set is None:
+        names = ", ".join(view_set_names(out)) or "none"
+        raise Refused(f"data.views={settings.views}: {shards} has no such view set (it has: {names})")
+    if settings.channel not in channels_of(view_set.preset):
+        has = ", ".join(channels_of(view_set.preset))
+        raise Refused(f"data.channel={settings.channel}: view set {settings.views} has {has}")
+    if 0 < view_set.preset.num_views < settings.num_views:
+        raise Refused(
+            f"data.num_views={settings.num_views}: view set {settings.views} has {view_set.preset.num_views} views"
+        )
+    if view_set.shapes_hash != manifest.shapes_hash:
+        raise Refused(f"{out}/views/{settings.views} was drawn from other shapes: delete it and draw it again")
+    subset = subset_of(out, manifest, settings.split, settings.classes, settings.candidates, settings.objects)
+    joined, left_out = [], 0
+    for shard, missing in _joined(out, manifest, view_set, settings):
+        if shard is not None and subset.keys is not None:
+            shard = shard.only(subset.keys)
+        if shard is not None and shard.keys:
+            joined.append(shard)
+        left_out += missing
+    if left_out:
+        log.warning("%s: %d objects are left out: their views failed or were skipped", out, left_out)
+    if settings.cache and remote.is_url(out) and joined:
+        largest = max(places.bytes for shard in joined for places in (shard.shapes_places, shard.views_places))
+        cache = open_cache(settings.cache, settings.cache_gb, largest)
+        joined = [replace(shard, cache=cache) for shard in joined]
+    return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels)
+
+
+def _joined(
+    out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings
+) -> Iterable[tuple[Shard | None, int]]:
+    """`_join` of each shard of the split; the records of several at once where each is a request to a store."""
+    split, hashes = settings.split, (manifest.shapes_hash, view_set.hash)
+
+    def join(number: int) -> tuple[Shard | None, int]:
+        tars = shapes_tar(out, split, number), views_tar(out, settings.views, split, number)
+        return _join(*tars, hashes, settings.allow_incomplete)
+
+    numbers = range(manifest.num_shards[split])
+    if not remote.is_url(out):
+        return map(join, numbers)
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        return list(pool.map(join, numbers))
+
+
+def channels_of(preset: AnyViews) -> tuple[str, ...]:
+    """The channels of a preset's pictures."""
+    return tuple(preset.channels)
+
+
+def _join(shapes: str, views: str, hashes: tuple[str, str], allow_incomplete: bool) -> tuple[Shard | None, int]:
+    """The joined shard and how many objects are declared to have no views. Raises Refused where records disagree."""
+    records: list[Record] = []
+    for tar, hash in zip((shapes, views), hashes, strict=True):
+        try:
+            record = read_record(record_path(tar))
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        if record is None or not store.exists(tar):
+            if allow_incomplete:
+                return None, 0
+            raise Refused(f"{tar} or its record is missing: run the build again, or data.allow_incomplete=true")
+        if record.hash != hash:
+            raise Refused(f"{tar} was made with other settings than the manifest says: it is of another build")
+        records.append(record)
+    declared = {f.key for f in records[1].failures} | {s.key for s in records[1].skipped}
+    expected = tuple(key for key in records[0].keys if key not in declared)
+    if expected != records[1].keys:
+        odd = sorted(set(expected) ^ set(records[1].keys)) or ["the order"]
+        raise Refused(f"{views} does not fit {shapes}: {odd[0]} differs; draw this view set again")
+    try:
+        places = [places_of(record) for record in records]
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Refused(f"the record of {shapes} or {views} is damaged: {error}") from error
+    kept = [number for number, key in enumerate(records[0].keys) if key not in declared]
+    return Shard(shapes, views, expected, places[0].only(kept), places[1]), records[0].count - len(expected)

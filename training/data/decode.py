@@ -1,0 +1,48 @@
+"""One object of a shard as arrays: a view as the preset's mapping makes it, a cloud of a fixed number of points."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from manifests.picture_mapping import mapped_picture, value_range
+from manifests.presets import AnyViews
+from manifests.samples import POINTS, Sample, decode_array, decode_picture, depth_of_codes, view_member
+
+
+def picture_of(views: Sample, number: int, channel: str, preset: AnyViews) -> np.ndarray:
+    """One view as the preset's mapping makes it, uint8 (H, W, 3): codes of [0, value_range].
+
+    Raises ValueError when it is not there.
+    """
+    suffixes = [name for s in ("png", "jpg") if (name := view_member(number, channel, s)) in views.members]
+    if not suffixes:
+        raise ValueError(f"no {channel} picture of view {number}")
+    array = decode_picture(views.members[suffixes[0]])
+    if channel == "depth":
+        camera = views.json["views"][number]
+        array = depth_of_codes(array, camera["near"], camera["far"])
+    elif array.ndim == 3 and not preset.upsample:
+        return array
+    picture = mapped_picture(array, channel, preset) * (255 / value_range(channel, preset))
+    codes = np.rint(picture, out=picture).astype(np.uint8)
+    return codes if codes.ndim == 3 else codes[..., None].repeat(3, axis=2)
+
+
+def num_views(views: Sample) -> int:
+    """How many views an object has."""
+    return len(views.json["views"])
+
+
+def cloud_of(shape: Sample, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The first `count` points, float32 (count, 3), filled up from `rng`. Raises ValueError unless they are a cloud."""
+    points = decode_array(shape.members[POINTS])
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points) or not np.isfinite(points).all():
+        raise ValueError(f"{POINTS} of shape {points.shape} is no cloud of finite points")
+    return pad_cloud(points[:count], count, rng)
+
+
+def pad_cloud(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """A cloud with fewer points than `count`, filled up by repeating some of them."""
+    if len(points) >= count:
+        return points
+    return np.concatenate([points, points[rng.integers(len(points), size=count - len(points))]])

@@ -1,0 +1,125 @@
+"""Weak and strong views of pictures, drawn from one generator a sample, and image masks. Clouds:
+training/data/point_augment.py.
+
+Pictures are uint8 (H, W, 3): torchvision's crop and timm's operations. Source: Cross-MoST as released.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import auto_augment
+from torch.nn.functional import interpolate
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+
+from training.settings.data import AugmentSettings
+
+LARGEST_RATIO = float(np.log(4 / 3))
+NUM_OPERATIONS = 2
+LARGEST_MAGNITUDE = 9.99  # at timm's 10 posterising keeps no bit, which Pillow refuses
+
+
+@contextmanager
+def _lending(rng: np.random.Generator) -> Iterator[None]:
+    """Lends one generator's numbers to timm's operations, which draw from what they know as `random`.
+
+    Not by `random.seed`: all threads share that one, and a store's client draws from it before it asks again.
+    """
+    auto_augment.random = random.Random(int(rng.integers(2**63)))
+    try:
+        yield
+    finally:
+        auto_augment.random = random
+
+
+def weak_picture(picture: np.ndarray, size: int) -> np.ndarray:
+    """The short side resized to `size`, bicubic, and the middle cut out (also the picture of evaluation)."""
+    height, width = picture.shape[:2]
+    scale = size / min(width, height)
+    if scale != 1:
+        height, width = round(height * scale), round(width * scale)
+        resized = resize(Image.fromarray(picture), [height, width], interpolation=InterpolationMode.BICUBIC)
+        picture = np.asarray(resized)
+    top, left = (height - size) // 2, (width - size) // 2
+    return picture[top : top + size, left : left + size]
+
+
+class StrongPicture:
+    """Random resized crop, flip, RandAugment (2 of 15 operations, p = 0.5, increasing)."""
+
+    def __init__(self, settings: AugmentSettings, size: int, fill: tuple[int, int, int]) -> None:
+        self._size, self._smallest, self._flip = size, settings.image_crop, settings.image_flip
+        self._operations = []
+        if settings.image_magnitude:
+            options = {"translate_pct": 0.45, "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+            name = f"rand-m{settings.image_magnitude}-mstd0.5-inc1"
+            self._operations = auto_augment.rand_augment_transform(name, options).ops
+        for operation in self._operations:
+            operation.magnitude_max = LARGEST_MAGNITUDE
+
+    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One strong view; all randomness is from `rng`."""
+        left, top, width, height = crop_box(picture.shape[1], picture.shape[0], self._smallest, rng)
+        cropped = np.array(picture[top : top + height, left : left + width])
+        pixels = torch.from_numpy(cropped)[None].permute(0, 3, 1, 2)  # batch first, or torch takes it for planes
+        pixels = interpolate(pixels, (self._size, self._size), mode="bicubic", antialias=True)
+        if rng.random() < self._flip:
+            pixels = pixels.flip(3)
+        picture = np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy())
+        return self._operated(picture, rng) if self._operations else picture
+
+    def _operated(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        before = after = Image.fromarray(picture)
+        with _lending(rng):
+            for index in rng.integers(len(self._operations), size=NUM_OPERATIONS):
+                after = self._operations[index](after)
+        return picture if after is before else np.asarray(after)
+
+
+def crop_box(width: int, height: int, smallest: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a random resized crop: U(smallest, 1) of the area, sides 3:4 to 4:3, anywhere.
+
+    Source: torchvision's RandomResizedCrop, also in that after ten boxes that do not fit it takes the middle.
+    """
+    for _ in range(10):
+        area, ratio = width * height * rng.uniform(smallest, 1), np.exp(rng.uniform(-LARGEST_RATIO, LARGEST_RATIO))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    largest = np.exp(LARGEST_RATIO)
+    w, h = min(width, round(height * largest)), min(height, round(width * largest))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def to_tensor(picture: np.ndarray, mean: tuple[float, ...], deviation: tuple[float, ...]) -> torch.Tensor:
+    """float32 (3, S, S), normalised."""
+    array = picture.astype(np.float32) / 255.0
+    array = (array - np.asarray(mean, np.float32)) / np.asarray(deviation, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def normalize_cloud(points: np.ndarray) -> np.ndarray:
+    """float32 (N, 3) about its centroid, farthest point at 1."""
+    axes = np.ascontiguousarray(points.T, np.float32)  # numpy is many times faster along a contiguous axis
+    axes -= axes.mean(axis=1, keepdims=True)
+    axes /= max(float(np.sqrt((axes * axes).sum(axis=0).max())), 1e-9)
+    return np.ascontiguousarray(axes.T)
+
+
+def image_mask(size: int, patch: int, cell: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """bool (S/p, S/p): ceil(ratio cells) of the square cells of `cell` pixels are hidden. Source: MUST.
+
+    Raises ValueError unless cells are whole patches and the picture whole cells.
+    """
+    if cell % patch or size % cell:
+        raise ValueError(f"mask.image_cell={cell} must be whole patches of {patch} and divide the picture's {size}")
+    side = size // cell
+    hidden = np.zeros(side * side, bool)
+    hidden[rng.permutation(side * side)[: int(np.ceil(ratio * side * side))]] = True
+    return hidden.reshape(side, side).repeat(cell // patch, axis=0).repeat(cell // patch, axis=1)

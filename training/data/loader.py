@@ -1,0 +1,348 @@
+"""Shards -> batches: shapes and views are merge-joined by their records, shuffled with a seed, decoded, augmented.
+
+An epoch's order depends on (seed, epoch, records) alone and is cut into as many contiguous ranges as there are readers
+(training/data/sampler.py); each reader shuffles in a buffer. View, augmentation and mask of a sample are drawn from
+(seed, epoch, key). Readers go on from epoch to epoch without a pause: while the last batches of one are used, the first
+of the next are read.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from manifests.errors import Refused, Stopped
+from manifests.picture_mapping import mean_and_deviation
+from manifests.rng import generator
+from manifests.samples import (
+    JSON,
+    POINTS,
+    Sample,
+    view_member,
+)
+from training.data.batch import RawBatch, RawLabelledBatch
+from training.data.dataset import Shard, Source
+from training.data.decode import cloud_of, num_views, picture_of
+from training.data.image_augment import StrongPicture, image_mask
+from training.data.image_augment import weak_picture as make_weak_picture
+from training.data.labels import label_of
+from training.data.reader_processes import Readers
+from training.data.sample_index import DamagedShard, naming
+from training.data.sampler import EpochOrder, Given, Range, epoch_ranges
+from training.data.shard_reader import read_pieces
+from training.settings.data import AugmentSettings, DataSettings
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a model takes: side of a picture, patch and mask cell in pixels, share of hidden cells."""
+
+    image_size: int
+    patch: int
+    mask_cell: int
+    mask_ratio: float
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An object of an epoch and the view drawn for it; `rng` goes on with the draws of (seed, epoch, key)."""
+
+    shard: Shard
+    shape: Sample
+    views: Sample
+    view: int
+    rng: np.random.Generator
+
+
+class EpochSamples(IterableDataset):
+    """Batches of one process for one epoch, that of `set_epoch`. Subclasses say what a batch is.
+
+    batch_size: of one process; num_batches: global ones of a whole epoch. Making it raises Refused where the split is
+    empty or a batch of all ranks is larger than it.
+    """
+
+    num_pictures: int  # of a sample
+
+    def __init__(
+        self,
+        source: Source,
+        settings: DataSettings,
+        augment: AugmentSettings,
+        form: Form,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.source, self.settings, self.form = source, settings, form
+        self.augment, self.batch_size, self.seed = augment, batch_size, seed
+        self.rank, self.world = rank, world
+        self.epoch: int = 0
+        self.given: Given = ()
+        self.num_batches = source.total // (batch_size * world)
+        if not source.total:
+            raise Refused(f"data.split={settings.split} has no objects with views, of those that data.* leaves")
+        if not self.num_batches:
+            raise Refused(
+                f"optimizer.batch_size={batch_size * world} is more than the {source.total} objects of "
+                f"data.split={settings.split}"
+            )
+        self.mean, self.deviation = mean_and_deviation(settings.channel, source.view_set.preset)
+        self._strong = StrongPicture(augment, form.image_size, tuple(round(255 * m) for m in self.mean))
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of a batch on its way from a reader: its pictures and clouds, beside which the rest is little."""
+        pictures = self.num_pictures * 3 * self.form.image_size**2
+        return self.batch_size * (pictures + self.settings.num_points * 3 * np.float32().nbytes)
+
+    def _make(self, drawn: Drawn) -> dict[str, Any]:
+        """`key` and the arrays of one sample."""
+        raise NotImplementedError
+
+    def _collate(self, samples: list[dict[str, Any]]) -> Any:
+        """One batch of samples."""
+        raise NotImplementedError
+
+    def _picture(self, drawn: Drawn) -> np.ndarray:
+        with naming(drawn.shard.views, drawn.views.key):
+            return picture_of(drawn.views, drawn.view, self.settings.channel, self.source.view_set.preset)
+
+    def _cloud(self, drawn: Drawn) -> np.ndarray:
+        with naming(drawn.shard.shapes, drawn.shape.key):
+            return cloud_of(drawn.shape, self.settings.num_points, drawn.rng)
+
+    def set_epoch(self, epoch: int, given: Given = ()) -> None:
+        """Chooses the order and the draws of an epoch, and what of it was given before and is not given again.
+
+        given: its segments (training/data/sampler.py). Nothing of them is read. The same readers go on as if there had
+        been no break; others share the rest, each sample once. Raises Refused when no epoch of this data can have them.
+        """
+        whole = self.batch_size * self.world
+        if any(w < 1 or n < 0 or b < 0 or whole % w for w, n, b in given) or _batches(given) > self.num_batches:
+            raise Refused(
+                f"an epoch of {self.num_batches} batches of {whole} cannot have been given out as the checkpoint says, "
+                f"{given}: it was of other data or another optimizer.batch_size"
+            )
+        self.epoch, self.given = epoch, given
+
+    @property
+    def left(self) -> int:
+        """How many batches are still to be given of the chosen epoch."""
+        return self.num_batches - _batches(self.given)
+
+    def __iter__(self) -> Iterator[Any]:
+        worker, workers = _this_worker()
+        return self._of_epoch(self.epoch, self.given, worker, workers)
+
+    def onwards(self) -> Iterator[Any]:
+        """The batches of the chosen epoch and of all after it. Workers take turns over the ends of epochs."""
+        worker, workers = _this_worker()
+        epoch, given, turn = self.epoch, self.given, self.left
+        yield from self._of_epoch(epoch, given, worker, workers)
+        while True:
+            epoch += 1
+            yield from self._of_epoch(epoch, (), (worker - turn) % workers, workers)
+            turn += self.num_batches
+
+    def _of_epoch(self, epoch: int, given: Given, worker: int, workers: int) -> Iterator[Any]:
+        yield from wds.DataPipeline(
+            lambda: self._drawn(epoch, given, worker, workers),
+            wds.map(self._make),
+            wds.batched(self.batch_size, collation_fn=self._collate, partial=False),
+        )
+
+    def _drawn(self, epoch: int, given: Given, worker: int, workers: int) -> Iterator[Drawn]:
+        """The objects of one reader as they leave its shuffle buffer, read as late as that order allows."""
+        sizes, batch = [len(shard.keys) for shard in self.source.shards], self.batch_size * self.world
+        epoch_order = EpochOrder(self.num_batches * batch, batch, self.settings.shuffle, self.seed, epoch)
+        order = epoch_order.of_reader(given, self.world, workers, self.rank, worker).tolist()
+        arriving = self._read(epoch, epoch_ranges(sizes, batch, self.seed, epoch), sorted(order))
+        waiting: dict[int, Drawn] = {}
+        for position in order:
+            while position not in waiting:
+                arrived, drawn = next(arriving)
+                waiting[arrived] = drawn
+            yield waiting.pop(position)
+
+    def _read(self, epoch: int, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
+        """The objects at these ascending positions of the concatenated ranges, read forwards."""
+        views_draw = _ViewDraw(self.seed, epoch, self.settings)
+        pieces, position = [], 0
+        for piece in ranges:
+            size = piece.stop - piece.start
+            inside = positions[bisect_left(positions, position) : bisect_left(positions, position + size)]
+            pieces.append((self.source.shards[piece.shard], [piece.start + p - position for p in inside]))
+            position += size
+        arriving = iter(positions)
+        joined = read_pieces(pieces, self._wanted, views_draw)
+        for shard, numbers in pieces:
+            for shape, views in islice(joined, len(numbers)):
+                with naming(shard.views, views.key):
+                    view, rng = views_draw.take(views)
+                yield next(arriving), Drawn(shard, shape, views, view, rng)
+
+    def _wanted(self, shape: Sample, suffix: str) -> bool:
+        """Whether a member of a shape is read."""
+        return suffix == POINTS
+
+
+def _batches(given: Given) -> int:
+    """How many batches segments are."""
+    return sum(batches for _, _, batches in given)
+
+
+def _this_worker() -> tuple[int, int]:
+    """(number of this reader process, how many there are); a loader without any reads as one."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+
+class _ViewDraw:
+    """Draws a view of each object while its members pass by, so that no other picture is read."""
+
+    def __init__(self, seed: int, epoch: int, settings: DataSettings) -> None:
+        self._seed, self._epoch, self._settings = seed, epoch, settings
+        self._drawn: dict[str, tuple[int, np.random.Generator, str]] = {}
+
+    def __call__(self, views: Sample, suffix: str) -> bool:
+        return suffix == JSON or suffix.startswith(self._draw(views)[2])
+
+    def _draw(self, views: Sample) -> tuple[int, np.random.Generator, str]:
+        if views.key not in self._drawn:
+            rng = generator(self._seed, self._epoch, views.key)
+            used = self._settings.views_of(num_views(views))
+            view = used[int(rng.integers(len(used)))]
+            self._drawn[views.key] = view, rng, view_member(view, self._settings.channel, "")
+        return self._drawn[views.key]
+
+    def take(self, views: Sample) -> tuple[int, np.random.Generator]:
+        """The view of an object, and the generator that goes on with its draws."""
+        view, rng, _ = self._draw(views)
+        del self._drawn[views.key]
+        return view, rng
+
+
+class UnlabelledSamples(EpochSamples):
+    """Weak and strong pictures, clouds as stored with a seed, masks and draws: RawBatch. No label is read."""
+
+    num_pictures = 2
+
+    def _make(self, drawn: Drawn) -> dict[str, Any]:
+        form, rng = self.form, drawn.rng
+        picture, points = self._picture(drawn), self._cloud(drawn)
+        return {
+            "key": drawn.shape.key,
+            "weak_image": make_weak_picture(picture, form.image_size),
+            "strong_image": self._strong(picture, rng),
+            "points": points,
+            "seed": rng.integers(2**63),
+            "image_mask": image_mask(form.image_size, form.patch, form.mask_cell, form.mask_ratio, rng),
+            "points_draw": rng.random(2, np.float32),
+            "modality_draw": rng.random(dtype=np.float32),
+        }
+
+    def _collate(self, samples: list[dict[str, Any]]) -> RawBatch:
+        tensors = {name: _stacked(samples, name) for name in samples[0] if name != "key"}
+        for name in ("weak_image", "strong_image"):
+            tensors[name] = tensors[name].permute(0, 3, 1, 2)
+        keys = tuple(s["key"] for s in samples)
+        return RawBatch(keys, **tensors, mean=self.mean, deviation=self.deviation, augment=self.augment)
+
+
+class SupervisedSamples(EpochSamples):
+    """One picture, weak or strong by equal chance; a cloud as stored with a seed; the label: RawLabelledBatch.
+
+    For pre-training on a source domain and for an oracle. Samples, their order and their views are those without
+    labels; an object that has none raises DamagedShard naming it.
+    """
+
+    num_pictures = 1
+
+    def _wanted(self, shape: Sample, suffix: str) -> bool:
+        return suffix in (POINTS, JSON)
+
+    def _make(self, drawn: Drawn) -> dict[str, Any]:
+        picture, points, rng = self._picture(drawn), self._cloud(drawn), drawn.rng
+        with naming(drawn.shard.shapes, drawn.shape.key):
+            label = label_of(drawn.shape, self.source)
+        if label is None:
+            raise DamagedShard(f"{drawn.shard.shapes}: {drawn.shape.key}: no label, which supervised training needs")
+        strong = rng.random() < 0.5
+        picture = self._strong(picture, rng) if strong else make_weak_picture(picture, self.form.image_size)
+        return {
+            "key": drawn.shape.key,
+            "image": picture,
+            "points": points,
+            "seed": rng.integers(2**63),
+            "label": np.int64(label),
+        }
+
+    def _collate(self, samples: list[dict[str, Any]]) -> RawLabelledBatch:
+        return RawLabelledBatch(
+            keys=tuple(s["key"] for s in samples),
+            images=_stacked(samples, "image").permute(0, 3, 1, 2)[:, None],
+            points=_stacked(samples, "points"),
+            seed=_stacked(samples, "seed"),
+            label=_stacked(samples, "label"),
+            mean=self.mean,
+            deviation=self.deviation,
+            augment=self.augment,
+        )
+
+
+def _stacked(samples: list[dict[str, Any]], name: str) -> Tensor:
+    return torch.from_numpy(np.stack([s[name] for s in samples]))
+
+
+class Loader:
+    """Iterates over the batches of the epoch that `samples.set_epoch` chose, decoded by `data.workers` processes.
+
+    These are started once and go on reading over the ends of epochs, as long as the epochs are used up one after the
+    other; else (a break within an epoch, another epoch, other segments) they are started anew. pin: batches lie in
+    memory that a GPU reads by itself. Raises as training.data.reader_processes does.
+    """
+
+    def __init__(self, samples: EpochSamples, pin: bool = False) -> None:
+        self._samples, self._running, self._coming = samples, iter(()), -1
+        self._readers = Readers(_Onwards(samples), samples.settings.workers, samples.batch_bytes, pin)
+
+    def __iter__(self) -> Iterator[Any]:
+        samples = self._samples
+        if samples.epoch != self._coming or samples.left != samples.num_batches:
+            self._running = iter(())  # ends the readers before others begin
+            self._running = iter(self._readers)
+        coming, self._coming = samples.epoch + 1, -1
+        for _ in range(samples.left):
+            yield next(self._running)
+        self._coming = coming
+
+
+class _Onwards(IterableDataset):
+    """The chosen epoch of samples and all after it."""
+
+    def __init__(self, samples: EpochSamples) -> None:
+        self._samples = samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._samples.onwards()
+
+
+def batches_of(loader: Loader) -> Iterator[Any]:
+    """Batches of an epoch; what a reader process raised about a shard or a store is one line again."""
+    try:
+        yield from loader
+    except Stopped as error:
+        kind = DamagedShard if isinstance(error, DamagedShard) else Stopped
+        if type(error) is not kind:
+            raise
+        raise kind(str(error).strip().splitlines()[-1].rpartition(f"{kind.__name__}: ")[2]) from error

@@ -1,0 +1,191 @@
+"""Weak, strong, turned and ULIP's clouds of a whole batch at once, on its device. Source: Cross-MoST as released.
+
+Every draw is a hash of a sample's own seed and of a counter, in 64-bit integers: the same on any device, in any batch,
+rank or reader process. Two released defects are mended: the strong crop really crops (released: x_min 9 in place of
+0.9), and the cloud is filled up again by repeating points, not by an O(N^2) interpolation.
+
+Shape letters: B clouds, N points. Inside, clouds are axes (B, 3, N): arithmetic is fastest along a contiguous axis.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from training.settings.data import AugmentSettings
+
+WEAK_TURN_SIGMA, WEAK_TURN_LIMIT = 0.06, 0.18
+JITTER_SIGMA, JITTER_LIMIT = 0.01, 0.05
+LARGEST_DROPOUT = 0.875
+# Streams of draws: numbers of one seed that have nothing to do with each other.
+WEAK, STRONG, JITTER, POINT = range(4)
+GAMMA, FIRST_FACTOR, SECOND_FACTOR = -7046029254386353131, -4658895280553007687, -7723592293110705685
+
+
+def weak_clouds(points: Tensor, seed: Tensor) -> Tensor:
+    """Normalised; scaled by U(0.9, 1.1); turned a little about all axes (N(0, 0.06), at most 0.18 rad).
+
+    points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3).
+    """
+    draw = uniforms(seed, WEAK, 4)
+    angles = (_normal(draw[:, 1:]) * WEAK_TURN_SIGMA).clamp(-WEAK_TURN_LIMIT, WEAK_TURN_LIMIT)
+    turn = turn_matrices(angles) * _between(draw[:, 0], 0.9, 1.1)[:, None, None]
+    return _rows(_turned(normalized_axes(points), turn))
+
+
+def strong_clouds(points: Tensor, seed: Tensor, settings: AugmentSettings) -> Tensor:
+    """Normalised, scaled, turned about +Y, shifted, jittered, thinned, cropped and filled up again to N points.
+
+    points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3). The first point, where farthest-point sampling starts,
+    is a random one of those that are left; the others follow in the order of the cloud, then come the repeated ones.
+    """
+    draw = uniforms(seed, STRONG, 12)
+    scale = _between(draw[:, 0], 1 / settings.points_scale, settings.points_scale)
+    axes = turned_about_up(normalized_axes(points), 2 * math.pi * draw[:, 1]) * scale[:, None, None]
+    axes = shifted(axes, _between(draw[:, 2:5], -settings.points_shift, settings.points_shift))
+    axes += jitter(seed, axes.shape[2])
+    bits = _hashed(seed, POINT, axes.shape[2])
+    kept = _float(bits, 43, 21) >= (draw[:, 5] * settings.points_dropout)[:, None]
+    if settings.points_crop < 1:
+        side = _between(draw[:, 6:9], settings.points_crop, 1.0)
+        kept &= in_box(axes, kept, side, draw[:, 9:12])
+    return _rows(axes.gather(2, _filled(kept, bits)[:, None].expand_as(axes)))
+
+
+def turned_clouds(points: Tensor, seed: Tensor) -> Tensor:
+    """Normalised, turned about +Y by U(0, 2 pi), jittered by N(0, 0.01), at most 0.05: supervised training's clouds.
+
+    points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3).
+    """
+    angle = 2 * math.pi * uniforms(seed, STRONG, 2)[:, 1]
+    return _rows(turned_about_up(normalized_axes(points), angle) + jitter(seed, points.shape[1]))
+
+
+def ulip_clouds(points: Tensor, seed: Tensor) -> Tensor:
+    """Normalised, scaled by U(0.8, 1.25), shifted by U(-0.1, 0.1) along each axis, turned a little about all axes
+    (N(0, 0.06), at most 0.18 rad), then about +Y by U(0, 2 pi), thinned by a share of U(0, 0.875) and filled up again.
+
+    points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3). Source: ULIP's pre-training (its dropped points become
+    copies of the first).
+    """
+    draw = uniforms(seed, STRONG, 9)
+    axes = normalized_axes(points) * _between(draw[:, 0], 0.8, 1.25)[:, None, None]
+    axes = axes + _between(draw[:, 1:4], -0.1, 0.1)[:, :, None]
+    angles = (_normal(draw[:, 4:7]) * WEAK_TURN_SIGMA).clamp(-WEAK_TURN_LIMIT, WEAK_TURN_LIMIT)
+    axes = turned_about_up(_turned(axes, turn_matrices(angles)), 2 * math.pi * draw[:, 7])
+    bits = _hashed(seed, POINT, axes.shape[2])
+    kept = _float(bits, 43, 21) >= (draw[:, 8] * LARGEST_DROPOUT)[:, None]
+    return _rows(axes.gather(2, _filled(kept, bits)[:, None].expand_as(axes)))
+
+
+def normalized_axes(points: Tensor) -> Tensor:
+    """float32 (B, 3, N) of clouds (B, N, 3), about the centroid, farthest point at 1."""
+    axes = points.transpose(1, 2).contiguous()
+    axes = axes - axes.mean(dim=2, keepdim=True)
+    return axes / axes.square().sum(dim=1).amax(dim=1).sqrt().clamp(min=1e-9)[:, None, None]
+
+
+def turn_matrices(angles: Tensor) -> Tensor:
+    """Rotations (B, 3, 3) by angles (B, 3) in radians: about x, then y, then z, all right-handed."""
+    (a, b, c), (d, e, f) = angles.cos().unbind(1), angles.sin().unbind(1)
+    rows = (
+        *(b * c, d * e * c - a * f, a * e * c + d * f),
+        *(b * f, d * e * f + a * c, a * e * f - d * c),
+        *(-e, d * b, a * b),
+    )
+    return torch.stack(rows, dim=1).unflatten(1, (3, 3))
+
+
+def _turned(axes: Tensor, turn: Tensor) -> Tensor:
+    """Rotated axes; by products and sums, since a device may shorten the numbers of a matrix product."""
+    parts = [turn[:, :, i, None] * axes[:, i, None] for i in range(3)]
+    return parts[0] + parts[1] + parts[2]
+
+
+def turned_about_up(axes: Tensor, angle: Tensor) -> Tensor:
+    """Axes (B, 3, N) turned about +Y by (B,) radians, right-handed."""
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    x, y, z = axes.unbind(1)
+    return torch.stack([cos * x + sin * z, y, cos * z - sin * x], dim=1)
+
+
+def shifted(axes: Tensor, share: Tensor) -> Tensor:
+    """Axes (B, 3, N) moved by a share (B, 3) of the extent of each."""
+    return axes + (share * (axes.amax(dim=2) - axes.amin(dim=2)))[:, :, None]
+
+
+def jitter(seed: Tensor, count: int) -> Tensor:
+    """float32 (B, 3, N) of N(0, 0.01), at most 0.05: 21 bits a number, so at most 5.03 deviations."""
+    bits = _hashed(seed, JITTER, count)
+    draw = torch.stack([_float(bits, start, 21, 0.5) for start in (0, 21, 42)], dim=1)
+    return (_normal(draw) * JITTER_SIGMA).clamp(-JITTER_LIMIT, JITTER_LIMIT)
+
+
+def in_box(axes: Tensor, kept: Tensor, side: Tensor, corner: Tensor) -> Tensor:
+    """bool (B, N): the points of clouds (B, 3, N) in a box beside those kept (B, N).
+
+    side: (B, 3), its sides as shares of the extent of the kept points; corner: (B, 3) in [0, 1], where it lies.
+    """
+    gone = ~kept[:, None]
+    low = axes.masked_fill(gone, math.inf).amin(dim=2)
+    high = axes.masked_fill(gone, -math.inf).amax(dim=2)
+    length = side * (high - low)
+    start = low + corner * (high - low - length)
+    return ((axes >= start[:, :, None]) & (axes <= (start + length)[:, :, None])).all(dim=1)
+
+
+def _filled(kept: Tensor, bits: Tensor) -> Tensor:
+    """int64 (B, N): the kept points from a random one on, all of them, then random ones of them (point 0 if none)."""
+    count = kept.shape[1]
+    number = kept.cumsum(dim=1)
+    total = number[:, -1:].clamp(min=1)
+    places = torch.where(kept, number - 1, count)  # those that are gone share one place behind the last
+    slot = torch.arange(count, device=kept.device)
+    order = torch.zeros(len(kept), count + 1, dtype=torch.int64, device=kept.device)
+    order.scatter_(1, places, slot.expand_as(places))
+    drawn = (_bits(bits, 0, 22) * total) >> 22
+    around = (slot + drawn[:, :1]) % total
+    return order.gather(1, torch.where(slot < total, around, drawn))
+
+
+def _rows(axes: Tensor) -> Tensor:
+    return axes.transpose(1, 2).contiguous()
+
+
+def uniforms(seed: Tensor, stream: int, count: int) -> Tensor:
+    """float32 (B, count) in (0, 1): the draws of a stream of each seed (B,)."""
+    return _float(_hashed(seed, stream, count), 41, 23, 0.5)
+
+
+def _hashed(seed: Tensor, stream: int, count: int) -> Tensor:
+    """int64 (B, count), 64 random bits each. Source: SplitMix64 (Steele, Lea and Flood 2014), from a hashed seed."""
+    start = _mixed(_mixed(seed) + stream)
+    counter = torch.arange(1, count + 1, device=seed.device) * GAMMA
+    return _mixed(start[:, None] + counter)
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    bits = (bits ^ _bits(bits, 30, 34)) * FIRST_FACTOR
+    bits = (bits ^ _bits(bits, 27, 37)) * SECOND_FACTOR
+    return bits ^ _bits(bits, 31, 33)
+
+
+def _bits(bits: Tensor, first: int, number: int) -> Tensor:
+    """Some bits as a number that is not negative (a shift of signed integers keeps the sign)."""
+    return (bits >> first) & ((1 << number) - 1)
+
+
+def _float(bits: Tensor, first: int, number: int, offset: float = 0.0) -> Tensor:
+    """Some bits as float32 in [0, 1); with an offset of half a step in (0, 1)."""
+    return (_bits(bits, first, number).float() + offset) * 2.0**-number
+
+
+def _between(draw: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * draw
+
+
+def _normal(draw: Tensor) -> Tensor:
+    """Standard normal numbers of uniform ones."""
+    return torch.erfinv(2 * draw - 1) * math.sqrt(2)

@@ -1,0 +1,136 @@
+"""Samples of joined shards from where they lie: local tars, an object store, or its cache on a local disk.
+
+Of local tars what is wanted is read and nothing else. Of an object store the next blocks are on their way while samples
+of one are decoded, and the next shard when all of this one is (`read_pieces`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import IO
+
+from manifests import remote, store
+from manifests.patience import begin
+from manifests.read_ahead import BLOCK_BYTES, AheadFile, awaited
+from manifests.samples import Sample, Wanted, everything
+from training.data.dataset import Shard
+from training.data.sample_index import DamagedShard, Places, naming
+from training.data.shard_cache import Cache
+
+
+class _Tar:
+    """One tar of a shard, of which the samples with these ascending numbers will be read."""
+
+    def __init__(self, path: str, places: Places, numbers: Sequence[int], cache: Cache | None) -> None:
+        self.path, self._places = path, places
+        self._cache = cache if remote.is_url(path) else None
+        self._file: IO[bytes] | None = None
+        self._coming: Future[IO[bytes]] | None = None
+        self._requests = 2 * (1 + places.bytes // BLOCK_BYTES)  # of a download, and of another process's before it
+        if remote.is_url(path) and cache is None:
+            self._file = AheadFile(path, list(places.extents(numbers)), places.bytes)
+
+    def begin(self) -> None:
+        """Asks for what lies in an object store, and does not wait."""
+        if isinstance(self._file, AheadFile):
+            self._file.begin()
+        elif self._cache is not None:
+            self._coming = begin(self._open)
+
+    @property
+    def all_begun(self) -> bool:
+        """Whether nothing of it is still to be asked for."""
+        return not isinstance(self._file, AheadFile) or self._file.all_begun
+
+    def _open(self) -> IO[bytes]:
+        if self._cache is None:
+            return store.open_reading(self.path, ahead=False)
+        trusted = self._places.checks is not None  # else nothing else would notice a flipped byte
+        return self._cache.open(self.path, self._places.sha256, self._places.bytes, trusted)
+
+    def read(self, number: int, key: str, wanted: Wanted) -> Sample:
+        """A sample with its wanted members. Raises DamagedShard; a damaged file of the cache is fetched again."""
+        file = self._opened()
+        with naming(self.path, key):
+            try:
+                return self._places.read(file, number, key, wanted)
+            except ValueError:
+                if self._cache is None or not self._cache.discard_damaged(self._places.sha256):
+                    raise
+        self.close()
+        file = self._opened()
+        with naming(self.path, key):
+            return self._places.read(file, number, key, wanted)
+
+    def _opened(self) -> IO[bytes]:
+        if self._file is None:
+            coming, self._coming = self._coming, None
+            try:
+                self._file = awaited(coming, self.path, self._requests) if coming else self._open()
+            except (OSError, ValueError) as error:
+                raise DamagedShard(f"{self.path}: {getattr(error, 'strerror', None) or error}") from error
+        return self._file
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class _Piece:
+    """Some samples of a shard, on their way."""
+
+    def __init__(self, shard: Shard, numbers: Sequence[int]) -> None:
+        self.shard, self.numbers = shard, numbers
+        self.shapes = _Tar(shard.shapes, shard.shapes_places, numbers, shard.cache)
+        self.views = _Tar(shard.views, shard.views_places, numbers, shard.cache)
+        self.shapes.begin()
+        self.views.begin()
+
+    @property
+    def all_begun(self) -> bool:
+        return self.shapes.all_begun and self.views.all_begun
+
+    def close(self) -> None:
+        self.shapes.close()
+        self.views.close()
+
+
+def read_pieces(
+    pieces: Sequence[tuple[Shard, Sequence[int]]],
+    shapes_wanted: Wanted = everything,
+    views_wanted: Wanted = everything,
+) -> Iterator[tuple[Sample, Sample]]:
+    """(shape, views) of the samples with these ascending numbers of joined shards, with their wanted members.
+
+    Of local tars nothing else is read, but for headers where a record does not tell the sizes of members. Raises
+    DamagedShard naming the tar and the key when a tar ends early, is damaged or holds another key, Stopped naming the
+    tar when a store goes on failing.
+    """
+    pieces = [(shard, numbers) for shard, numbers in pieces if len(numbers)]
+    following: _Piece | None = None
+    for index, each in enumerate(pieces):
+        piece, following = following or _Piece(*each), None
+        try:
+            for number in piece.numbers:
+                key = piece.shard.keys[number]
+                shape = piece.shapes.read(number, key, shapes_wanted)
+                views = piece.views.read(number, key, views_wanted)
+                if following is None and index + 1 < len(pieces) and piece.all_begun:
+                    following = _Piece(*pieces[index + 1])
+                yield shape, views
+        except BaseException:
+            if following is not None:
+                following.close()
+            raise
+        finally:
+            piece.close()
+
+
+def read_joined(
+    shard: Shard, numbers: Sequence[int], shapes_wanted: Wanted = everything, views_wanted: Wanted = everything
+) -> Iterator[tuple[Sample, Sample]]:
+    """`read_pieces` of one shard."""
+    return read_pieces([(shard, numbers)], shapes_wanted, views_wanted)

@@ -1,0 +1,262 @@
+"""A trained model from Python: pictures, clouds and texts in, features and answers out. `training.load` makes one.
+
+Shape letters: B inputs, N points, S the tower's picture side, E embedding, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from manifests import store
+from manifests.errors import Refused
+from manifests.picture_mapping import NORMALIZE
+from manifests.records import json_text, parse_json
+from manifests.rng import generator
+from training.data.decode import pad_cloud
+from training.data.image_augment import normalize_cloud, to_tensor, weak_picture
+from training.models.clip import TextTower
+from training.models.cross_modal import CrossModalModel
+from training.models.point_bert import farthest_points
+from training.settings.fit_recipe import checkpoint_recipe
+from training.settings.model import Who
+from training.weights.checkpoint import (
+    Checkpoint,
+    build_model,
+    load_text,
+    open_checkpoint,
+    read_weights,
+    refuse_broken_other,
+    without_pretrained,
+)
+from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about
+
+ORDERED = 1024  # so many points of a longer cloud are in farthest-point order, as in shards; the rest are drawn
+_ABOUT = ("dataset", "classes", "prompt_names", "pixel_mean", "pixel_deviation")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """names: the answer for each input. label: int64 (B,), its number among `classes`. confidence: float32 (B,), its
+    probability. probabilities: float32 (B, C). from_image: bool (B,), whether the picture gave the answer.
+    """
+
+    names: tuple[str, ...]
+    label: Tensor
+    confidence: Tensor
+    probabilities: Tensor
+    from_image: Tensor
+
+
+class Classifier:
+    """Both towers, the text tower and the classifier of a checkpoint, in eval mode on one device.
+
+    classes: the names that it answers with, in the order of its columns. Everything it returns is float32 on the CPU,
+    and no gradient is kept; the towers themselves are `model` (training.models.cross_modal.CrossModalModel).
+    """
+
+    def __init__(self, model: CrossModalModel, text: TextTower, checkpoint: Checkpoint, about: dict[str, Any]) -> None:
+        self.model, self.classes = model.eval().requires_grad_(False), checkpoint.classes
+        self.checkpoint = checkpoint
+        self._text, self._text_is_loaded = text.eval(), bool(about.get("text_is_loaded"))
+        self._about = about
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.classifier.device
+
+    @property
+    def image_size(self) -> int:
+        """S, the side of the pictures that the image tower sees."""
+        return self.model.image.image_size
+
+    def preprocess(self, picture: Any) -> Tensor:
+        """float32 (3, S, S): what the image tower sees of a PIL image or a uint8 array (H, W, 3), RGB.
+
+        Short side resized to S, bicubic, middle cut out, mean and deviation taken off: as in evaluation.
+        """
+        if isinstance(picture, Image.Image):
+            picture = picture.convert("RGB")
+        array = np.asarray(picture)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(f"a picture is uint8 (H, W, 3), RGB, not {array.dtype} {array.shape}")
+        clip_mean, clip_deviation = NORMALIZE["clip"]
+        mean = tuple(self._about.get("pixel_mean", clip_mean))
+        return to_tensor(
+            weak_picture(array, self.image_size), mean, tuple(self._about.get("pixel_deviation", clip_deviation))
+        )
+
+    def fit_cloud(self, points: Any) -> Tensor:
+        """float32 (N, 3): what the point tower sees of a cloud (any number of points, 3), +Y up, in any unit.
+
+        N is the recipe's data.num_points: of a longer cloud the first 1,024 in farthest-point order and others drawn, a
+        shorter one filled up by repeating points; then centred, the farthest point at 1. Colours are not used.
+        """
+        array = np.ascontiguousarray(torch.as_tensor(points).detach().cpu().numpy(), dtype=np.float32)
+        if array.ndim != 2 or array.shape[1] != 3 or not len(array) or not np.isfinite(array).all():
+            raise ValueError(f"a cloud is (points, 3) finite numbers, not {array.shape}")
+        count = self.checkpoint.recipe.data.num_points
+        rng = generator(0, 0, "cloud")
+        if len(array) > count:
+            first = farthest_points(torch.from_numpy(array)[None], min(ORDERED, count))[0].numpy()
+            rest = np.setdiff1d(np.arange(len(array)), first)
+            array = array[np.concatenate([first, rng.permutation(rest)[: count - len(first)]])]
+        return torch.from_numpy(normalize_cloud(pad_cloud(array, count, rng)))
+
+    @torch.inference_mode()
+    def encode_image(self, pictures: Any) -> Tensor:
+        """Unit features (B, E) of pictures: a PIL image, a uint8 array (H, W, 3), a sequence of either, a uint8 array
+        (B, H, W, 3), or a float tensor (B, 3, S, S) that `preprocess` made.
+
+        For several views of one object, average their features and make them unit again (`image_star`).
+        """
+        return self.model.image_features(self._pictures(pictures).to(self.device)).cpu()
+
+    @torch.inference_mode()
+    def encode_points(self, clouds: Any) -> Tensor:
+        """Unit features (B, E) of a cloud (points, 3), of a sequence of such, or of an array (B, points, 3); each is
+        made what the tower sees by `fit_cloud`.
+        """
+        many = not isinstance(clouds, np.ndarray | Tensor) or clouds.ndim == 3
+        batch = torch.stack([self.fit_cloud(cloud) for cloud in (clouds if many else [clouds])])
+        return self.model.point_features(batch.to(self.device)).cpu()
+
+    @torch.inference_mode()
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Unit features (B, E) of texts as they stand, such as "a photo of a mug."."""
+        text = self._loaded_text()
+        tokens = text.tokens([texts] if isinstance(texts, str) else list(texts))
+        return normalize(text.encode(tokens.to(self.device)), dim=1).cpu()
+
+    @torch.inference_mode()
+    def classify(self, pictures: Any = None, points: Any = None, classes: Sequence[str] | None = None) -> Answers:
+        """Answers about pictures, clouds or both (then the surer of the two answers, and B of each).
+
+        classes: other names than the checkpoint's, whose classifier is made from text by the recipe's prompts.
+        """
+        if pictures is None and points is None:
+            raise ValueError("classify needs pictures, points or both")
+        given = {"image": pictures, "points": points}
+        found = {
+            name: self._probabilities(name, inputs, classes) for name, inputs in given.items() if inputs is not None
+        }
+        if len({len(each) for each in found.values()}) > 1:
+            raise ValueError(f"{len(found['image'])} pictures and {len(found['points'])} clouds")
+        image, cloud = (found.get(name, next(iter(found.values()))) for name in given)
+        from_image = (image.amax(dim=1) >= cloud.amax(dim=1)) & (pictures is not None)
+        chosen = torch.where(from_image[:, None], image, cloud)
+        confidence, label = chosen.max(dim=1)
+        names = tuple(classes) if classes is not None else self.classes
+        return Answers(tuple(names[i] for i in label.tolist()), label, confidence, chosen, from_image)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor by name: `image.*`, `points.*`, `text.*`, `classifier`, `logit_scale`."""
+        text = self._loaded_text().state_dict()
+        state = self.model.state_dict() | {f"text.{name}": value for name, value in text.items()}
+        return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file with everything, recipe and class names in its header: `training.load` and `init.all`
+        read it. Raises Stopped when the disk is full.
+        """
+        about = {"classes": list(self.classes), "prompt_names": list(self.checkpoint.prompt_names)}
+        about |= {"dataset": self.checkpoint.dataset, "step": self.checkpoint.step}
+        about |= {name: self._about[name] for name in _ABOUT if name in self._about}
+        recipe = self.checkpoint.recipe.model_dump_json()
+        store.write_bytes(str(path), save(self.state_dict(), {"recipe": recipe, "run": json_text(about)}))
+
+    def _loaded_text(self) -> TextTower:
+        if not self._text_is_loaded:
+            load_text(self.checkpoint, self._text)
+            self._text_is_loaded = True
+        return self._text
+
+    def _pictures(self, pictures: Any) -> Tensor:
+        if isinstance(pictures, Tensor) and pictures.is_floating_point():
+            if pictures.shape[1:] != (3, self.image_size, self.image_size):
+                raise ValueError(
+                    f"float pictures are (B, 3, {self.image_size}, {self.image_size}), not {tuple(pictures.shape)}"
+                )
+            return pictures
+        one = isinstance(pictures, Image.Image) or (isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 3)
+        return torch.stack([self.preprocess(picture) for picture in ([pictures] if one else pictures)])
+
+    def _probabilities(self, name: str, inputs: Any, classes: Sequence[str] | None) -> Tensor:
+        """(B, C) of one modality."""
+        model = self.model
+        feature = (self.encode_image if name == "image" else self.encode_points)(inputs).to(self.device)
+        if classes is None:
+            logits = model.image_logits(feature) if name == "image" else model.points_logits(feature)
+            return logits.softmax(dim=1).cpu()
+        text = self._loaded_text()
+        columns = [
+            text.average(tokens.to(self.device))
+            for tokens in text.captions(tuple(classes), self.checkpoint.recipe.prompts)
+        ]
+        return (model.logit_scale.exp() * feature @ torch.stack(columns, dim=1)).softmax(dim=1).cpu()
+
+
+def load(path: str | Path, who: Who = "student", device: str | torch.device = "cpu") -> Classifier:
+    """The docstring of `training.load` says it all."""
+    given = Path(path)
+    if given.is_file():
+        checkpoint, about, tensors = _read_file(given)
+    else:
+        checkpoint = open_checkpoint(str(path))
+        file = checkpoint.folder / (TEACHER if who == "teacher" else MODEL)
+        if not file.is_file():
+            raise Refused(f"{checkpoint.folder} has no teacher: its method is {checkpoint.recipe.method}")
+        refuse_broken_other(checkpoint.folder, who)
+        about, tensors = read_about(checkpoint.folder.parent.parent), read_weights(file)
+    model, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names, blank=True)
+    about["text_is_loaded"] = model.text is not None
+    own = {n.removeprefix("text."): t for n, t in tensors.items() if n.startswith("text.")}
+    if own and model.text is None:
+        _fill(text, own, path)
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("text.")}
+        about["text_is_loaded"] = True
+    _fill(model, tensors, path)
+    text.to(device)
+    return Classifier(model.to(device), text, checkpoint, about)
+
+
+def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Every tensor of a module, no more and no fewer. Raises Refused naming what does not fit."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _read_file(path: Path) -> tuple[Checkpoint, dict[str, Any], dict[str, Tensor]]:
+    """What `Classifier.save` wrote. Raises Refused for any other file."""
+    try:
+        with safe_open(path, "pt") as opened:
+            header = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise Refused(f"{path} is no run, no checkpoint and no file that Classifier.save wrote") from error
+    if not {"recipe", "run"} <= set(header):
+        raise Refused(
+            f"{path} has no recipe in it: give the run or the checkpoint, or a file that Classifier.save wrote"
+        )
+    try:
+        about, values = parse_json(header["run"]), parse_json(header["recipe"])
+    except ValueError as error:
+        raise Refused(f"{path}: {error}") from error
+    about, recipe = parse_about(about, str(path)), checkpoint_recipe(values, str(path))
+    step = about.get("step")
+    if not isinstance(step, int):
+        raise Refused(f"{path} is damaged: step: {str(step)[:40]!r} is no number")
+    checkpoint = Checkpoint(path, step, recipe, tuple(about["classes"]), tuple(about["prompt_names"]), about["dataset"])
+    return checkpoint, about, read_weights(path)

@@ -1,0 +1,205 @@
+"""Features of every object of a split as one file of arrays, and a picture of them in the plane.
+
+Shape letters: N objects, V views, E embedding.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifests import store
+from manifests.config import Value
+from manifests.errors import Refused
+from manifests.rng import seed_digest
+from training import distributed
+from training.data.dataset import Source, open_source
+from training.data.labels import labelled
+from training.data.loader import batches_of
+from training.data.whole_split import BATCH, batch_numbers, loader_of
+from training.evaluation.evaluate import settings_of
+from training.evaluation.features import features_of, require_finite
+from training.plots.scatter import scatter_picture
+from training.weights.checkpoint import Checkpoint
+from training.weights.open_models import open_models
+
+Method = Literal["tsne", "umap"]
+LIBRARIES = {"tsne": ("sklearn", "scikit-learn"), "umap": ("umap", "umap-learn")}
+DRAWN = 3000  # objects in a picture at most
+PERPLEXITY = 30.0
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What one model makes of a split.
+
+    image: float32 (N, E), the mean of the unit features of an object's views (of length 1 at most). points: float32
+    (N, E), unit features. views: float32 (N, V, E), each view's unit features, zero where an object has no such view;
+    None unless asked for. num_views: int64 (N,). label: int64 (N,), a number among `classes`, -1 where unknown.
+    """
+
+    keys: tuple[str, ...]
+    image: np.ndarray
+    points: np.ndarray
+    num_views: np.ndarray
+    label: np.ndarray
+    classes: tuple[str, ...]
+    views: np.ndarray | None
+    about: dict[str, Any]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything by name, texts as fixed-width Unicode: no object arrays, so nothing is pickled."""
+        found = {"keys": _texts(self.keys), "image": self.image, "points": self.points, "num_views": self.num_views}
+        found |= {"label": self.label, "classes": _texts(self.classes)}
+        if self.views is not None:
+            found["views"] = self.views
+        return found | {name: np.array(value) for name, value in self.about.items()}
+
+
+@dataclass
+class _Parts:
+    """Rows of this process, a batch at a time."""
+
+    keys: list[str] = field(default_factory=list)
+    rows: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, keys: tuple[str, ...], **rows: Tensor) -> None:
+        self.keys += keys
+        for name, value in rows.items():
+            self.rows.setdefault(name, []).append(value.cpu())
+
+    def whole(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> np.ndarray:
+        """The rows of all processes, in order; shape: of a row, to which shorter ones are filled up with zeros."""
+        parts = [torch.zeros(0, *shape, dtype=dtype)]
+        for part in self.rows.get(name, []):
+            padded = torch.zeros(len(part), *shape, dtype=dtype)
+            padded[tuple(slice(size) for size in part.shape)] = part
+            parts.append(padded)
+        return distributed.gather_rows(torch.cat(parts)).numpy()
+
+
+@torch.inference_mode()
+def embed(
+    checkpoint: Checkpoint,
+    shards: str,
+    split: str = "test",
+    who: str = "student",
+    device: torch.device | None = None,
+    per_view: bool = False,
+    workers: int | None = None,
+    changes: dict[str, Value] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Embedding:
+    """The features of a split. Raises Refused as `evaluate` does, and when there is no such model."""
+    device = device or torch.device("cpu")
+    with distributed.together():
+        settings = settings_of(checkpoint, split, changes or {})
+        source = open_source(shards, settings)
+        if not source.total:
+            raise Refused(f"{shards}: no object in {split}")
+        model = open_models(checkpoint, who).to(device).models[who]
+        numbers = batch_numbers(source.total, BATCH, distributed.rank(), distributed.world())
+        reader = labelled(source, settings, model.image.image_size, numbers, unknown=True)
+    parts = _Parts()
+    with distributed.together():
+        for noted in batches_of(loader_of(reader, settings.workers if workers is None else workers)):
+            features = features_of(model, noted.batch, device)
+            counts, label = (torch.tensor(values) for values in (noted.batch.num_views, noted.notes))
+            require_finite(noted.batch.keys, features.views, features.points)
+            extra = {"views": features.views} if per_view else {}
+            parts.add(
+                noted.batch.keys,
+                image=features.mean(),
+                points=features.points,
+                num_views=counts,
+                label=label,
+                **extra,
+            )
+            on_progress(min(len(parts.keys) * distributed.world(), source.total), source.total)
+    about = {"dataset": source.manifest.dataset, "split": split, "who": who, "step": checkpoint.step}
+    return _gathered(parts, source, model.image.embed_dim, per_view, about)
+
+
+def _gathered(parts: _Parts, source: Source, embed_dim: int, per_view: bool, about: dict[str, Any]) -> Embedding:
+    keys = [key for each in distributed.gather_values(parts.keys) for key in each]
+    num_views = parts.whole("num_views", dtype=torch.int64)
+    views = parts.whole("views", int(num_views.max()), embed_dim) if per_view else None
+    return Embedding(
+        tuple(keys),
+        parts.whole("image", embed_dim),
+        parts.whole("points", embed_dim),
+        num_views,
+        parts.whole("label", dtype=torch.int64),
+        source.manifest.classes,
+        views,
+        about,
+    )
+
+
+def _texts(values: tuple[str, ...]) -> np.ndarray:
+    return np.array(values, dtype=np.str_) if values else np.empty(0, "U1")
+
+
+def require(out: str, method: Method | None) -> None:
+    """Raises Refused, before any work, where OUT is no .npz file or the picture's library is missing."""
+    store.absolute(out)
+    if not out.endswith(".npz"):
+        raise Refused(f"--out {out}: the file holds several arrays, so its name must end in .npz")
+    if method is not None:
+        module, distribution = LIBRARIES[method]
+        if importlib.util.find_spec(module) is None:
+            raise Refused(f"--picture {method} needs {distribution}: pip install {distribution}")
+
+
+def write(embedding: Embedding, out: str, method: Method | None = None, seed: int = 0) -> list[str]:
+    """Writes OUT, `np.load(OUT, allow_pickle=False)`, and OUT with .<method>.png for .npz, whole or not at all.
+
+    Gives their paths. Raises Refused where they cannot be written.
+    """
+    file = io.BytesIO()
+    np.savez(file, **embedding.arrays())
+    files = {out: file.getvalue()}
+    if method is not None:
+        files[f"{out.removesuffix('.npz')}.{method}.png"] = picture(embedding, method, seed)
+    for path, data in files.items():
+        try:
+            store.write_bytes(store.absolute(path), data)
+        except OSError as error:
+            raise Refused(f"{path} cannot be written: {error.strerror or error}") from error
+    return list(files)
+
+
+def picture(embedding: Embedding, method: Method, seed: int = 0) -> bytes:
+    """PNG: both modalities of up to DRAWN objects in one plane, where near is similar (cosine), coloured by class."""
+    order = sorted(range(len(embedding.keys)), key=lambda number: seed_digest(seed, embedding.keys[number]))
+    drawn = np.array(sorted(order[:DRAWN]))
+    features = np.concatenate([embedding.image[drawn], embedding.points[drawn]])
+    plane = in_plane(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-9), method, seed)
+    total, name = len(embedding.keys), {"tsne": "t-SNE", "umap": "UMAP"}[method]
+    counted = f"{total:,} objects" if len(drawn) == total else f"{len(drawn):,} of {total:,} objects"
+    about = embedding.about
+    title = f"{about['dataset']} {about['split']}, step {about['step']}, {about['who']}: {name} of {counted}"
+    return scatter_picture(plane[: len(drawn)], plane[len(drawn) :], embedding.label[drawn], embedding.classes, title)
+
+
+def in_plane(features: np.ndarray, method: Method, seed: int) -> np.ndarray:
+    """float (M, 2) of unit features (M, E): the same for the same features, library and seed."""
+    if len(features) < 5:
+        raise Refused(f"--picture {method}: {len(features) // 2} objects are too few for a picture")
+    if method == "umap":
+        import umap
+
+        near = min(15, len(features) - 1)
+        return umap.UMAP(metric="cosine", n_neighbors=near, random_state=seed, n_jobs=1).fit_transform(features)
+    from sklearn.manifold import TSNE
+
+    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
+    tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed)
+    return tsne.fit_transform(features.astype(np.float32))

@@ -1,0 +1,261 @@
+"""What a checkpoint answers about a split: student and teacher, image and points (training/evaluation/metrics.py says
+what of it is measured). With the objectives of SUPERVISED and the oracle, the only reader of labels.
+
+Several processes (torchrun) share the batches and give what one gives: each object once, in the order of the shards.
+
+Shape letters: B batch, N objects of a split, V views, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifests.config import Value, merge, parse_recipe
+from manifests.errors import Refused
+from manifests.rng import seed_digest
+from training import distributed
+from training.data.dataset import Source, open_source
+from training.data.labels import UNKNOWN, labelled
+from training.data.loader import batches_of
+from training.data.whole_split import BATCH, SplitReader, WholeBatch, batch_numbers, loader_of
+from training.evaluation.features import Features, features_of, require_finite
+from training.evaluation.metrics import COLUMNS, MODALITIES, PREDICTED, Answers, Examined, pseudo_label_quality
+from training.models.cross_modal import CrossModalModel
+from training.settings.data import DataSettings
+from training.settings.model import Precision
+from training.weights.checkpoint import Checkpoint
+from training.weights.open_models import Opened, fit_classes, open_models
+
+__all__ = ["COLUMNS", "Answers", "Examined", "Unlabelled", "evaluate", "examine", "teacher_labels"]
+
+Progress = Callable[[int, int], None]
+
+
+class Unlabelled(Refused):
+    """A split none of whose objects has a label: no accuracy can be measured."""
+
+
+def _silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a split is read. every_view: else only the one view of `image` is looked at. labels: else none is read.
+
+    classes_from_text: the classifier is made anew, from the shards' class names. workers: reader processes, None for
+    those of `changes`, else none. precision: of the towers, whatever a run was trained in. changes: keys of `data` laid
+    over each recipe's, such as classes, candidates, objects, num_views, workers, cache.
+    """
+
+    classes_from_text: bool = False
+    every_view: bool = True
+    labels: bool = True
+    workers: int | None = None
+    precision: Precision = "fp32"
+    changes: dict[str, Value] = field(default_factory=dict)
+
+
+WHOLE = Options()
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    shards: str,
+    split: str = "test",
+    device: torch.device | None = None,
+    options: Options = WHOLE,
+    on_progress: Progress = _silent,
+) -> dict[str, Any]:
+    """The object that `evaluate --json` prints. Raises Refused as `examine` does."""
+    return examine([checkpoint], shards, split, device, options, on_progress)[0].result()
+
+
+@torch.inference_mode()
+def examine(
+    checkpoints: Sequence[Checkpoint],
+    shards: str,
+    split: str = "test",
+    device: torch.device | None = None,
+    options: Options = WHOLE,
+    on_progress: Progress = _silent,
+) -> list[Examined]:
+    """The answers of several checkpoints, in one pass over the shards for those that read the same of them.
+
+    Raises Refused when the shards have no such split or view set, no labels, or other classes than a checkpoint;
+    Stopped where answers are not finite.
+    """
+    device = device or torch.device("cpu")
+    with distributed.together():
+        columns = PREDICTED if options.every_view else MODALITIES
+        opened = [
+            _Examinee(open_models(checkpoint, precision=options.precision).to(device), columns)
+            for checkpoint in checkpoints
+        ]
+        streams = _streams(opened, shards, split, options)
+    found: dict[int, Examined] = {}
+    for stream in streams:
+        keys, label = stream.ask(options, device, on_progress)
+        if not keys:
+            raise Unlabelled(
+                f"{shards}: no object of {split} has a label; --without-labels gives what can be said without"
+            )
+        for each in stream.examinees:
+            found[id(each)] = each.examined(stream.source, split, keys, label, options.labels)
+    return [found[id(each)] for each in opened]
+
+
+def settings_of(checkpoint: Checkpoint, split: str, changes: dict[str, Value]) -> DataSettings:
+    """What is read to judge a checkpoint. Raises Refused for a key that `data` has not."""
+    values = merge(checkpoint.recipe.data.model_dump(mode="json") | {"split": split}, changes)
+    return parse_recipe(DataSettings, values, "data")
+
+
+@dataclass
+class _Examinee:
+    """A checkpoint being examined; logits: of each model, by column, a batch at a time."""
+
+    opened: Opened
+    columns: tuple[str, ...]
+    logits: dict[str, list[dict[str, Tensor]]] = field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.opened.checkpoint
+
+    @property
+    def image_size(self) -> int:
+        return self.opened.models["student"].image.image_size
+
+    def answer(self, batch: WholeBatch, label_B: Tensor, every_view: bool, device: torch.device) -> None:
+        """Adds the answers of student and teacher about a batch."""
+        asked: dict[int, dict[str, Tensor]] = {}
+        for who, model in self.opened.models.items():
+            if id(model) not in asked:
+                features = features_of(model, batch, device)
+                found = logits_of(model, batch, features, label_B, self.checkpoint.recipe.seed, every_view)
+                require_finite(batch.keys, *(found[name] for name in self.columns))
+                asked[id(model)] = found
+            self.logits.setdefault(who, []).append(asked[id(model)])
+
+    def examined(self, source: Source, split: str, keys: tuple[str, ...], label_N: Tensor, labels: bool) -> Examined:
+        """What all processes were answered."""
+        found = {who: self._answers(who, label_N) for who in self.opened.models}
+        return Examined(
+            source.manifest.dataset,
+            split,
+            source.manifest.classes,
+            self.checkpoint.step,
+            keys,
+            found["student"],
+            found.get("teacher"),
+            labels,
+            self.checkpoint.recipe.labels,
+        )
+
+    def _answers(self, who: str, label_N: Tensor) -> Answers:
+        parts = self.logits.get(who, [])
+        classes = self.opened.models[who].classifier.shape[1]
+        empty = {"views_right": torch.zeros(0)} | dict.fromkeys(self.columns, torch.zeros(0, classes))
+        whole = {name: distributed.gather_rows(torch.cat([e, *(p[name] for p in parts)])) for name, e in empty.items()}
+        return Answers(label_N, whole, whole.pop("views_right"))
+
+
+@dataclass
+class _Stream:
+    """Checkpoints that read the same of a split, and the reader of this process's part of it."""
+
+    source: Source
+    settings: DataSettings
+    reader: SplitReader
+    examinees: list[_Examinee]
+
+    def ask(self, options: Options, device: torch.device, on_progress: Progress) -> tuple[tuple[str, ...], Tensor]:
+        """Every examinee answers each batch. Gives keys and labels (N,) of all processes' objects."""
+        workers = self.settings.workers if options.workers is None else options.workers
+        keys: list[str] = []
+        labels: list[int] = []
+        with distributed.together():
+            for noted in batches_of(loader_of(self.reader, workers)):
+                label_B = torch.tensor([UNKNOWN if note == () else note for note in noted.notes])
+                for examinee in self.examinees:
+                    examinee.answer(noted.batch, label_B, options.every_view, device)
+                keys += noted.batch.keys
+                labels += label_B.tolist()
+                on_progress(min(len(keys) * distributed.world(), self.source.total), self.source.total)
+        keys = [key for part in distributed.gather_values(keys) for key in part]
+        return tuple(keys), distributed.gather_rows(torch.tensor(labels, dtype=torch.int64))
+
+
+def _streams(opened: list[_Examinee], shards: str, split: str, options: Options) -> list[_Stream]:
+    """One stream for all that read the same settings, picture size and, of one view, the same view."""
+    alike: dict[tuple[DataSettings, int, int | None], list[_Examinee]] = {}
+    for examinee in opened:
+        settings = settings_of(examinee.checkpoint, split, options.changes)
+        seed = None if options.every_view else examinee.checkpoint.recipe.seed
+        alike.setdefault((settings, examinee.image_size, seed), []).append(examinee)
+    streams = []
+    for (settings, image_size, seed), examinees in alike.items():
+        source = open_source(shards, settings)
+        for examinee in examinees:
+            fit_classes(examinee.opened, source, shards, options.classes_from_text, bool(settings.classes))
+        numbers = batch_numbers(source.total, BATCH, distributed.rank(), distributed.world())
+        make = labelled if options.labels else SplitReader
+        view_of = None if seed is None else partial(one_view, seed)
+        reader = make(source, settings, image_size, numbers, BATCH, view_of)
+        streams.append(_Stream(source, settings, reader, examinees))
+    return streams
+
+
+def logits_of(
+    model: CrossModalModel, batch: WholeBatch, features: Features, label_B: Tensor, seed: int, every_view: bool
+) -> dict[str, Tensor]:
+    """Of a batch, on the CPU: logits (B, C) by column, and `views_right` (B,), or (0,) without every_view."""
+    by_view = model.image_logits(features.views)
+    if every_view:
+        views = [one_view(seed, key, count) for key, count in zip(batch.keys, batch.num_views, strict=True)]
+        there = batch.there().to(by_view.device)
+        right = (by_view.argmax(dim=2) == label_B.to(by_view.device)[:, None]) & there
+        found = {
+            "image": by_view[torch.arange(len(views)), views],
+            "image_star": model.image_logits(features.image()),
+            "views_right": right.float().sum(dim=1) / features.num_views[:, 0],
+        }
+    else:
+        found = {"image": by_view[:, 0], "views_right": torch.zeros(0)}
+    found["points"] = model.points_logits(features.points)
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def one_view(seed: int, key: str, num_views: int) -> int:
+    """The view of the column `image`: the same for every model and machine."""
+    return int.from_bytes(seed_digest(seed, key)[:8], "big") % num_views
+
+
+def teacher_labels(
+    checkpoints: Sequence[Checkpoint],
+    shards: str,
+    split: str = "train",
+    device: torch.device | None = None,
+    on_progress: Progress = _silent,
+) -> list[dict[str, Any]]:
+    """Pseudo-labels that the teachers of checkpoints give on whole pictures and clouds, one view an object, against
+    the labels: `{step, n, image {selected, precision}, points, joint}` each. A label is looked at here only.
+
+    Raises Unlabelled where no object of the split has a label.
+    """
+    found = []
+    examined = examine(checkpoints, shards, split, device, Options(every_view=False), on_progress)
+    for checkpoint, each in zip(checkpoints, examined, strict=True):
+        answers = each.teacher or each.student
+        quality = pseudo_label_quality(
+            answers.logits["image"], answers.logits["points"], answers.label, checkpoint.recipe.labels
+        )
+        found.append({"step": each.step, "n": len(each.keys), **quality})
+    return found

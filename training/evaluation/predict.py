@@ -1,0 +1,314 @@
+"""A checkpoint's answers about files, or about shards: labels of single objects, with the modality that is surer.
+
+Files become shards first, by `python -m pipeline build` as a process of its own, with the view preset and the shape
+keys that the checkpoint was trained on: one loader, one renderer, no import across.
+
+Shape letters: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+
+from manifests import store
+from manifests.config import to_toml
+from manifests.dataset_info import axes_matrix, default_prompt_name, load_table, table_names
+from manifests.errors import Refused, Stopped, first_problem
+from manifests.layout import require_manifest, shapes_tar, views_tar
+from manifests.presets import (
+    AnyViews,
+    is_files_preset,
+    is_frames_preset,
+    load_preset,
+    parse_preset,
+    preset_names,
+)
+from manifests.process_info import environment
+from manifests.records import read_record, record_path
+from training.child_commands import ENDING_SECONDS, Watch, end
+from training.data.dataset import open_source
+from training.data.loader import batches_of
+from training.data.whole_split import BATCH, SplitReader, batch_numbers, loader_of
+from training.evaluation.features import features_of, require_finite
+from training.settings.data import DataSettings
+from training.weights.checkpoint import Checkpoint
+from training.weights.open_models import Opened, open_models
+from training.weights.run_folder import CLASSES, read_about
+
+CLOUDS = (".pcd", ".npy", ".txt", ".xyz", ".csv", ".pts")  # read by the recipe `points`; all else by `meshes`
+UPRIGHT = (".glb", ".gltf")  # formats that say which way is up
+SHAPE_KEYS = ("seed", "num_points", "fps_prefix", "normalize")
+SPLIT = "all"
+TOP = 5
+BUILD_SECONDS = 600.0  # without a sign of life; of one file a build takes asset_seconds at most
+POLL_SECONDS = 1.0
+PLAIN = ("x", "y", "z")
+Say = Callable[[str], None]
+
+
+class _Shapes(BaseModel):
+    """How shapes were made, as run.json says: plain values that go into a build's recipe, and no path among them."""
+
+    dataset: str
+    seed: int
+    num_points: Annotated[int, Field(ge=1)]
+    fps_prefix: Annotated[int, Field(ge=0)]
+    normalize: Annotated[str, Field(pattern=r"^[a-z0-9_.]+$")]
+    axes: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How the objects that a checkpoint was trained on were made: its view preset and shape keys.
+
+    view_set: the preset's name there. axes: as in a build's recipe, of files that do not say which way is up.
+    """
+
+    view_set: str
+    preset: AnyViews
+    shape_keys: dict[str, Any]
+    axes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Drawn:
+        """What run.json says. Raises Refused where it says too little, or where no file can be drawn like that."""
+        path = checkpoint.folder.parent.parent / CLASSES
+        about = read_about(path.parent)
+        try:
+            name, values = about["view_set"], about["shapes"]
+            preset = parse_preset(about["preset"], f"{path}: preset")
+            keys = {key: values[key] for key in ("dataset", *SHAPE_KEYS)}
+            made = _Shapes.model_validate(keys | {"axes": values.get("axes")})
+        except ValidationError as error:
+            raise Refused(f"{path} is damaged: shapes.{first_problem(error)}") from error
+        except KeyError as error:
+            raise Refused(
+                f"{path} has no {error}: its run is of an older version; build the files and predict with --shards"
+            ) from error
+        if is_files_preset(preset) or is_frames_preset(preset):
+            raise Refused(
+                f"the checkpoint reads {name}, pictures that come with its dataset and are not drawn: predict --shards"
+            )
+        known = load_table(made.dataset).axes if made.dataset in table_names() else PLAIN
+        return cls(name, preset, made.model_dump(include=set(SHAPE_KEYS)), made.axes or tuple(known))
+
+    def recipe(self, dataset: str, listing: Path, axes: Sequence[str]) -> str:
+        """TOML of a build that makes shapes and views as these were made."""
+        base = next(name for name in self._bases() if load_preset(name)[1].backend == self.preset.backend)
+        views = {base: {"name": self.view_set} | self.preset.model_dump(mode="json")}
+        values = {"dataset": dataset, **self.shape_keys, "axes": list(axes), "listing": str(listing)}
+        return to_toml({**values, "store_meshes": False, "max_failed_fraction": 1.0, "views": views})
+
+    def _bases(self) -> list[str]:
+        """Shipped presets, the view set's own first: every key of one is replaced."""
+        return sorted(preset_names(), key=lambda name: name != self.view_set)
+
+
+def predict_files(
+    checkpoint: Checkpoint,
+    files: Sequence[str],
+    classes: Sequence[str] = (),
+    who: str = "student",
+    device: torch.device | None = None,
+    axes: str = "",
+    workers: int = 0,
+    say: Say = lambda words: None,
+) -> list[dict[str, Any]]:
+    """One object for each file, in their order: `{file, label, confidence, surer, top5, error}`.
+
+    surer: `image` (all views of the preset, averaged) or `points`, whose label and confidence these are; an exact tie
+    is the image's. top5: `{label, confidence}` of the surer one. error: why a file has no label, else None. classes:
+    other names than the checkpoint's, whose classifier is made from text. axes: as in a build's recipe, such as `y,z,x`
+    for files with +Z up; else as of the dataset that the checkpoint was trained on, and +Y up for glTF. workers: of
+    the build; 0: in one process.
+
+    Raises Refused when the checkpoint does not say how to draw, or the pipeline cannot run; Stopped when a build hangs.
+    """
+    drawn = Drawn.of(checkpoint)
+    groups = _groups(files, drawn.axes, axes)
+    opened = _opened(checkpoint, classes, who, device)
+    found: dict[int, dict[str, Any]] = {}
+    for (dataset, turned), numbers in groups.items():
+        with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
+            say(f"building {len(numbers)} files")
+            names = {f"file{number:06d}": number for number in numbers}
+            out = _build(Path(scratch), drawn, dataset, turned, {k: files[n] for k, n in names.items()}, workers)
+            settings = _settings(checkpoint, SPLIT).model_copy(update={"views": drawn.view_set})
+            for key, row in _ask(opened, str(out), settings, classes, say).items():
+                found[names[key]] = row
+    return [{"file": file} | found.get(number, _failed(_absence(file))) for number, file in enumerate(files)]
+
+
+def predict_shards(
+    checkpoint: Checkpoint,
+    shards: str,
+    split: str = "test",
+    classes: Sequence[str] = (),
+    who: str = "student",
+    device: torch.device | None = None,
+    say: Say = lambda words: None,
+) -> list[dict[str, Any]]:
+    """The same for every object of a split; `file` is its key. No label is read. Raises Refused as `evaluate` does."""
+    settings = _settings(checkpoint, split)
+    open_source(shards, settings)  # what is refused is refused before weights are read
+    found = _ask(_opened(checkpoint, classes, who, device), shards, settings, classes, say)
+    return [{"file": key} | row for key, row in found.items()]
+
+
+def _settings(checkpoint: Checkpoint, split: str) -> DataSettings:
+    """All objects of a split, whatever classes the checkpoint was trained on."""
+    return checkpoint.recipe.data.model_copy(
+        update={"split": split, "classes": (), "objects": "", "candidates": "subset"}
+    )
+
+
+def _opened(checkpoint: Checkpoint, classes: Sequence[str], who: str, device: torch.device | None) -> Opened:
+    opened = open_models(checkpoint, who)
+    if classes:
+        if len(set(classes)) != len(classes) or not all(classes):
+            raise Refused(f"--classes {','.join(classes)}: a name is empty or comes twice")
+        opened.name_classes([default_prompt_name(name) for name in classes])
+    return opened.to(device or torch.device("cpu"))
+
+
+def _groups(files: Sequence[str], trained: tuple[str, ...], asked: str) -> dict[tuple[str, tuple[str, ...]], list[int]]:
+    """(dataset, axes) -> numbers of the files of one build; files that are not there are in none."""
+    given = tuple(part.strip() for part in asked.split(",")) if asked else None
+    if given is not None and len(given) != 3:
+        raise Refused(f"--axes {asked}: three signed axes, such as y,z,x")
+    try:
+        axes_matrix(given or trained)
+    except ValueError as error:
+        raise Refused(f"--axes {asked}: {error}") from error
+    groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for number, file in enumerate(files):
+        suffix = Path(file).suffix.lower()
+        if not _absence(file):
+            axes = given or (PLAIN if suffix in UPRIGHT else trained)
+            groups.setdefault(("points" if suffix in CLOUDS else "meshes", axes), []).append(number)
+    return groups
+
+
+def _absence(file: str) -> str:
+    """Why a file cannot be given to a build at all, or nothing."""
+    if not Path(file).exists():
+        return "no such file"
+    named = os.path.realpath(file)
+    return "" if named.isprintable() and named.strip() == named else "rename it: its path is no plain text"
+
+
+def _build(scratch: Path, drawn: Drawn, dataset: str, axes: Sequence[str], files: dict[str, str], workers: int) -> Path:
+    """Shards of files by the name of each, which is its key. Raises Refused where the pipeline refuses."""
+    paths = {name: os.path.realpath(file) for name, file in files.items()}  # links out of a source are not followed
+    source = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
+    listing, recipe, out = scratch / "list.jsonl", scratch / "recipe.toml", scratch / "shards"
+    rows = [
+        {"path": os.path.relpath(path, os.path.realpath(scratch)), "id": name, "split": SPLIT}
+        for name, path in paths.items()
+    ]
+    listing = Path(os.path.realpath(scratch)) / listing.name
+    listing.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe.write_text(drawn.recipe(dataset, listing, axes))
+    command = [sys.executable, "-m", "pipeline", "build", str(recipe), "--source", source, "--out", str(out)]
+    try:
+        done = _run([*command, "--workers", str(workers)], scratch)
+    except Stopped:
+        done = None
+    if done is None or done.returncode not in (0, 1, 2, 3, 130):
+        # a file took the process with it, or made it hang: one at a time, in a child
+        done = _run([*command, "--workers", "1"], scratch)
+    last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if "No module named" in last or "is missing: pip install" in last:
+        raise Refused(f"predict FILE draws files by the pipeline: pip install 'cross-most[build]' ({last})")
+    if done.returncode == 3:
+        raise Stopped(last)
+    if done.returncode == 2 or not (out / "manifest.json").is_file():
+        raise Refused(f"python -m pipeline build: {last}")
+    return out
+
+
+def _run(command: list[str], scratch: Path) -> subprocess.CompletedProcess[str]:
+    """A build that has ended, with what it said on stderr. Raises Stopped naming the command where it hangs."""
+    said = scratch / "said.txt"
+    with open(said, "w") as file:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment())
+        watch = Watch([scratch], BUILD_SECONDS)
+        try:
+            while process.poll() is None:
+                if watch.hangs():
+                    end(process)
+                    raise Stopped(f"{shlex.join(command)}: {watch.words()}")
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=POLL_SECONDS)
+        except KeyboardInterrupt:
+            end(process, ENDING_SECONDS)  # a terminal has told it as well
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stderr=said.read_text(errors="replace"))
+
+
+@torch.inference_mode()
+def _ask(
+    opened: Opened, shards: str, settings: DataSettings, classes: Sequence[str], say: Say
+) -> dict[str, dict[str, Any]]:
+    """key -> label, confidence, surer, top5, error of every object of a split, in the order of the shards."""
+    source = open_source(shards, settings)
+    (model,) = opened.models.values()
+    device, names = model.classifier.device, tuple(classes) or opened.checkpoint.classes
+    reader = SplitReader(source, settings, model.image.image_size, batch_numbers(source.total, BATCH))
+    found: dict[str, dict[str, Any]] = {}
+    for noted in batches_of(loader_of(reader, settings.workers)):
+        features = features_of(model, noted.batch, device)
+        image = model.image_logits(features.image()).softmax(dim=1).cpu()
+        points = model.points_logits(features.points).softmax(dim=1).cpu()
+        require_finite(noted.batch.keys, image, points)
+        for key, *both in zip(noted.batch.keys, image, points, strict=True):
+            found[key] = _row(*both, names)
+        say(f"{len(found):,} of {source.total:,} objects")
+    reasons = failures(shards, settings)
+    return found | {key: _failed(reason) for key, reason in reasons.items() if key not in found}
+
+
+def _failed(reason: str) -> dict[str, Any]:
+    return {"label": None, "confidence": None, "surer": None, "top5": [], "error": reason}
+
+
+def _row(image_C: torch.Tensor, points_C: torch.Tensor, names: tuple[str, ...]) -> dict[str, Any]:
+    surer, chosen = ("image", image_C) if image_C.max() >= points_C.max() else ("points", points_C)
+    confidence, label = chosen.topk(min(TOP, len(names)))
+    top = [
+        {"label": names[number], "confidence": round(share, 4)}
+        for number, share in zip(label.tolist(), confidence.tolist(), strict=True)
+    ]
+    return {**top[0], "surer": surer, "top5": top, "error": None}
+
+
+def failures(shards: str, settings: DataSettings) -> dict[str, str]:
+    """key -> why an object of a split has no shape, or no pictures in the view set."""
+    out = store.absolute(shards)
+    manifest = require_manifest(out, f"--shards {shards}")
+    found: dict[str, str] = {}
+    for number in range(manifest.num_shards[settings.split]):
+        for tar in (
+            shapes_tar(out, settings.split, number),
+            views_tar(out, settings.views, settings.split, number),
+        ):
+            record = read_record(record_path(tar))
+            if record is not None:
+                found |= {failure.key: f"{failure.stage}: {failure.reason}" for failure in record.failures}
+                found |= {skipped.key: f"{skipped.reason}, which {settings.views} draws" for skipped in record.skipped}
+    return found

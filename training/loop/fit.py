@@ -1,0 +1,273 @@
+"""The training loop: streams batches, follows the schedule, moves the teacher, logs, saves, resumes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from manifests import store
+from manifests.config import first_difference, load_toml, to_toml
+from manifests.errors import Refused
+from manifests.layout import library_versions
+from manifests.process_info import peak_resident_mb
+from manifests.records import json_text
+from training import distributed
+from training.data.dataset import Source, open_source
+from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
+from training.loop.metric_log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
+from training.loop.run_lock import held
+from training.loop.shutdown import Interrupted, Pending, remembered
+from training.loop.throughput import Pace
+from training.loop.train_state import Run
+from training.loop.update import updates_of
+from training.objectives import SUPERVISED
+from training.settings.fit_recipe import POLICY_OF_DATA, FitRecipe, saved_recipe
+from training.weights.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
+from training.weights.pretrained import Loaded
+from training.weights.run_folder import CLASSES, read_about
+
+POLICY = ("save_every", "keep_last", "tensorboard")
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
+
+
+def fit(
+    recipe: FitRecipe,
+    shards: str,
+    run: str,
+    device: torch.device,
+    on_log: Callable[[Logged], None] = lambda logged: None,
+    on_step: Callable[[int, int], None] = lambda step, total: None,
+    on_weights: Callable[[Loaded], None] = lambda loaded: None,
+) -> Path:
+    """Trains to the last step, going on from the last checkpoint of `run` if there is one. Returns its folder.
+
+    on_weights: told of each source of weights that a new run begins with. Under torchrun every process calls it; the
+    first one writes and tells. Raises Refused when shards or recipe do not fit or another process trains into `run`
+    (before anything is written), Stopped on a loss or weight that is not finite, a damaged shard (DamagedShard) or
+    a full disk, Interrupted after a signal: in all processes what one of them met.
+    """
+    folder, sources = store.local_path(run, "--run"), []
+    torch.set_flush_denormal(True)
+    with distributed.together():
+        _refuse_other_run(folder, recipe)
+        state, text = _set_up(folder, recipe, shards, device, sources.append)
+        folders = step_folders(folder)
+    last = distributed.same(str(folders[-1]) if folders else "")
+    with ExitStack() as stack:
+        with distributed.together():
+            if distributed.leads():
+                stack.enter_context(held(folder))
+                if last != "".join(map(str, step_folders(folder)[-1:])):
+                    raise Refused(f"--run {folder} was trained meanwhile: the same command goes on from there")
+                for place in (folder, folder / "text", folder / "checkpoints"):
+                    store.delete_temporaries(str(place))
+            if last:
+                state.resume(Path(last))
+            elif distributed.leads():
+                _write_run_files(state, text, sources)
+                for source in sources:
+                    on_weights(source)
+        if not last:
+            state.seed()
+            state.save()
+        started, first = time.monotonic(), state.step
+        _loop(state, on_log, on_step)
+        finished = state.save()
+        if distributed.leads():
+            write_seconds(folder, time.monotonic() - started, state.step - first)
+    return finished
+
+
+def prepare(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> Run:
+    """A run as `fit` sets it up, before anything is written. Raises what `fit` refuses."""
+    folder = store.local_path(run, "--run")
+    with distributed.together():
+        _refuse_other_run(folder, recipe)
+        state, _ = _set_up(folder, recipe, shards, device)
+    return state
+
+
+def _refuse_other_run(folder: Path, recipe: FitRecipe) -> None:
+    """A run goes on with the recipe it began with; keys that it was begun without have their defaults."""
+    known = folder / RECIPE
+    if not known.is_file():
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise Refused(f"--run {folder} is not empty and no run (it has no {RECIPE})")
+        return
+    begun = saved_recipe(load_toml(known), str(known))
+    change = first_difference(*(_decisive(each) for each in (begun, recipe)))
+    if change:
+        raise Refused(f"--run {folder} holds a run of another recipe: {change}; choose another --run")
+
+
+def _decisive(recipe: FitRecipe) -> dict[str, Any]:
+    """A recipe's values without those that say where and how fast: they may change while a run is stopped."""
+    values = recipe.model_dump(mode="json", exclude=set(POLICY))
+    values["data"] = {name: value for name, value in values["data"].items() if name not in POLICY_OF_DATA}
+    return values
+
+
+def _refuse_other_shards(folder: Path, source: Source) -> None:
+    """A run goes on with the shards it began with: the same shapes, view set and classes, wherever they lie."""
+    if not step_folders(folder):
+        return
+    old = read_about(folder)
+    for name, value in _identity(source).items():
+        if old.get(name) != value:
+            raise Refused(f"--run {folder} began with other shards (another {name}); choose another --run")
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    """What run.json says about the shards."""
+    manifest = source.manifest
+    return {
+        "dataset": manifest.dataset,
+        "classes": list(manifest.classes),
+        "prompt_names": list(manifest.prompt_names),
+        "assets_hash": manifest.assets_hash,
+        "shapes_hash": manifest.shapes_hash,
+        "view_set": source.view_set.name,
+        "view_set_hash": source.view_set.hash,
+    }
+
+
+def run_information(source: Source) -> dict[str, Any]:
+    """What run.json holds before a run begins. shapes, preset: how its objects were made, for files to be made so."""
+    made = {"shapes": source.manifest.recipe, "preset": source.view_set.preset.model_dump(mode="json")}
+    about = {"versions": library_versions(*LIBRARIES), "seconds": 0.0, "max_rss_mb": 0.0}
+    return {**_identity(source), **made, **about, "processes": distributed.world()}
+
+
+def _set_up(
+    folder: Path,
+    recipe: FitRecipe,
+    shards: str,
+    device: torch.device,
+    on_weights: Callable[[Loaded], None] = lambda loaded: None,
+) -> tuple[Run, nn.Module]:
+    """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
+    own = batch_of_process(recipe)
+    source = open_source(shards, recipe.data)
+    if not source.manifest.classes:
+        raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
+    _refuse_other_shards(folder, source)
+    built = without_pretrained(recipe) if step_folders(folder) else recipe
+    student, text = build_model(built, source.manifest.prompt_names, on_weights)
+    form = Form(student.image.image_size, student.image.patch, recipe.mask.image_cell, recipe.mask.image_ratio)
+    masked = recipe.method not in SUPERVISED
+    if masked and (form.mask_cell % form.patch or form.image_size % form.mask_cell):
+        raise Refused(
+            f"mask.image_cell={form.mask_cell} must be whole patches of {form.patch} and divide {form.image_size}"
+        )
+    kind = SupervisedSamples if recipe.method in SUPERVISED else UnlabelledSamples
+    place = distributed.rank(), distributed.world()
+    pin = device.type == "cuda"
+    samples = kind(source, recipe.data, recipe.augment, form, own, recipe.seed, *place)
+    loader = Loader(samples, pin)
+    student.to(device).train()
+    updates = updates_of(student, recipe, samples.num_batches)
+    return Run(folder, recipe, device, updates, samples, loader), text
+
+
+def batch_of_process(recipe: FitRecipe) -> int:
+    """Samples of a batch that are one process's. Raises Refused where they cannot share it evenly."""
+    own, rest = divmod(recipe.optimizer.batch_size, distributed.world())
+    if rest:
+        raise Refused(
+            f"optimizer.batch_size={recipe.optimizer.batch_size} is of all processes together: {distributed.world()} "
+            "of them cannot share it evenly"
+        )
+    return own
+
+
+def _write_run_files(state: Run, text: nn.Module, sources: list[Loaded]) -> None:
+    """recipe.toml, run.json and the text tower: what prediction and evaluation need beside a checkpoint.
+
+    Raises Refused where the run's folder cannot be written.
+    """
+    samples = state.samples
+    about = run_information(samples.source) | {"pixel_mean": samples.mean, "pixel_deviation": samples.deviation}
+    about["weights"] = [source.summary() for source in sources]
+    try:
+        store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
+        store.write_bytes(str(state.folder / CLASSES), json_text(about, indent=1).encode())
+        if state.updates.student.text is None:  # else it is trained, and part of every checkpoint
+            store.write_bytes(str(state.folder / TEXT), save(tensors_of(text)))
+    except OSError as error:
+        raise Refused(f"--run {state.folder} cannot be written: {error.strerror or error}") from error
+
+
+def write_seconds(folder: Path, seconds: float, steps: int) -> None:
+    """Adds to run.json what a run took: seconds, the most resident memory, processes, milliseconds a step."""
+    about = read_about(folder)
+    about["seconds"] = round(about["seconds"] + seconds, 3)
+    about["max_rss_mb"] = round(peak_resident_mb(), 1)
+    about["processes"] = distributed.world()
+    if steps:
+        about["ms_per_step"] = round(1000 * seconds / steps, 1)
+    store.write_bytes(str(folder / CLASSES), json_text(about, indent=1).encode())
+
+
+def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, int], None]) -> None:
+    recipe, updates, total = state.recipe, state.updates, state.updates.total_steps
+    pace, since = Pace(recipe.optimizer.batch_size, state.device), state.step
+    wanted = recipe.tensorboard and distributed.leads()
+    caught = (signal.SIGTERM,) if distributed.world() == 1 else (signal.SIGTERM, signal.SIGINT)
+    with remembered(*caught) as pending, events(state.folder, wanted, state.step) as write_event:
+        while state.step < total:
+            state.samples.set_epoch(*state.progress())
+            for batch in _agreed(state, pace, pending):
+                rate = updates(batch.to(state.device), state.step)
+                state.step += 1
+                on_step(state.step, total)
+                if state.step % recipe.log_every == 0 or state.step == total:
+                    updates.log.refuse_fault()
+                    values = updates.log.row() | {"lr": rate} | pace.row(state.step - since)
+                    since = state.step
+                    with distributed.together():
+                        if distributed.leads():
+                            _tell(state, values, write_event, on_log)
+                if state.step % recipe.save_every == 0 and state.step < total:
+                    state.save()
+                if state.step >= total:
+                    return
+
+
+def _agreed(state: Run, pace: Pace, pending: Pending) -> Iterator[Any]:
+    """The batches of what is left of an epoch; every process gets its own, or all stop for the same reason.
+
+    A signal is acted upon here, between two steps: a checkpoint is written, then Interrupted raised.
+    """
+    batches = iter(batches_of(state.loader))
+    while True:
+        batch, error = None, None
+        with pace.waiting():
+            try:
+                batch = next(batches, None)
+            except Exception as raised:
+                error = raised
+        number = distributed.agree(None if pending.number else error, pending.number)  # it may have ended readers, too
+        if number:
+            state.save()
+            raise Interrupted(number)
+        if batch is None:
+            return
+        yield batch
+
+
+def _tell(state: Run, values: dict[str, float], write_event: WriteEvent, on_log: Callable[[Logged], None]) -> None:
+    """One row: to log.csv, to TensorBoard, to who listens."""
+    append_row(state.folder / LOG, state.step, values)
+    histograms, classes = state.updates.log.histograms, state.samples.source.manifest.classes
+    append_histograms(state.folder / HISTOGRAMS, state.step, histograms, classes)
+    for name, value in values.items():
+        write_event(name, value, state.step)
+    on_log(Logged(state.step, state.updates.total_steps, values))

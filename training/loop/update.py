@@ -1,0 +1,93 @@
+"""One update of a run: the learning rate, a method's losses, AdamW, the teacher. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from training import distributed
+from training.loop.data_parallel import averaged
+from training.loop.metric_log import Log
+from training.models.cross_modal import CrossModalModel, parameter_groups
+from training.models.ema_teacher import Teacher
+from training.models.precision import compile_towers, settle
+from training.objectives import METHODS, TAUGHT
+from training.settings.fit_recipe import FitRecipe, OptimizerSettings
+
+
+def steps_of(settings: OptimizerSettings, steps_an_epoch: int) -> tuple[int, int]:
+    """All steps of a run, and those of its warm-up: at most half of them."""
+    total = settings.steps or settings.epochs * steps_an_epoch
+    return total, min(round(settings.warmup_epochs * steps_an_epoch), total // 2)
+
+
+def learning_rate(step: int, total: int, warmup: int, settings: OptimizerSettings) -> float:
+    """lr batch_size / 256, from 0 linearly over `warmup` steps, then half a cosine down to its floor; step from 0.
+
+    The first step of a warm-up learns nothing and its last at the peak, as released.
+    """
+    peak = settings.lr * settings.batch_size / 256
+    if step < warmup:
+        return peak * step / max(warmup - 1, 1)
+    along = (step - warmup) / max(total - warmup, 1)
+    low = peak * settings.floor
+    return low + (peak - low) * (1 + math.cos(math.pi * min(along, 1.0))) / 2
+
+
+@dataclass
+class Updates:
+    """What an update moves. total_steps, warmup: of the schedule."""
+
+    recipe: FitRecipe
+    student: CrossModalModel
+    teacher: Teacher | None
+    optimizer: torch.optim.Optimizer
+    total_steps: int
+    warmup: int
+    log: Log = field(default_factory=Log)
+
+    def __post_init__(self) -> None:
+        self._step = averaged(METHODS[self.recipe.method], self.student)
+
+    def __call__(self, batch: Any, step: int) -> float:
+        """One optimiser step and one step of the teacher, the step after `step` others; gives the learning rate.
+
+        Gradients are averaged over all processes (training/loop/data_parallel.py). An update whose loss is not finite
+        is skipped on the device, on all processes; the log finds it at its next row.
+        """
+        rate = learning_rate(step, self.total_steps, self.warmup, self.recipe.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        teacher = None if self.teacher is None else self.teacher.model
+        result = self._step(self.student, teacher, batch, self.recipe)
+        self.optimizer.zero_grad(set_to_none=True)
+        with distributed.answered():
+            result.total.backward()
+        self.optimizer.found_inf = self.log.add(result, step + 1)
+        self.optimizer.step()
+        if self.recipe.logit_scale == "clamped":
+            self.student.clamp_scale()
+        if self.teacher is not None:
+            self.teacher.update(self.student, step)
+        return rate
+
+
+def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int) -> Updates:
+    """The optimiser of a student in its place on a device, and its teacher where the method has one."""
+    settings = recipe.optimizer
+    student.precision = recipe.precision
+    settle(recipe.precision)
+    teacher = Teacher(student, recipe.ema) if recipe.method in TAUGHT else None
+    if recipe.compile:
+        for model in (student,) if teacher is None else (student, teacher.model):
+            compile_towers(model)
+    return Updates(recipe, student, teacher, adamw(student, settings), *steps_of(settings, steps_an_epoch))
+
+
+def adamw(student: CrossModalModel, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """AdamW of the groups of `parameter_groups`. Fused: an update can be skipped on the device (found_inf)."""
+    groups = parameter_groups(student, settings.weight_decay, settings.layer_decay, settings.lr)
+    return torch.optim.AdamW(groups, betas=settings.betas, fused=True)

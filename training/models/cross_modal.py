@@ -1,0 +1,152 @@
+"""The model that every method trains: an image tower, a point tower and a classifier that text initialises.
+
+Features are unit vectors and logits = exp(logit_scale) feature . classifier. (The paper prints a bare dot product,
+whose softmax cannot exceed 0.16 at 40 classes; the trained scale is the released code's.)
+
+Shape letters: B batch, C classes, E embedding, P prompts, L tokens of a prompt.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from training.models.clip import ImageTower, TextTower
+from training.models.point_bert import PointTower
+from training.models.precision import inside_towers
+from training.settings.model import Precision
+
+LARGEST_SCALE = math.log(100)
+
+
+class CrossModalModel(nn.Module):
+    """Both towers, the classifier (E, C) and the logarithm of the logit scale.
+
+    separate: the point branch has a classifier and a scale of its own; else both branches share one (paper). text: the
+    text tower, where a method trains it; the classifier then follows it (`refresh_classifier`) and is not trained.
+    captions: int64 (C, P, L), the tokens of every class in every prompt, for such a method.
+    """
+
+    def __init__(
+        self,
+        image: ImageTower,
+        points: PointTower,
+        classifier: Tensor,
+        logit_scale: float,
+        separate: bool = False,
+        text: TextTower | None = None,
+        captions: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.image, self.points, self.text = image, points, text
+        self.classifier = nn.Parameter(classifier.detach().clone(), requires_grad=text is None)
+        self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale), dtype=classifier.dtype))
+        if separate:
+            self.points_classifier = nn.Parameter(classifier.detach().clone())
+            self.points_logit_scale = nn.Parameter(torch.tensor(float(logit_scale), dtype=classifier.dtype))
+        else:
+            self.points_classifier = self.points_logit_scale = None
+        self.register_buffer("captions", captions, persistent=False)
+        self.precision: Precision = "fp32"  # of the towers; a run sets it
+
+    def image_logits(self, feature: Tensor) -> Tensor:
+        """(B, C) of the image branch's unit features (B, E)."""
+        return self.logit_scale.exp() * feature @ self.classifier
+
+    def points_logits(self, feature: Tensor) -> Tensor:
+        """(B, C) of the point branch's unit features (B, E)."""
+        if self.points_classifier is None:
+            return self.image_logits(feature)
+        return self.points_logit_scale.exp() * feature @ self.points_classifier
+
+    def image_features(self, pictures: Tensor) -> Tensor:
+        """Unit features (B, E) of normalised pictures (B, 3, S, S)."""
+        with self.inside_towers(pictures.device):
+            feature = self.image(pictures).feature
+        return normalize(feature, dim=1)
+
+    def point_features(self, points: Tensor) -> Tensor:
+        """Unit features (B, E) of clouds (B, N, 3)."""
+        with self.inside_towers(points.device):
+            feature = self.points(points).feature
+        return normalize(feature, dim=1)
+
+    def inside_towers(self, device: torch.device) -> torch.autocast:
+        """The context in which the towers run; what they give besides features may be bfloat16 in it."""
+        return inside_towers(self.precision, device)
+
+    def set_classifier(self, classifier: Tensor) -> None:
+        """Another classifier (E, C) for both branches, such as one of other class names."""
+        self.classifier = nn.Parameter(classifier.detach().clone(), requires_grad=self.text is None)
+        if self.points_classifier is not None:
+            self.points_classifier = nn.Parameter(classifier.detach().clone())
+
+    def train(self, mode: bool = True) -> CrossModalModel:
+        """Training mode, but for a tower of which no weight is trained."""
+        super().train(mode)
+        for tower in (self.image, self.text):
+            if tower is not None and not any(p.requires_grad for p in tower.parameters()):
+                tower.eval()
+        return self
+
+    def _scales(self) -> list[nn.Parameter]:
+        return [scale for scale in (self.logit_scale, self.points_logit_scale) if scale is not None]
+
+    def freeze_scale(self) -> None:
+        """Leaves the logit scale as it is."""
+        for scale in self._scales():
+            scale.requires_grad_(False)
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """Holds the logit scale in 1 to 100. Source: CLIP."""
+        for scale in self._scales():
+            scale.clamp_(0, LARGEST_SCALE)
+
+    @torch.no_grad()
+    def keep_classes(self, columns: list[int]) -> None:
+        """The classifiers' columns of these classes alone, in this order."""
+        self.classifier = nn.Parameter(self.classifier[:, columns].clone(), requires_grad=self.text is None)
+        if self.points_classifier is not None:
+            self.points_classifier = nn.Parameter(self.points_classifier[:, columns].clone())
+
+    @torch.no_grad()
+    def refresh_classifier(self) -> None:
+        """Where the text tower is trained: the classifier that it gives now."""
+        if self.text is not None:
+            columns = [self.text.average(tokens) for tokens in self.captions]
+            self.classifier.copy_(torch.stack(columns, dim=1))
+
+
+def parameter_groups(model: CrossModalModel, weight_decay: float, layer_decay: float, lr: float) -> list[dict]:
+    """AdamW groups: decay on matrices only, none on 1-D and 0-D parameters, tokens and positions; `lr_scale` by layer.
+
+    Layer decay scales the image tower alone: embeddings lowest, then block by block; all else learns at lr. (Released
+    code also decays logit_scale, tokens and positions.)
+    """
+    blocks = len(model.image.visual.transformer.resblocks)
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim >= 2 and not any(word in name for word in ("token", "cls_pos", "positional_embedding"))
+        decay = weight_decay if plain else 0.0
+        scale = layer_decay ** (blocks + 1 - _layer(name, blocks))
+        group = groups.setdefault(
+            (decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale, "lr": lr * scale}
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _layer(name: str, blocks: int) -> int:
+    """0 for the image tower's embeddings, 1.. for its blocks, blocks + 1 for everything else."""
+    if name.startswith("image.visual.transformer.resblocks."):
+        return int(name.split(".")[4]) + 1
+    embeddings = ("image.visual.class_embedding", "image.visual.positional_embedding", "image.visual.conv1")
+    if name.startswith((*embeddings, "image.visual.ln_pre", "image.mask_token")):
+        return 0
+    return blocks + 1

@@ -1,0 +1,263 @@
+"""Trains and judges the rows of a table, each by commands that a person could type; what is finished is not done again.
+
+RUN/<run>/                  a run of `fit`, shared by all rows that judge it
+RUN/recipes/<run>.toml      its resolved recipe        RUN/logs/<run>.txt      what its commands said
+RUN/results/<run>-<8 hex>.json      the figures of one row: of its recipe, shards and judgement
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from manifests import store
+from manifests.config import Value, to_toml
+from manifests.process_info import end_with_parent, environment
+from manifests.records import json_text
+from training.child_commands import ENDING_SECONDS, Watch, end
+from training.paper_tables.table_rows import HEADS, Judged
+from training.settings.fit_recipe import FitRecipe, checkpoint_data
+
+FIRST = "checkpoints/step-00000000"
+POLL_SECONDS = 0.1
+SILENT_SECONDS = 6 * 3600.0  # a row may take days; but a fit says a line now and then, and an evaluation ends
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row. values: percent by column, of the student; error: a line, of a row that failed."""
+
+    status: Literal["done", "failed", "no shards", "not run"]
+    values: dict[str, float] | None = None
+    n: int | None = None
+    step: int | None = None
+    error: str = ""
+
+
+class _Student(BaseModel):
+    """Percent by column."""
+
+    image: float
+    image_star: float
+    points: float
+
+
+class _Result(BaseModel):
+    """What is used of a file in RUN/results."""
+
+    identity: str
+    student: _Student
+    n: int
+    step: int
+
+
+def _own_data(recipe: FitRecipe) -> dict[str, Value]:
+    """Keys of data that a checkpoint does not bring along, where they are given."""
+    given, brought = recipe.data.model_dump(exclude_defaults=True), checkpoint_data(recipe).model_dump()
+    return {name: value for name, value in given.items() if value != brought[name]}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how rows are run. processes: of one fit, by torchrun. say: a line; status: what goes on now."""
+
+    folder: Path
+    device: str = "cpu"
+    processes: int = 1
+    say: Callable[[str], None] = lambda line: None
+    status: Callable[[str], None] = lambda line: None
+
+    def program(self, processes: int = 1) -> list[str]:
+        """How `training` is called."""
+        if processes == 1:
+            return [sys.executable, "-m", "training"]
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        return [sys.executable, "-m", *torchrun, "-m", "--", "training"]  # without --, it takes --run as one of its own
+
+    def fit_command(self, judged: Judged) -> list[str]:
+        """Trains the row's run, or goes on with it."""
+        recipe = str(self.folder / "recipes" / f"{judged.row.run}.toml")
+        places = ["--shards", str(judged.shards), "--run", str(self.folder / judged.row.run), "--device", self.device]
+        return [*self.program(self.processes), "fit", recipe, *places]
+
+    def evaluate_command(self, judged: Judged) -> list[str]:
+        """Judges the row's checkpoint."""
+        run = self.folder / judged.row.run
+        checkpoint = str(run / FIRST if judged.row.step == "first" else run)
+        changes = assignments(_own_data(judged.recipe) | judged.row.evaluate, "data.")
+        places = ["--shards", str(judged.shards), "--device", self.device, "--json"]
+        return [*self.program(), "evaluate", checkpoint, *places, *changes]
+
+    def result_path(self, judged: Judged) -> Path:
+        """The file with a row's figures."""
+        return self.folder / "results" / f"{judged.row.run}-{judged.identity[:8]}.json"
+
+
+def known_outcome(judged: Judged, place: Place) -> Outcome:
+    """What an earlier call found, or that nothing is known."""
+    if judged.shards is None:
+        return Outcome("no shards")
+    try:
+        found = _Result.model_validate_json(store.read_text(place.result_path(judged)))
+    except (OSError, ValueError):
+        return Outcome("not run")  # missing or damaged: it is judged again
+    if found.identity != judged.identity:
+        return Outcome("not run")
+    return Outcome("done", found.student.model_dump(), found.n, found.step)
+
+
+def warnings(rows: Iterable[Judged]) -> list[str]:
+    """What a person who begins these rows should know."""
+    init = [judged.recipe.init for judged in rows if not judged.row.points_from_scratch]
+    bare = sum(not (each.points or each.all) for each in init)
+    return [f"init.points is not given: the point towers of {bare} rows begin at random"] if bare else []
+
+
+def plan_lines(rows: Iterable[Judged], place: Place) -> list[str]:
+    """What would be done for each row: its state, its recipe with what it changes, and the commands."""
+    lines = []
+    for judged in rows:
+        row, state = judged.row, known_outcome(judged, place).status
+        lines.append(f"{row.name}: {'would be run' if state == 'not run' else state}")
+        if state != "not run":
+            continue
+        extra = ["points from scratch"] * row.points_from_scratch + ["its first checkpoint"] * (row.step == "first")
+        lines.append("  " + ", ".join([" ".join([row.recipe, *assignments(row.changes)]), *extra]))
+        lines += [f"  {' '.join(line)}" for line in (place.fit_command(judged), place.evaluate_command(judged))]
+    return lines
+
+
+def assignments(changes: dict[str, Value], prefix: str = "") -> list[str]:
+    """Nested values as `key=value` arguments."""
+    found = []
+    for key, value in changes.items():
+        inside = isinstance(value, dict)
+        found += assignments(value, f"{prefix}{key}.") if inside else [f"{prefix}{key}={json.dumps(value)}"]
+    return found
+
+
+def run_rows(wanted: Iterable[Judged], rows: Iterable[Judged], place: Place) -> dict[str, Outcome]:
+    """Outcomes by row: of those that are wanted, and what is known of all.
+
+    A row that fails is said and the others go on; Ctrl-C ends the command that runs as well.
+    """
+    outcomes = {judged.row.name: known_outcome(judged, place) for judged in rows}
+    runs: dict[str, list[Judged]] = {}
+    for judged in wanted:
+        if outcomes[judged.row.name].status == "no shards":
+            place.say(f"{judged.row.name}: skipped, no shards of {judged.row.shards or judged.row.recipe}")
+        elif outcomes[judged.row.name].status == "not run":
+            runs.setdefault(judged.row.run, []).append(judged)
+    for number, (run, together) in enumerate(runs.items(), 1):
+        place.say(f"run {number} of {len(runs)}: {run} ({', '.join(judged.row.name for judged in together)})")
+        error = _fit(together, place)
+        for judged in together:
+            outcome = Outcome("failed", error=error) if error else _evaluate(judged, place)
+            outcomes[judged.row.name] = outcome
+            place.say(f"{judged.row.name}: {outcome.error or _words(outcome)}")
+    return outcomes
+
+
+def _words(outcome: Outcome) -> str:
+    figures = "  ".join(f"{name} {outcome.values[name]:.2f}" for name in HEADS)
+    return f"{figures}  (n={outcome.n}, step {outcome.step})"
+
+
+def _fit(together: list[Judged], place: Place) -> str:
+    """Trains the run of these rows as far as they need it; gives why it failed, or nothing."""
+    judged = together[0]
+    recipe = to_toml(judged.recipe.model_dump(mode="json")).encode()
+    store.write_bytes(str(place.folder / "recipes" / f"{judged.row.run}.toml"), recipe)
+    first = place.folder / judged.row.run / FIRST
+    only_first = all(each.row.step == "first" for each in together)
+    if only_first and first.is_dir():
+        return ""
+    code, error, _ = _command(place.fit_command(judged), judged.row.run, place, first if only_first else None)
+    return "" if code == 0 or (only_first and first.is_dir()) else f"fit, exit {code}: {error}"
+
+
+def _evaluate(judged: Judged, place: Place) -> Outcome:
+    code, error, out = _command(place.evaluate_command(judged), judged.row.run, place)
+    if code:
+        return Outcome("failed", error=f"evaluate, exit {code}: {error}")
+    result: dict[str, Any] = json.loads(out)
+    kept = {name: result[name] for name in ("dataset", "split", "n", "step", "student", "teacher")}
+    kept |= {"identity": judged.identity, "row": judged.row.name, "evaluate": judged.row.evaluate}
+    store.write_bytes(str(place.result_path(judged)), (json_text(kept, indent=1) + "\n").encode())
+    return Outcome("done", result["student"], result["n"], result["step"])
+
+
+def _command(command: list[str], name: str, place: Place, until: Path | None = None) -> tuple[int, str, str]:
+    """Runs a command, its words kept in RUN/logs: exit code, last line on stderr, stdout.
+
+    until: it is told to stop, as by Ctrl-C, as soon as this is there. A command that neither says anything nor writes
+    into its run for SILENT_SECONDS is ended, which is its last line then.
+    """
+    log = place.folder / "logs" / f"{name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    last, out, hung = [""], [""], ""
+    with open(log, "a") as file:
+        file.write(f"$ {' '.join(command)}\n")
+        file.flush()
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_end_with_parent,
+            env=environment(),
+        )
+
+        def listen() -> None:
+            over = False  # what torchrun says after our last word tells nothing
+            for line in process.stderr:
+                file.write(line)
+                file.flush()
+                over = over or "torch/distributed/elastic" in line
+                last[0] = last[0] if over else line.strip() or last[0]
+
+        def collect() -> None:
+            out[0] = process.stdout.read()
+
+        watch = Watch([log, place.folder / name], SILENT_SECONDS)
+        threads = [threading.Thread(target=each, daemon=True) for each in (listen, collect)]
+        for thread in threads:
+            thread.start()
+        try:
+            while process.poll() is None:
+                place.status(f"{name}: {last[0]}")
+                if until is not None and until.is_dir():
+                    _stop(process)
+                if watch.hangs():
+                    end(process)
+                    hung = watch.words()
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            time.sleep(10 * POLL_SECONDS)  # a terminal has told the command as well
+            _stop(process)
+            raise
+        for thread in threads:
+            thread.join(ENDING_SECONDS)
+    return process.returncode, hung or last[0], out[0]
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Ends a command as Ctrl-C does; a fit keeps its last checkpoint whenever it ends."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    end(process, ENDING_SECONDS)
+
+
+def _end_with_parent() -> None:
+    """In the child: it ends when this process is killed, or two of them would train into one folder after a rerun."""
+    end_with_parent(signal.SIGTERM)

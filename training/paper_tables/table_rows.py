@@ -1,0 +1,234 @@
+"""The paper's tables: which rows there are, what each trains and how it is judged, and what the paper printed.
+
+A table is a file of recipes/tables. A row names a recipe, the keys that it changes and the run that it judges; rows of
+several tables that judge the same run share it. A row without a recipe is a method of others: a figure alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from manifests import store
+from manifests.config import (
+    Value,
+    digest,
+    find_recipe,
+    first_difference,
+    load_toml,
+    merge,
+    names_in,
+    parse_recipe,
+    unknown_name,
+)
+from manifests.errors import Refused
+from manifests.layout import MANIFEST, read_view_set, require_manifest
+from training.settings.fit_recipe import FitRecipe, read_recipe
+
+TABLES = Path(__file__).parent.parent / "recipes" / "tables"
+Name = Annotated[str, Field(pattern="^[a-z0-9_-]+$")]
+Column = Literal["image", "image_star", "points"]
+HEADS = {"image": "Image", "image_star": "Image*", "points": "Point cloud"}
+
+
+class Row(BaseModel):
+    """One line of a table.
+
+    name: for `--rows`; label: as printed. recipe: its base, empty for a method of others; changes: keys laid over it.
+    points_from_scratch: without the weights that the point tower would begin with. run: the folder that is judged,
+    shared by all rows (of any table) with the same training. shards: name of the build, by default the recipe's.
+    step: the last checkpoint, or the `first`, which is zero-shot. evaluate: keys of `data` in the judgement alone.
+    paper: percent by column, as printed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: Name
+    label: str
+    recipe: str = ""
+    changes: dict[str, Any] = {}
+    points_from_scratch: bool = False
+    run: Annotated[str, Field(pattern="^([A-Za-z0-9_-][A-Za-z0-9_.-]*)?$")] = ""  # the name of a folder
+    shards: str = ""
+    step: Literal["last", "first"] = "last"
+    evaluate: dict[str, Any] = {}
+    paper: dict[Column, float] = {}
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _trains_into_a_run(self) -> Row:
+        if bool(self.recipe) != bool(self.run):
+            raise ValueError(f"row {self.name}: a row with a recipe has a run, and the other way round")
+        return self
+
+
+class Table(BaseModel):
+    """One file of recipes/tables. columns: what is compared; notes: what a reader must know, the paper's slips too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    title: str
+    columns: tuple[Column, ...] = ("image", "image_star", "points")
+    notes: tuple[str, ...] = ()
+    rows: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _each_row_once(self) -> Table:
+        names = [row.name for row in self.rows]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"the row {twice[0]} comes twice")
+        return self
+
+
+def table_names() -> list[str]:
+    """The shipped tables' numbers, as text."""
+    return [name.removeprefix("table_") for name in names_in(TABLES)]
+
+
+def read_table(name: str) -> Table:
+    """A shipped table by its number, or a .toml file. Raises Refused."""
+    if not name.endswith(".toml") and name not in table_names():
+        raise unknown_name("table", name, table_names())
+    path = find_recipe(name if name.endswith(".toml") else f"table_{name}", TABLES)
+    return parse_recipe(Table, load_toml(path), f"table {name}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row with the recipe that it resolves to; shards: None where there is no such build."""
+
+    row: Row
+    recipe: FitRecipe
+    shards: str | None
+    identity: str
+
+
+def chosen(table: Table, patterns: str) -> list[Row]:
+    """The rows whose names match one of the comma-separated patterns (`*` and `?`); all for an empty text."""
+    if not patterns:
+        return list(table.rows)
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    for pattern in wanted:
+        if not any(fnmatch(row.name, pattern) for row in table.rows):
+            raise unknown_name("row", pattern, [row.name for row in table.rows])
+    return [row for row in table.rows if any(fnmatch(row.name, pattern) for pattern in wanted)]
+
+
+def resolve(rows: Iterable[Row], builds: Builds, changes: dict[str, Value], recipe: str = "") -> list[Judged]:
+    """The rows that train something. changes: of every row; what a row itself changes goes over them.
+
+    recipe: the base of every row, in place of its own. Raises Refused naming the row whose recipe does not fit.
+    """
+    found = []
+    for row in rows:
+        if not row.recipe:
+            continue
+        try:
+            typed = _recipe_of(row, changes, recipe)
+        except Refused as error:
+            raise Refused(f"row {row.name}: {error}") from error
+        shards = builds.find(row.shards or row.recipe)
+        found.append(Judged(row, typed, shards, _identity(row, typed, shards)))
+        first = next(judged for judged in found if judged.row.run == row.run)
+        change = first_difference(first.recipe.model_dump(mode="json"), typed.model_dump(mode="json"))
+        if change:
+            raise Refused(f"rows {first.row.name} and {row.name} are of the run {row.run}, but differ in {change}")
+    return found
+
+
+def _recipe_of(row: Row, changes: dict[str, Value], recipe: str) -> FitRecipe:
+    all_changes = merge(changes, row.changes)
+    typed = read_recipe(recipe or row.recipe, all_changes)
+    if not row.points_from_scratch:
+        return typed
+    init = typed.init.model_dump()
+    alone = {"points": "", "image": init.get("image") or init["all"], "all": ""}
+    return read_recipe(recipe or row.recipe, merge(all_changes, {"init": alone}))
+
+
+def _identity(row: Row, recipe: FitRecipe, shards: str | None) -> str:
+    """Of what a row's figures follow from: what is trained, on which shards, and how it is judged."""
+    if shards is None:
+        return ""
+    manifest = require_manifest(shards, f"--shards {shards}")
+    try:
+        view_set = read_view_set(shards, recipe.data.views)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    return digest(
+        {
+            "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
+            "step": row.step,
+            "evaluate": row.evaluate,
+            "shapes": manifest.shapes_hash,
+            "assets": manifest.assets_hash,
+            "views": view_set and view_set.hash,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Builds:
+    """Where the builds of variants lie. named: by variant; folders: that hold one a variant; other: for all else."""
+
+    named: dict[str, str]
+    folders: tuple[str, ...]
+    other: str | None
+
+    def find(self, variant: str) -> str | None:
+        """The build of a variant, None where there is none. Raises Refused where a folder holds two."""
+        if variant in self.named:
+            return self.named[variant]
+        for folder in self.folders:
+            there = [name for name in store.list_names(folder) if _is_of(name, variant)]
+            found = [name for name in there if store.exists(store.join(folder, name, MANIFEST))]
+            if variant in found:
+                return store.join(folder, variant)
+            if len(found) > 1:
+                raise Refused(f"--shards {folder} holds {' and '.join(found)}: say which by {variant}=DIR")
+            if found:
+                return store.join(folder, found[0])
+        return self.other
+
+
+def _is_of(name: str, variant: str) -> bool:
+    """Whether a dataset or a folder is of a variant: of its name, or a version of it, as co3d_v2 of co3d."""
+    return name == variant or fnmatch(name, f"{variant}_v[0-9]")
+
+
+def builds_of(given: Sequence[str], rows: Iterable[Row]) -> Builds:
+    """Sorts what `--shards` was given: `VARIANT=DIR`, a folder of builds named as the variants, or a build.
+
+    A build whose dataset is one of the table's variants stands for that one, any other build for all that have none.
+    Raises Refused where there is no build, or the table has no such variant.
+    """
+    named: dict[str, str] = {}
+    folders: list[str] = []
+    other = None
+    known = sorted({row.shards or row.recipe for row in rows if row.recipe})
+    for text in given:
+        variant, equals, path = text.partition("=")
+        out = store.absolute(path if equals else text)
+        if equals:
+            if variant not in known:
+                raise unknown_name("variant in --shards", variant, known)
+            require_manifest(out, f"--shards {text}")
+            named[variant] = out
+        elif store.exists(store.join(out, MANIFEST)):
+            dataset = require_manifest(out, f"--shards {text}").dataset
+            same = [name for name in known if _is_of(dataset, name)]
+            if same:
+                named[same[0]] = out
+            else:
+                other = out
+        elif any(store.exists(store.join(out, name, MANIFEST)) for name in store.list_names(out)):
+            folders.append(out)
+        else:
+            raise Refused(f"--shards {text} holds no build and no folder of builds")
+    return Builds(named, tuple(folders), other)

@@ -1,0 +1,82 @@
+"""A folder about one evaluation: its figures as JSON and CSV, confusion matrices and class histograms as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from manifests import store
+from manifests.errors import Refused
+from manifests.plain_text import csv_text
+from manifests.records import json_text
+from training.evaluation.metrics import COLUMNS, PREDICTED, Answers, Examined
+from training.plots.confusion import confusion_picture, histogram_picture
+
+TITLES = {"image": "one view", "image_star": "averaged views (Image*)", "points": "point cloud"}
+
+
+def write(examined: Examined, out: str) -> Path:
+    """Writes OUT/evaluate.json, histogram_WHO.csv and .png; with labels also per_class.csv and, of student and teacher,
+    confusion_WHO_COLUMN.csv and .png (rows: true classes, columns: predicted ones). Gives OUT.
+
+    Raises Refused where OUT cannot be written.
+    """
+    folder = store.local_path(out, "--out")
+    files = {"evaluate.json": (json_text(examined.result(), indent=1) + "\n").encode()}
+    for who, answers in examined.models.items():
+        files |= _histograms(examined, who, answers)
+        if examined.labelled:
+            for column in PREDICTED:
+                files |= _confusion(examined, who, answers, column)
+    if examined.labelled:
+        files["per_class.csv"] = _per_class(examined)
+    try:
+        for name, data in files.items():
+            store.write_bytes(str(folder / name), data)
+    except OSError as error:
+        raise Refused(f"--out {out} cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def _table(rows: Iterable[Sequence[Any]]) -> bytes:
+    return csv_text(rows).encode()
+
+
+def _title(examined: Examined, who: str, what: str) -> str:
+    return f"{examined.dataset} {examined.split}, step {examined.step}, {who}: {what}"
+
+
+def _confusion(examined: Examined, who: str, answers: Answers, column: str) -> dict[str, bytes]:
+    counts, classes = answers.confusion(column).numpy(), examined.classes
+    rows = [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
+    right = answers.percent()[column]
+    title = _title(examined, who, f"{TITLES[column]}, {right:.1f}% of {len(answers.label):,} right")
+    return {
+        f"confusion_{who}_{column}.csv": _table([["true / predicted", *classes], *rows]),
+        f"confusion_{who}_{column}.png": confusion_picture(counts, classes, title),
+    }
+
+
+def _histograms(examined: Examined, who: str, answers: Answers) -> dict[str, bytes]:
+    found = answers.analysis(examined.settings)
+    series = {
+        "predicted, one view": found["image"]["histogram"],
+        "predicted, point cloud": found["points"]["histogram"],
+        "joint pseudo-labels": found["joint"]["histogram"],
+    }
+    rows = zip(examined.classes, *series.values(), strict=True)
+    selected = f"{found['joint']['selected']:.1f}% selected as pseudo-labels"
+    title = _title(examined, who, f"{len(answers.label):,} objects, {selected}")
+    return {
+        f"histogram_{who}.csv": _table([["class", "image", "points", "joint_pseudo_labels"], *rows]),
+        f"histogram_{who}.png": histogram_picture(series, examined.classes, title),
+    }
+
+
+def _per_class(examined: Examined) -> bytes:
+    found = {who: answers.per_class() for who, answers in examined.models.items()}
+    head = ["class", "objects", *(f"{who}_{column}" for who in found for column in COLUMNS)]
+    values = [found[who][column] for who in found for column in COLUMNS]
+    rows = zip(examined.classes, examined.student.objects().tolist(), *values, strict=True)
+    return _table([head, *rows])

@@ -1,0 +1,190 @@
+"""Contact sheets: objects of shards with views and cloud, and what models answered about them.
+
+Right and wrong answers differ in their marks too, for colour-blind readers.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from manifests.plain_text import for_terminal
+from manifests.rng import generator, seed_digest
+from manifests.samples import Sample
+from training.data.dataset import Shard, Source
+from training.data.decode import cloud_of, num_views, picture_of
+from training.data.image_augment import normalize_cloud
+from training.data.sample_index import naming
+from training.data.shard_reader import read_joined
+from training.evaluation.evaluate import Examined
+from training.settings.data import DataSettings
+
+BLACK, RIGHT, WRONG, QUIET, RULE = (
+    "#000000",
+    "#00664A",
+    "#B8420A",
+    "#666666",
+    "#cccccc",
+)  # on white, dark enough for small print
+SHARPNESS = 1.5  # pixels drawn for each pixel shown
+NUM_VIEWS = 4
+NUM_SHOWN = 12
+ANSWERED = {"image_star": "Image*", "points": "Point cloud"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prediction: of which column, the class, its probability, and whether it is right."""
+
+    column: str
+    predicted: str
+    confidence: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An object of a contact sheet. pictures: uint8 (H, W, 3) each; points: float32 (N, 3); answers: by model."""
+
+    name: str
+    pictures: tuple[np.ndarray, ...]
+    points: np.ndarray
+    answers: tuple[tuple[str, tuple[Answer, ...]], ...] = ()
+
+
+def spread(keys: Sequence[str], labels: Sequence[int], count: int, seed: int) -> list[int]:
+    """Numbers of up to `count` objects, spread over the classes; which ones and their order follow from the seed."""
+    by_class: dict[int, list[int]] = {}
+    for number in sorted(range(len(keys)), key=lambda number: seed_digest(seed, keys[number])):
+        by_class.setdefault(labels[number], []).append(number)
+    classes = sorted(by_class, key=lambda label: seed_digest(seed, "class", label))
+    rounds = range(max(map(len, by_class.values()), default=0))
+    return [by_class[label][turn] for turn in rounds for label in classes if turn < len(by_class[label])][:count]
+
+
+def target_objects(source: Source, settings: DataSettings, rows: Mapping[str, Examined], seed: int) -> list[Shown]:
+    """Objects of an evaluated split, with the answers of students, by the name that the sheet gives them."""
+    some = next(iter(rows.values()))
+    labels = some.student.label.tolist()
+    wanted = {some.keys[number]: number for number in spread(some.keys, labels, NUM_SHOWN, seed)}
+    found: dict[str, Shown] = {}
+    for shard in source.shards:
+        inside = [number for number, key in enumerate(shard.keys) if key in wanted]
+        for shape, views in read_joined(shard, inside):
+            title = f"{some.classes[labels[wanted[shape.key]]]}   ({shape.key})"
+            answers = tuple((name, _answers(each, each.keys.index(shape.key))) for name, each in rows.items())
+            found[shape.key] = _shown(source, settings, shard, (shape, views), title, answers)
+    return [found[key] for key in wanted]
+
+
+def _answers(examined: Examined, number: int) -> tuple[Answer, ...]:
+    answers = []
+    for column, shown in ANSWERED.items():
+        predicted, confidence = examined.student.guess(column, number)
+        right = predicted == int(examined.student.label[number])
+        answers.append(Answer(shown, examined.classes[predicted], confidence, right))
+    return tuple(answers)
+
+
+def source_objects(source: Source, settings: DataSettings) -> list[Shown]:
+    """Objects of as many classes, the first of the first shards, which are in random order."""
+    found: dict[str, Shown] = {}
+    for shard in source.shards:
+        for shape, views in read_joined(shard, range(len(shard.keys))):
+            name = shape.json["class"] or "no class"
+            if name not in found:
+                found[name] = _shown(source, settings, shard, (shape, views), name)
+            if len(found) == NUM_SHOWN:
+                return list(found.values())
+    return list(found.values())
+
+
+def _shown(
+    source: Source,
+    settings: DataSettings,
+    shard: Shard,
+    joined: tuple[Sample, Sample],
+    title: str,
+    answers: tuple[tuple[str, tuple[Answer, ...]], ...] = (),
+) -> Shown:
+    """An object with up to NUM_VIEWS of the views that are used, evenly chosen."""
+    shape, views = joined
+    with naming(shard.views, views.key):
+        used, preset = settings.views_of(num_views(views)), source.view_set.preset
+        count = min(NUM_VIEWS, len(used))
+        numbers = [used[number * len(used) // count] for number in range(count)]
+        pictures = tuple(np.asarray(picture_of(views, number, settings.channel, preset)) for number in numbers)
+    with naming(shard.shapes, shape.key):
+        points = normalize_cloud(cloud_of(shape, settings.num_points, generator(0, 0, shape.key)))
+    return Shown(title, pictures, points, answers)
+
+
+def sheet(objects: Sequence[Shown], across: int = 1) -> bytes:
+    """PNG: objects in rows, `across` beside one another: views, the cloud, and every model's answers.
+
+    Right answers are green with a tick, wrong ones red with a cross, with their probability.
+    """
+    tile, gap, caption, column = (round(SHARPNESS * pixels) for pixels in (86, 4, 22, 182))
+    pictures = max(len(each.pictures) for each in objects) + 1
+    models = [name for name, _ in objects[0].answers]
+    cell = pictures * (tile + gap) + len(models) * column + 2 * gap
+    row, head = tile + caption + 2 * gap, caption + gap if models else 0
+    down = -(-len(objects) // across)
+    page = Image.new("RGB", (across * cell, head + down * row + gap), "white")
+    pen = ImageDraw.Draw(page)
+    for number, model in enumerate(models):
+        pen.text((gap + pictures * (tile + gap) + number * column, gap), model, fill=BLACK, font=_font(14, bold=True))
+    for number, each in enumerate(objects):
+        left, top = gap + number % across * cell, head + number // across * row
+        pen.line((left, top, left + cell - 3 * gap, top), fill=RULE)
+        pen.text((left, top + gap), for_terminal(each.name), fill=BLACK, font=_font(14, bold=True))
+        for place, picture in enumerate([*each.pictures, cloud_picture(each.points, tile)]):
+            shown = Image.fromarray(picture).resize((tile, tile), Image.Resampling.BICUBIC)
+            page.paste(shown, (left + place * (tile + gap), top + caption))
+        for place, (_, answers) in enumerate(each.answers):
+            _write_answers(pen, (left + pictures * (tile + gap) + place * column, top + caption), answers)
+    data = io.BytesIO()
+    page.save(data, format="png")
+    return data.getvalue()
+
+
+def _write_answers(pen: ImageDraw.ImageDraw, place: tuple[int, int], answers: Sequence[Answer]) -> None:
+    left, top = place
+    line = round(SHARPNESS * 17)
+    for number, answer in enumerate(answers):
+        at = top + 2 * number * line + number * line // 2
+        pen.text((left, at), answer.column, fill=QUIET, font=_font(12))
+        mark, colour = ("✓", RIGHT) if answer.right else ("✗", WRONG)
+        told = f"{mark} {answer.predicted} {100 * answer.confidence:.0f} %"
+        pen.text((left, at + line), for_terminal(told), fill=colour, font=_font(14))
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font that matplotlib ships: it has a tick and a cross. size: pixels as shown."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, round(SHARPNESS * size))
+
+
+def cloud_picture(points: np.ndarray, size: int) -> np.ndarray:
+    """A cloud within the unit sphere, +Y up, as uint8 (size, size, 3): from the front right, a little from above;
+    nearer points are darker.
+    """
+    azimuth, elevation = np.deg2rad(30), np.deg2rad(20)
+    right = np.array([np.cos(azimuth), 0, np.sin(azimuth)])
+    up = np.array([-np.sin(azimuth) * np.sin(elevation), np.cos(elevation), np.cos(azimuth) * np.sin(elevation)])
+    towards = np.cross(right, up)
+    scale = 4 * size / 2.2
+    page = Image.new("L", (4 * size, 4 * size), 255)  # drawn four times as large: smooth dots
+    pen = ImageDraw.Draw(page)
+    for point in points[np.argsort(points @ towards)]:
+        x, y = 2 * size + scale * (point @ right), 2 * size - scale * (point @ up)
+        shade = int(np.clip(150 - 75 * (point @ towards + 1), 0, 200))
+        radius = size / 24
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=shade)
+    return np.asarray(page.resize((size, size), Image.Resampling.BOX).convert("RGB"))

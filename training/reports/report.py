@@ -1,0 +1,301 @@
+"""The report of runs: what they gained over zero-shot, how, and what it looks like. HTML, Markdown and JSON.
+
+Rows: zero-shot (step 0 of the first run), one for each run by its method, and an oracle that was trained with labels.
+Columns: percent right of the student at its last step on single views (`image`), averaged views (`image_star`) and
+clouds (`points`), and their mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifests import store
+from manifests.errors import Refused
+from manifests.layout import BuildManifest, library_versions, require_manifest
+from manifests.records import json_text
+from training.data.dataset import open_source
+from training.evaluation.evaluate import Answers, Examined, Unlabelled, examine, teacher_labels
+from training.loop.fit import LIBRARIES
+from training.loop.metric_log import LOG
+from training.objectives import SUPERVISED
+from training.objectives.losses import biasedness
+from training.plots import curves
+from training.reports import page, prediction_sheet
+from training.reports.page import COLUMNS, ORACLE, ZERO_SHOT, row_name
+from training.weights.checkpoint import Checkpoint, open_checkpoint, step_folders
+from training.weights.run_folder import read_about
+
+OURS = "cross_most"  # the method whose gains over the others are told
+NORMAL_95 = 1.959964  # two-sided 95% quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Report:
+    """values: the object of report.json. pictures: PNG by name, such as `losses`; absent where there is none."""
+
+    values: dict[str, Any]
+    pictures: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that was opened. row: its name in the tables; path: as it was given; about: its run.json."""
+
+    row: str
+    path: str
+    about: dict[str, Any]
+    first: Checkpoint
+    last: Checkpoint
+    columns: curves.Columns
+
+    @property
+    def loss_curves(self) -> curves.Curves:
+        recipe = self.last.recipe
+        own = recipe.method == "self_training" or recipe.labels.mode == "own"
+        return curves.Curves(row_name(self.row), self.columns, own)
+
+
+def wilson(share: float, count: int, z: float = NORMAL_95) -> tuple[float, float]:
+    """The Wilson score interval of a share (0 to 1) seen among `count` objects; 95% by default.
+
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). (E. B. Wilson, 1927.)
+    """
+    centre = share + z**2 / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    low, high = (centre - half) / (1 + z**2 / count), (centre + half) / (1 + z**2 / count)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def paired_gain(new: Tensor, old: Tensor, z: float = NORMAL_95) -> tuple[float, float, float]:
+    """Mean of new - old over the same objects, float (N,) each, and its 95% interval: mean -+ z sd / sqrt(N)."""
+    difference = (new - old).double()
+    mean = float(difference.mean())
+    half = z * float(difference.std(correction=0)) / math.sqrt(len(difference))
+    return mean, mean - half, mean + half
+
+
+def collect(
+    runs: Sequence[str | Path],
+    shards: str,
+    source: str | None = None,
+    oracle: str | Path | None = None,
+    split: str = "test",
+    device: torch.device | None = None,
+    on_progress: Callable[[str], None] = lambda words: None,
+) -> Report:
+    """Everything of a report; writes nothing.
+
+    Raises Refused when a run is none, was trained with labels (or the oracle without), or on other shards or classes
+    than `shards`; or when the shards have no such split or no labels there.
+    """
+    manifest = require_manifest(store.absolute(shards), f"--shards {shards}")
+    opened = _open_runs(runs, shards, manifest)
+    settings = opened[-1].last.recipe.data
+    target = open_source(shards, settings.model_copy(update={"split": split}))
+    begun = None if source is None else open_source(source, settings)
+    known = None if oracle is None else _open_oracle(str(oracle), shards, manifest)
+    checkpoints = {ZERO_SHOT: opened[0].first} | {run.row: run.last for run in opened}
+    if known is not None:
+        checkpoints[ORACLE] = known[0]
+
+    def progress(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: on_progress(f"{what}: {done:,} of {total:,} objects")
+
+    examined = examine(list(checkpoints.values()), shards, split, device, on_progress=progress(split))
+    rows = dict(zip(checkpoints, examined, strict=True))
+    labels = _pseudo_labels(opened, shards, device, progress("pseudo-labels"))
+    values = _values(opened, rows, labels, manifest.dataset, split)
+    if known is not None:
+        values["runs"][ORACLE] = _about(str(oracle), *known)
+    on_progress("pictures")
+    every = [run.loss_curves for run in opened]
+    seed, named = values["seed"], {row_name(row): each for row, each in rows.items() if row != ORACLE}
+    drawn = {
+        "losses": curves.losses(every),
+        "pseudo_labels": curves.pseudo_labels(every),
+        "analysis": curves.analysis(every),
+        "target": prediction_sheet.sheet(prediction_sheet.target_objects(target, settings, named, seed)),
+        "source": begun and prediction_sheet.sheet(prediction_sheet.source_objects(begun, settings), across=2),
+    }
+    return Report(values, {name: png for name, png in drawn.items() if png})
+
+
+def write(report: Report, out: str | Path, seconds: float | None = None, max_rss_mb: float | None = None) -> Path:
+    """Writes OUT/report.html, report.md with its pictures beside it, and report.json; gives the path of the first.
+
+    seconds, max_rss_mb: of all the work that the report stands for. Raises Refused where OUT cannot be written.
+    """
+    folder = store.local_path(str(out), "--out")
+    report = replace(report, values=report.values | {"seconds": seconds, "max_rss_mb": max_rss_mb})
+    shown = page.page_of(report.values, report.pictures)
+    files = {"report.json": (json_text(report.values, indent=1) + "\n").encode()}
+    files |= {page.picture_file(name): png for name, png in report.pictures.items()}
+    files |= {"report.md": page.to_markdown(shown).encode(), "report.html": page.to_html(shown).encode()}
+    try:
+        for name, data in files.items():
+            store.write_bytes(str(folder / name), data)
+    except OSError as error:
+        raise Refused(f"--out {out} cannot be written: {error.strerror or error}") from error
+    return folder / "report.html"
+
+
+def _open_runs(paths: Sequence[str | Path], shards: str, manifest: BuildManifest) -> list[_Run]:
+    opened: list[_Run] = []
+    for path in map(str, paths):
+        folders = step_folders(Path(path))
+        last = open_checkpoint(path)
+        columns = _read_log(Path(path) / LOG)
+        if not folders or columns is None:
+            raise Refused(f"{path} is no run (it has no {LOG} with rows, or no checkpoints)")
+        first = open_checkpoint(str(folders[0]))
+        if first.step:
+            raise Refused(f"{path} has no checkpoint of step 0, which is zero-shot")
+        if last.recipe.data.classes:
+            raise Refused(f"{path} knows a part of the classes (data.classes); `training evaluate` judges such runs")
+        about = _same_shards(path, shards, manifest)
+        if about.get("oracle") or last.recipe.method in SUPERVISED:
+            raise Refused(f"{path} was trained with labels: it can be the --oracle alone")
+        same = [run for run in opened if run.last.recipe.method == last.recipe.method]
+        row = last.recipe.method + (f"_{len(same) + 1}" if same else "")
+        opened.append(_Run(row, path, about, first, last, columns))
+    return opened
+
+
+def _open_oracle(path: str, shards: str, manifest: BuildManifest) -> tuple[Checkpoint, dict[str, Any]]:
+    checkpoint = open_checkpoint(path)
+    if not step_folders(Path(path)):
+        raise Refused(f"--oracle {path} is no run (it has no checkpoints)")
+    about = _same_shards(path, shards, manifest)
+    if not about.get("oracle") and checkpoint.recipe.method not in SUPERVISED:
+        raise Refused(f"--oracle {path} was trained without labels (method={checkpoint.recipe.method})")
+    return checkpoint, about
+
+
+def _same_shards(path: str, shards: str, manifest: BuildManifest) -> dict[str, Any]:
+    """run.json of a run; raises Refused unless it was trained on a build with this manifest."""
+    about = read_about(Path(path))
+    if tuple(about["classes"]) != manifest.classes:
+        raise Refused(f"{shards} has {len(manifest.classes)} classes, {path} {len(about['classes'])} others")
+    for name in ("assets_hash", "shapes_hash"):
+        if about.get(name) != getattr(manifest, name):
+            raise Refused(f"{path} was trained on other shards than --shards {shards} (another {name})")
+    return about
+
+
+def _read_log(path: Path) -> curves.Columns | None:
+    """Columns of log.csv by name, None where there is none. Raises Refused naming it when it is damaged."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(store.read_text(path), newline="")))
+        return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else None
+    except FileNotFoundError:
+        return None
+    except (OSError, TypeError, ValueError, csv.Error) as error:
+        raise Refused(f"{path} is damaged: {error}") from error
+
+
+def _score(answers: Answers) -> dict[str, Tensor]:
+    """By column, float (N,): 1 where an object is right; `mean`: the mean of its three."""
+    right = {name: answers.right(name) for name in COLUMNS if name != "mean"}
+    return right | {"mean": torch.stack(list(right.values())).mean(dim=0)}
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
+
+
+def _table(score: dict[str, Tensor]) -> dict[str, float]:
+    return {name: _percent(float(each.double().mean())) for name, each in score.items()}
+
+
+def _intervals(score: dict[str, Tensor]) -> dict[str, list[float]]:
+    """95% intervals of a row.
+
+    The mean of an object's three answers varies at most as one answer does: the interval of `mean` is rather too wide.
+    """
+    return {name: [_percent(x) for x in wilson(float(s.double().mean()), len(s))] for name, s in score.items()}
+
+
+def _values(
+    runs: list[_Run], rows: dict[str, Examined], labels: dict[str, Any] | None, dataset: str, split: str
+) -> dict[str, Any]:
+    """The object of report.json; without seconds and max_rss_mb, which `write` is told."""
+    scores = {row: _score(each.student) for row, each in rows.items()}
+    oracle = scores.pop(ORACLE, None)
+    some = rows[ZERO_SHOT]
+    return {
+        "dataset": dataset,
+        "split": split,
+        "n": len(some.keys),
+        "table": {row: _table(score) for row, score in scores.items()},
+        "interval": {row: _intervals(score) for row, score in scores.items()},
+        "oracle": oracle and _table(oracle) | {"interval": _intervals(oracle)},
+        "gains": _gains(scores),
+        "teacher": {row: _table(_score(rows[row].teacher)) for row in scores if rows[row].teacher},
+        "pseudo_labels": labels,
+        "analysis": {row: each.result()["analysis"] for row, each in rows.items()},
+        "labels_biasedness": _labels_biasedness(some),
+        "runs": {run.row: _about(run.path, run.last, run.about) for run in runs},
+        "seed": runs[-1].last.recipe.seed,
+        "versions": library_versions(*LIBRARIES, "matplotlib"),
+    }
+
+
+def _gains(scores: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """In the mean column, points, {gain, interval}: of every run over zero-shot, of Cross-MoST over other methods."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in scores:
+        others = [other for other in scores if not other.startswith(OURS)] if row.startswith(OURS) else [ZERO_SHOT]
+        if row != ZERO_SHOT:
+            found[row] = {other: _gain(scores[row]["mean"], scores[other]["mean"]) for other in others}
+    return found
+
+
+def _gain(new: Tensor, old: Tensor) -> dict[str, Any]:
+    gain, *interval = paired_gain(new, old)
+    return {"gain": _percent(gain), "interval": [_percent(x) for x in interval]}
+
+
+def _labels_biasedness(some: Examined) -> float:
+    return round(float(biasedness(torch.bincount(some.student.label, minlength=len(some.classes)).float())), 4)
+
+
+def _about(path: str, checkpoint: Checkpoint, about: dict[str, Any]) -> dict[str, Any]:
+    names = ("seconds", "max_rss_mb", "ms_per_step")
+    init = checkpoint.recipe.init.all
+    return {"path": path, "init": init, "step": checkpoint.step, **{name: about.get(name) for name in names}}
+
+
+def _pseudo_labels(
+    runs: list[_Run], shards: str, device: torch.device | None, progress: Callable[[int, int], None]
+) -> dict[str, Any] | None:
+    """Of each run's teacher at its first and its last step, on the split that it was trained on.
+
+    None where such a split has no labels.
+    """
+    found: dict[str, Any] = {}
+    for split in {run.last.recipe.data.split: None for run in runs}:
+        chosen = [run for run in runs if run.last.recipe.data.split == split]
+        checkpoints = [checkpoint for run in chosen for checkpoint in (run.first, run.last)]
+        try:
+            quality = teacher_labels(checkpoints, shards, split, device, progress)
+        except Unlabelled:
+            return None
+        for run, first, last in zip(chosen, quality[::2], quality[1::2], strict=True):
+            settings = run.last.recipe.labels
+            found[run.row] = {
+                "split": split,
+                "threshold": settings.threshold,
+                "points_weight": settings.points_weight,
+                "first": first,
+                "last": last,
+            }
+    return found

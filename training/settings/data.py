@@ -1,0 +1,82 @@
+"""The settings `data.*` and `augment.*` of a recipe: what is read of a build, and how strongly it is augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def views_of(count: int, num_views: int, choice: Literal["even", "first"]) -> Sequence[int]:
+    """Which of an object's `count` views are used: all (num_views 0, or no fewer than there are), or so many.
+
+    even: spread over the set, number i count / num_views rounded down; of a ring, equal angles apart. first: the first
+    ones (released code: views 1 to N, of a ring one arc). The paper does not say which.
+    """
+    if not 0 < num_views < count:
+        return range(count)
+    return [i * count // num_views for i in range(num_views)] if choice == "even" else range(num_views)
+
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class DataSettings(BaseModel):
+    """What is read. views: a view set's name. channel: which of its pictures. num_points: a prefix of the cloud.
+
+    num_views: so many of each object's views are drawn from in training and averaged in evaluation, 0 for all;
+    view_choice: which (training.data.subsets.views_of). classes: objects of these alone: a subset that the dataset
+    table names (`medium`, `hard`) or a list; candidates: answers are among them (`subset`) or among all classes
+    (`all`). objects: `mvcnn80_20` (the first 80 and 20 of each class, by id) or a file of ids, one a line. shuffle:
+    size of the buffer, samples. workers: reader processes of each GPU, beside the one that trains; 0: it reads by
+    itself, which is best on a CPU. A core reads some 500 full-size samples a second, so a GPU that takes n a second
+    wants n / 500 + 1 of them; each keeps two batches and a buffer ahead (full size: 0.4 MB a sample of a batch, 0.1 MB
+    of the buffer). cache: a local folder below which tars of an object store are kept, up to cache_gb
+    (training.data.shard_cache); every process of the machine may share it. allow_incomplete: read an unfinished build.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    views: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")] = "rgb12"  # a folder in OUT/views
+    channel: Literal["rgb", "depth", "gray"] = "rgb"
+    split: str = "train"
+    num_points: Positive = 8192
+    num_views: Annotated[int, Field(ge=0)] = 0
+    view_choice: Literal["even", "first"] = "even"
+    classes: str | tuple[str, ...] = ()
+    candidates: Literal["subset", "all"] = "subset"
+    objects: str = ""
+    shuffle: Positive = 1024
+    workers: Annotated[int, Field(ge=0)] = 0
+    cache: str = ""
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0
+    allow_incomplete: bool = False
+
+    def views_of(self, count: int) -> Sequence[int]:
+        """Which of an object's views are used, ascending."""
+        return views_of(count, self.num_views, self.view_choice)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class AugmentSettings(BaseModel):
+    """Strengths; the defaults are the released ones.
+
+    image_crop: smallest area share of the strong crop. image_magnitude: RandAugment's, 0 for none. points_scale:
+    strong clouds are scaled by U(1/s, s). points_shift: of the extent of each axis. points_dropout: largest share of
+    points dropped. points_crop: smallest share of each axis that the crop keeps. labelled_points: clouds of supervised
+    methods (training.data.point_augment): `turned_clouds`, or `ulip_clouds`, which are stronger.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    image_crop: Annotated[float, Field(gt=0, le=1)] = 0.3
+    image_magnitude: Annotated[int, Field(ge=0, le=10)] = 9
+    image_flip: Share = 0.5
+    points_scale: Annotated[float, Field(ge=1)] = 2.0
+    points_shift: Share = 0.5
+    points_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.875
+    points_crop: Annotated[float, Field(gt=0, le=1)] = 0.9
+    labelled_points: Literal["turned", "ulip"] = "turned"

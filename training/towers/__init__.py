@@ -1,1 +1,0 @@
-"""Image and text tower (clip), point tower (points)."""

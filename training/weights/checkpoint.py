@@ -1,0 +1,206 @@
+"""RUN/checkpoints/step-00001200/: model, teacher, optimiser state and recipe, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from manifests import store
+from manifests.config import load_toml, to_toml
+from manifests.errors import Refused, Stopped
+from training.models.clip import TextTower
+from training.models.cross_modal import CrossModalModel
+from training.objectives import SUPERVISED, crosspoint, pretrain
+from training.settings.fit_recipe import FitRecipe, checkpoint_recipe, travelling_recipe
+from training.settings.model import InitSettings
+from training.weights.formats import first_not_finite, require_finite
+from training.weights.pretrained import Loaded, initial_towers
+from training.weights.run_folder import MODEL, RECIPE, STATE, TEACHER, TEXT, last_step, read_about, step_folders
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One opened checkpoint folder."""
+
+    folder: Path
+    step: int
+    recipe: FitRecipe
+    classes: tuple[str, ...]
+    prompt_names: tuple[str, ...]
+    dataset: str
+
+
+def build_model(
+    recipe: FitRecipe,
+    prompt_names: tuple[str, ...],
+    on_weights: Callable[[Loaded], None] = lambda loaded: None,
+    blank: bool = False,
+) -> tuple[CrossModalModel, TextTower]:
+    """A fresh model and its text tower, seeded by the recipe, with the weights that it names.
+
+    Its classifier is made from text: from the class names in words, in the recipe's prompts; or taken from the file of
+    `init.all`. on_weights: told of each source of weights. blank: the classifier is left zero, for a checkpoint that is
+    loaded next. Raises Refused when they are missing or of other sizes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        towers = initial_towers(recipe)
+        for loaded in towers.loaded:
+            on_weights(loaded)
+        supervised = recipe.method in SUPERVISED
+        text = towers.text
+        if supervised and recipe.text.freeze_tokens:
+            text.clip.token_embedding.requires_grad_(False)
+        classifier = towers.classifier
+        if blank:
+            classifier = torch.zeros(towers.image.embed_dim, len(prompt_names))
+        elif classifier is None:
+            classifier = text.classifier(prompt_names, recipe.prompts)
+        elif classifier.shape != (towers.image.embed_dim, len(prompt_names)):
+            known = f"{classifier.shape[1]} classes, the shards {len(prompt_names)}"
+            raise Refused(f"init.classifier=file: {recipe.init.all} has a classifier of {known}")
+        model = CrossModalModel(
+            towers.image,
+            towers.points,
+            classifier,
+            towers.scale,
+            separate=recipe.classifier == "own" and not supervised,
+            text=text if supervised else None,
+            captions=text.captions(prompt_names, recipe.prompts) if supervised else None,
+        )
+        if supervised:
+            pretrain.freeze(model, recipe.pretrain)
+        if recipe.method == "crosspoint":
+            crosspoint.freeze(model, recipe.crosspoint)
+        if recipe.logit_scale == "frozen":
+            model.freeze_scale()
+    return model, text
+
+
+def _below(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of one submodule, by their names inside it."""
+    return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+
+
+def load_text(checkpoint: Checkpoint, text: TextTower) -> None:
+    """The text tower of a checkpoint: its own, where it was trained, or its run's."""
+    own = _below(read_weights(checkpoint.folder / MODEL), "text")
+    file = checkpoint.folder.parent.parent / TEXT
+    _load(text, own or read_weights(file), checkpoint.folder / MODEL if own else file)
+
+
+def without_pretrained(recipe: FitRecipe) -> FitRecipe:
+    """The same towers with random weights: for a checkpoint that is loaded next, weights need not be there."""
+    image = recipe.image.model_copy(update={"pretrained": ""})
+    return recipe.model_copy(update={"image": image, "init": InitSettings()})
+
+
+def _write(path: Path, data: bytes) -> None:
+    with store.stopping(str(path)), open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """A state dict that safetensors takes: contiguous, on the CPU, no shared storage."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+
+
+def save_step(
+    run: Path, step: int, student: nn.Module, teacher: nn.Module | None, state: dict[str, Any], recipe: FitRecipe
+) -> Path:
+    """Writes one step's folder under another name and renames it.
+
+    Raises Stopped when the disk is full, or a number of student or teacher is not finite.
+    """
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    if folder.is_dir():
+        return folder
+    for words, model in (("the weight", student), ("the teacher's weight", teacher)):
+        name = None if model is None else first_not_finite(model.state_dict())
+        if name is not None:
+            raise Stopped(f"step {step}: {words} {name} is not finite; lower optimizer.lr")
+    temporary = folder.parent / store.temporary_name(folder.name)
+    with store.stopping(str(folder)):
+        temporary.mkdir(parents=True)
+        try:
+            _write(temporary / MODEL, save(tensors_of(student)))
+            if teacher is not None:
+                _write(temporary / TEACHER, save(tensors_of(teacher)))
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            _write(temporary / STATE, buffer.getvalue())
+            _write(temporary / RECIPE, to_toml(travelling_recipe(recipe).model_dump(mode="json")).encode())
+            os.replace(temporary, folder)
+            store.fsync_folder(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def prune(run: Path, keep_last: int) -> None:
+    """Deletes all but the first (zero-shot) and the last `keep_last` checkpoints. None is ever seen half deleted."""
+    for folder in step_folders(run)[1:-keep_last]:
+        aside = folder.parent / store.temporary_name(folder.name)
+        os.replace(folder, aside)
+        shutil.rmtree(aside)
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+    """A run (its last step) or one step's folder. Raises Refused when it is neither."""
+    folder = last_step(Path(path))
+    if not (folder / MODEL).is_file():
+        raise Refused(f"{path} is no checkpoint and no run with one (no {MODEL})")
+    run = folder.parent.parent
+    about, step = read_about(run), folder.name.rpartition("-")[2]
+    if not step.isdecimal():
+        raise Refused(f"{folder} is no checkpoint: its name does not end in a step")
+    return Checkpoint(
+        folder=folder,
+        step=int(step),
+        recipe=checkpoint_recipe(load_toml(folder / RECIPE), str(folder / RECIPE)),
+        classes=tuple(about["classes"]),
+        prompt_names=tuple(about["prompt_names"]),
+        dataset=about["dataset"],
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises Refused naming it when it is missing or damaged, or a number is not finite."""
+    try:
+        tensors = load_file(path)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error
+    require_finite(tensors, path)
+    return tensors
+
+
+def refuse_broken_other(folder: Path, who: str) -> None:
+    """Raises Refused where the other model of a checkpoint than the one that is asked for is damaged or not finite: the
+    run went wrong before this step, whatever the one still answers."""
+    other = folder / (MODEL if who == "teacher" else TEACHER)
+    if other.is_file():
+        read_weights(other)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads every tensor of a file, no more and no fewer. Raises Refused naming what does not fit."""
+    _load(model, read_weights(path), path)
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error

@@ -1,0 +1,85 @@
+"""What a weights file holds, for a person who looks at it before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from training.settings.model import Who
+from training.weights.formats import KINDS, OTHER_TOWERS
+from training.weights.pretrained import read_path, some
+
+_SIZES = {  # tower -> size -> a tensor and its axis
+    "image": {
+        "width": ("visual.class_embedding", 0),
+        "embed_dim": ("visual.proj", 1),
+        "patch": ("visual.conv1.weight", -1),
+    },
+    "points": {
+        "width": ("cls_token", -1),
+        "tokenizer_width": ("encoder.second_conv.3.weight", 0),
+        "embed_dim": ("projection", 1),
+    },
+    "text": {"width": ("clip.ln_final.weight", 0), "embed_dim": ("clip.text_projection", 1)},
+}
+_BLOCKS = {"image": "visual.transformer.resblocks.", "points": "blocks.", "text": "clip.transformer.resblocks."}
+
+
+def describe(path: str, who: Who = "student") -> dict[str, Any]:
+    """What `python -m training weights FILE` prints: kind, space, counts, and what of our towers the file fills."""
+    weights = read_path(Path(path), who)
+    tensors = weights.tensors
+    towers = {}
+    for part in ("image", "points", "text"):
+        inside = weights.below(f"{part}.")
+        if inside:
+            towers[part] = {"tensors": len(inside), "parameters": _count(inside.values())} | _sizes(part, inside)
+    about: dict[str, Any] = {
+        "path": path,
+        "kind": weights.kind,
+        "what": KINDS[weights.kind],
+        "space": weights.space,
+        "usable": weights.kind not in OTHER_TOWERS,
+        "reason": OTHER_TOWERS.get(weights.kind, ""),
+        "tensors": len(tensors) + len(weights.left_over),
+        "towers": towers,
+        "classes": int(tensors["classifier"].shape[1]) if "classifier" in tensors else None,
+        "logit_scale": round(min(float(tensors["logit_scale"].exp()), 1e9), 3) if "logit_scale" in tensors else None,
+        "left_over": list(weights.left_over),
+    }
+    return about
+
+
+def in_words(about: dict[str, Any]) -> list[str]:
+    """The same for a person, a few lines."""
+    lines = [f"{about['path']}: {about['what']}, {about['tensors']} tensors"]
+    if not about["usable"]:
+        return [*lines, f"  not usable here: {about['reason']}"]
+    for part, holds in about["towers"].items():
+        sizes = ", ".join(f"{name} {value}" for name, value in holds.items() if name not in ("tensors", "parameters"))
+        keys = {"image": "init.image", "points": "init.points", "text": "with init.image"}[part]
+        lines.append(f"  {part} tower: {holds['tensors']} tensors, {holds['parameters']:,} numbers; {sizes} ({keys})")
+    lines.append(f"  embedding space: {about['space']}")
+    if about["classes"] is not None:
+        lines.append(f"  classifier of {about['classes']} classes (init.all with init.classifier=file)")
+    if about["logit_scale"] is not None:
+        lines.append(f"  logit scale {about['logit_scale']:g}")
+    if about["left_over"]:
+        lines.append(f"  not needed here: {some(tuple(about['left_over']))}")
+    return lines
+
+
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(value.numel() for value in tensors)
+
+
+def _sizes(part: str, inside: dict[str, Tensor]) -> dict[str, int]:
+    """Sizes of a tower as its shapes show them; depth: its blocks."""
+    shapes = {size: (inside[name].shape, axis) for size, (name, axis) in _SIZES[part].items() if name in inside}
+    sizes = {size: int(shape[axis]) for size, (shape, axis) in shapes.items() if -len(shape) <= axis < len(shape)}
+    first = _BLOCKS[part]
+    blocks = {name.removeprefix(first).partition(".")[0] for name in inside if name.startswith(first)}
+    return sizes | ({"depth": len(blocks)} if blocks else {})

@@ -1,0 +1,225 @@
+"""Weights files of other projects and of our own: what kind a file is, and its tensors under our names.
+
+Nothing in a file is ever run: torch reads tensors only (weights_only), the few classes that training scripts leave
+beside them are bound to a class that does nothing, and of a TorchScript archive only the tensors are read.
+Sources of the names: the released code of OpenAI CLIP, ULIP, Point-BERT, Cross-MoST, OpenShape, Uni3D and SLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from manifests.errors import Refused
+from training.settings.model import Who
+from training.weights.safe_load import _SIZES_OF_CLIP, read_tensors
+
+OURS, OPENAI, OPEN_CLIP, RELEASED = "ours", "openai_clip", "open_clip", "cross_most_released"
+ULIP, ULIP2, POINT_BERT, DVAE = "ulip", "ulip2", "point_bert", "dvae"
+SLIP, OPENSHAPE, UNI3D = "slip", "openshape", "uni3d"
+KINDS = {  # kind -> what it is, in words
+    OURS: "a checkpoint of this program",
+    OPENAI: "CLIP as OpenAI published it",
+    OPEN_CLIP: "an open_clip model",
+    RELEASED: "Cross-MoST of the released code",
+    ULIP: "ULIP's Point-BERT",
+    ULIP2: "ULIP-2's Point-BERT",
+    POINT_BERT: "Point-BERT",
+    DVAE: "Point-BERT's dVAE",
+    SLIP: "SLIP",
+    OPENSHAPE: "OpenShape's point encoder",
+    UNI3D: "Uni3D's point encoder",
+}
+OTHER_TOWERS = {  # kinds none of whose tensors fit a tower of ours, and why
+    SLIP: "its image tower is timm's ViT with a bias in the patches and no first norm, not a CLIP ViT",
+    OPENSHAPE: "it is no Point-BERT: set abstraction over coloured points, no positions, a linear readout of one token",
+    UNI3D: "it is no Point-BERT: a plain ViT over coloured points, positions added once, a linear readout of one token",
+}
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One file's tensors under our names: `image.*`, `points.*`, `text.*` as in CrossModalModel, `classifier`,
+    `logit_scale`.
+
+    left_over: names, as in the file, of tensors that none of our towers has a place for. projection: (D, E) of the
+    image tower that its embedding space belongs to, None where the file has none; space says the same in words.
+    """
+
+    path: str
+    kind: str
+    space: str
+    tensors: dict[str, Tensor]
+    left_over: tuple[str, ...]
+    projection: Tensor | None = None
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors of one tower, by their names inside it."""
+        return {n.removeprefix(prefix): value for n, value in self.tensors.items() if n.startswith(prefix)}
+
+
+def read_weights_file(path: str | Path, who: Who = "student") -> WeightsFile:
+    """Reads, recognises and renames. who: which of the two models of a file that holds a student and a teacher.
+
+    Raises Refused, in one line naming the path, when the file is missing, damaged, names code, is of no known kind, or
+    holds a number that is not finite.
+    """
+    given = read_tensors(path, who)
+    kind = recognise(given)
+    if not kind:
+        first = ", ".join(sorted(given)[:3])
+        raise Refused(f"{path}: no weights of a kind that is known here ({len(given)} tensors, such as {first})")
+    tensors, left_over = _rename(kind, given)
+    for name, dims in (("logit_scale", None), ("classifier", 2)):
+        value = tensors.get(name)
+        if value is not None and (value.numel() != 1 if dims is None else value.ndim != dims):
+            raise Refused(f"{path}: {name} is {tuple(value.shape)}")
+    require_finite(tensors, path)
+    return WeightsFile(str(path), kind, _space(kind, given), tensors, left_over, _projection(kind, given))
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity in it, or None; the device is waited for once."""
+    floating = {name: value for name, value in tensors.items() if value.is_floating_point()}
+    if not floating:
+        return None
+    finite = torch.stack([torch.isfinite(value).all() for value in floating.values()]).tolist()
+    return next((name for name, sound in zip(floating, finite, strict=True) if not sound), None)
+
+
+def require_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raises Refused, naming the file and the first tensor, where a number is not finite: every answer would be NaN."""
+    name = first_not_finite(tensors)
+    if name is not None:
+        raise Refused(f"{path}: {name} is not finite (NaN or infinity)")
+
+
+def recognise(names: Iterable[str]) -> str:
+    """The kind of a file by the names of its tensors, without `module.`; empty where none fits."""
+    names = set(names)
+
+    def some(*prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in names)
+
+    if some("image.visual."):
+        return OURS
+    if some("ppat."):
+        return OPENSHAPE
+    if some("point_encoder.encoder2trans.", "point_encoder.trans2embed."):
+        return UNI3D
+    if some("point_encoder."):
+        if "visual.class_embedding" in names:
+            return RELEASED
+        return ULIP2 if some("open_clip_model.") else ULIP
+    if some("transformer_q.") or {"reduce_dim.weight", "encoder.first_conv.0.weight"} <= names:
+        return POINT_BERT
+    if some("encoder.first_conv.", "first_conv."):
+        return DVAE
+    if "visual.cls_token" in names:
+        return SLIP
+    if some("visual."):
+        return OPENAI if "input_resolution" in names else OPEN_CLIP
+    return ""
+
+
+def _rename(kind: str, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Tensors under our names, and the names, as in the file, of the others."""
+    naming = {OURS: _ours, OPENAI: _clip, OPEN_CLIP: _clip, RELEASED: _released, ULIP: _ulip, ULIP2: _ulip}
+    naming |= {POINT_BERT: _point_bert, DVAE: _dvae}
+    tensors, left_over = {}, []
+    for name, value in given.items():
+        our = naming[kind](name) if kind in naming else ""
+        if our == "image.decoder.weight" and value.ndim == 4:  # a 1x1 convolution is a linear map
+            value = value.flatten(1)
+        if our:
+            tensors[our] = value
+        else:
+            left_over.append(name)
+    return tensors, tuple(left_over)
+
+
+def _ours(name: str) -> str:
+    return name
+
+
+def _clip(name: str) -> str:
+    if name.startswith("visual."):
+        return f"image.{name}"
+    if name in _SIZES_OF_CLIP:
+        return ""
+    return name if name == "logit_scale" else f"text.clip.{name}"
+
+
+def _released(name: str) -> str:
+    """method.md 4.5: the image projection and f^P lie at the top; the decoder is a 1x1 convolution in a Sequential."""
+    renamed = {
+        "image_projection": "image.visual.proj",
+        "visual.mask_token_embedding": "image.mask_token",
+        "visual.decoder.0.weight": "image.decoder.weight",
+        "visual.decoder.0.bias": "image.decoder.bias",
+        "visual.ln_patch.weight": "image.ln_patch.weight",
+        "visual.ln_patch.bias": "image.ln_patch.bias",
+        "classifier": "classifier",
+    }
+    if name in renamed:
+        return renamed[name]
+    return _ulip(name) or ("" if name.startswith("point_encoder.") else _clip(name))
+
+
+def _ulip(name: str) -> str:
+    """Only the point half: image and text tower are SLIP's (ULIP) or open_clip's (ULIP-2), and so is the scale."""
+    if name == "pc_projection":
+        return "points.projection"
+    if name == "point_encoder.proj":
+        return "points.own_projection"
+    return _point_tower(name.removeprefix("point_encoder.")) if name.startswith("point_encoder.") else ""
+
+
+def _point_bert(name: str) -> str:
+    """Pre-trained (`transformer_q.`; its momentum copy, dVAE and heads are left over), fine-tuned or bare.
+
+    Its lm_head tells which of 8,192 tokens of the dVAE was hidden; ours predicts the token itself.
+    """
+    inside = name.removeprefix("transformer_q.")
+    if name == "pc_projection":
+        return "points.projection"
+    return "" if inside.startswith("lm_head.") else _point_tower(inside)
+
+
+def _point_tower(name: str) -> str:
+    """A name inside Point-BERT's transformer; its token and class heads are not ours."""
+    if name.startswith("blocks.blocks."):
+        return f"points.{name.removeprefix('blocks.')}"
+    ours = ("encoder.", "reduce_dim.", "pos_embed.", "norm.", "cls_token", "cls_pos", "mask_token", "lm_head.")
+    return f"points.{name}" if name.startswith(ours) else ""
+
+
+def _dvae(name: str) -> str:
+    """The mini-PointNet alone (`encoder.`)."""
+    inside = name.removeprefix("encoder.")
+    return f"points.encoder.{inside}" if inside.startswith(("first_conv.", "second_conv.")) else ""
+
+
+def _projection(kind: str, given: dict[str, Tensor]) -> Tensor | None:
+    names = {OURS: "image.visual.proj", OPENAI: "visual.proj", OPEN_CLIP: "visual.proj"}
+    names |= {ULIP2: "open_clip_model.visual.proj"}
+    return given.get(names.get(kind, "image_projection"))
+
+
+def _space(kind: str, given: dict[str, Tensor]) -> str:
+    """In words, to which image tower a file's features are aligned."""
+    if kind == ULIP:
+        return "SLIP's ViT-B/16" if "visual.cls_token" in given else "an image tower that the file does not hold"
+    if kind in (POINT_BERT, DVAE):
+        return "an image tower that the file does not hold" if "pc_projection" in given else "none"
+    names = {
+        ULIP2: "open_clip's ViT-bigG-14",
+        SLIP: "SLIP's ViT-B/16",
+        OPENSHAPE: "open_clip's ViT-bigG-14 or ViT-L-14",
+        UNI3D: "open_clip's EVA02-E-14-plus",
+    }
+    return names.get(kind, "its own image tower")

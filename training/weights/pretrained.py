@@ -1,0 +1,326 @@
+"""The weights that a run begins with: from files, open_clip tags, a hub or runs of ours, onto our towers.
+
+Every source becomes a WeightsFile; each tower takes all of its part or the source is refused, naming the first misfit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from manifests.config import load_toml
+from manifests.errors import Refused
+from training.models.clip import ImageTower, TextTower, build_towers, create_clip, is_tag, refuse_gelu, resize_positions
+from training.models.point_bert import PointTower
+from training.settings.model import ImageSettings, InitSettings, Who
+from training.weights.formats import (
+    DVAE,
+    KINDS,
+    OPEN_CLIP,
+    OPENAI,
+    OTHER_TOWERS,
+    OURS,
+    RELEASED,
+    WeightsFile,
+    read_weights_file,
+    require_finite,
+)
+from training.weights.run_folder import MODEL, RECIPE, TEACHER, TEXT, last_step
+from training.weights.safe_load import read_tensors
+
+if TYPE_CHECKING:
+    from training.settings.fit_recipe import FitRecipe
+
+HUB = "hf-hub:"
+_HUB_FILES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "model.pt")
+_SIZES = {  # keys that the weights depend on; not all of them show in a shape
+    "image": ("model", "stem", "image_size"),
+    "points": ("tokenizer_widths", "tokenizer_width", "width", "depth", "heads"),
+}
+_OPTIONAL = {  # what pre-trained towers of others do not have; it keeps its random start
+    "image": ("mask_token", "ln_patch.", "decoder."),
+    "points": ("mask_token", "lm_head.", "own_projection", "projection"),
+    "text": ("clip.logit_scale", "clip.logit_bias"),
+}
+_AROUND_THE_TOKENIZER = ("reduce_dim.", "pos_embed.", "cls_", "blocks.", "norm.", *_OPTIONAL["points"])
+_SAME_SPACE = 0.9  # cosine of two image projections: unrelated ones are near 0, a fine-tuned one stays near 1
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What one source gave: loaded and missing are our names, left_over those of the file."""
+
+    key: str
+    source: str
+    kind: str
+    space: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """A few lines for a person: counts and first names."""
+        head = f"{self.key}={self.source}: {KINDS[self.kind]}, {len(self.loaded)} tensors loaded"
+        rest = (("not in it, left at random", self.missing), ("in it and not needed", self.left_over))
+        return [head, *(f"  {words}: {some(names)}" for words, names in rest if names)]
+
+    def summary(self) -> dict[str, Any]:
+        """What run.json keeps."""
+        return {
+            "key": self.key,
+            "source": self.source,
+            "kind": self.kind,
+            "space": self.space,
+            "loaded": len(self.loaded),
+            "missing": list(self.missing),
+            "left_over": list(self.left_over),
+        }
+
+
+def some(names: tuple[str, ...]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+@dataclass
+class Towers:
+    """Towers as a run begins; scale is the logarithm of the logit scale.
+
+    classifier: (E, C) where a file gave one. space: the image projection that the point tower is aligned to.
+    """
+
+    image: ImageTower
+    points: PointTower
+    text: TextTower
+    scale: float
+    classifier: Tensor | None = None
+    loaded: list[Loaded] = field(default_factory=list)
+    space: tuple[str, Tensor | None, str] | None = None
+
+
+def initial_towers(recipe: FitRecipe) -> Towers:
+    """Towers with the recipe's weights, drawn from torch's random numbers where it names none. Raises Refused."""
+    settings, init = recipe.image, recipe.init
+    image, text, scale = build_towers(settings.model_copy(update={"pretrained": ""}))
+    towers = Towers(image, PointTower(recipe.points, image.embed_dim), text, scale)
+    sources = {
+        "image.pretrained": (settings.pretrained, ("image",)),
+        "init.all": (init.all, ("image", "points")),
+        "init.image": (init.image, ("image",)),
+        "init.points": (init.points, ("points",)),
+    }
+    for key, (source, parts) in sources.items():
+        if source:
+            weights = read_source(key, source, settings, init.take)
+            if "image" in parts and weights.kind in (OPENAI, RELEASED):
+                refuse_gelu(settings.model, f"{key}={source} ({KINDS[weights.kind]})")
+            _refuse_other_sizes(key, source, parts, recipe)
+            _take(towers, weights, key, source, parts, init)
+    _hold_space(towers, init)
+    if towers.loaded and towers.classifier is None:
+        _refuse_random_text(towers.loaded)
+    return towers
+
+
+def read_source(key: str, source: str, settings: ImageSettings, who: Who) -> WeightsFile:
+    """The tensors of a path, a tag or a hub name. Raises Refused, one line that begins with the key."""
+    if is_tag(settings.model, source):
+        if key in ("init.all", "init.points"):
+            raise Refused(f"{key}={source}: an open_clip tag has no point tower: init.image takes it")
+        return _of_clip(source, create_clip(settings.model_copy(update={"pretrained": source}), key))
+    path = _from_hub(key, source) if source.startswith(HUB) else Path(source)
+    if not path.exists() and key in ("image.pretrained", "init.image"):
+        raise Refused(f"{key}={source}: no such file, and no open_clip tag of image.model={settings.model}")
+    try:
+        return read_path(path, who)
+    except Refused as error:
+        raise Refused(f"{key}={error}") from error
+
+
+def read_path(path: Path, who: Who) -> WeightsFile:
+    """The tensors of a file, or of a run of ours or one of its checkpoints, with its text tower. Raises Refused."""
+    file = path
+    if path.is_dir():
+        file = last_step(path) / (TEACHER if who == "teacher" else MODEL)
+        if not file.is_file():
+            raise Refused(f"{path} is no checkpoint and no run with one (no {file.name})")
+    elif not path.is_file():
+        raise Refused(f"{path} is no checkpoint, no run and no file")
+    other = file.parent / (MODEL if who == "teacher" else TEACHER)
+    if path.is_dir() and other.is_file():
+        require_finite(read_tensors(other), other)  # its run went wrong before this step
+    weights = read_weights_file(file, who)
+    beside = file.parent.parent.parent / TEXT
+    if weights.kind == OURS and not weights.below("text.") and beside.is_file():
+        text = {f"text.{name}": value for name, value in read_tensors(beside).items()}
+        require_finite(text, beside)
+        return replace(weights, tensors=weights.tensors | text)
+    return weights
+
+
+def _of_clip(tag: str, clip: nn.Module) -> WeightsFile:
+    tensors = {}
+    for name, value in clip.state_dict().items():
+        inside = name.startswith("visual.") or name == "logit_scale"
+        tensors[("image." if name.startswith("visual.") else "") + name if inside else f"text.clip.{name}"] = value
+    return WeightsFile(tag, OPEN_CLIP, "its own image tower", tensors, (), tensors.get("image.visual.proj"))
+
+
+def _from_hub(key: str, source: str) -> Path:
+    """The local copy of a hub's file, fetched where it is not there yet. Raises Refused."""
+    owner, _, rest = source.removeprefix(HUB).partition("/")
+    repository, _, name = rest.partition("/")
+    repository, _, revision = repository.partition("@")
+    for file in (name,) if name else _HUB_FILES:
+        try:
+            return Path(hf_hub_download(f"{owner}/{repository}", file, revision=revision or None))
+        except EntryNotFoundError:
+            continue  # also where the hub cannot be reached and the file is not in the cache
+        except Exception as error:  # every layer below has its own errors; all of them mean that there is no file
+            raise Refused(f"{key}={source}: {' '.join(str(error).split())[:200]}") from error
+    raise Refused(f"{key}={source}: not in the hub's cache, and the hub has or gives no such file")
+
+
+def _refuse_other_sizes(key: str, source: str, parts: Iterable[str], recipe: FitRecipe) -> None:
+    """A run of ours knows its sizes: they are compared with the recipe's, also where no shape shows them (heads)."""
+    folder = last_step(Path(source))
+    known = (folder if folder.is_dir() else folder.parent) / RECIPE
+    if not known.is_file():
+        return
+    begun = load_toml(known)
+    for table in parts:
+        now = getattr(recipe, table).model_dump(mode="json")
+        for name in _SIZES[table]:
+            own = begun.get(table)
+            old = own.get(name, now[name]) if isinstance(own, dict) else now[name]
+            if old != now[name]:
+                raise Refused(f"{key}={source} has {table}.{name}={old}, this recipe {now[name]}")
+
+
+def _take(
+    towers: Towers, weights: WeightsFile, key: str, source: str, parts: tuple[str, ...], init: InitSettings
+) -> None:
+    """Fills the towers that a key stands for, all or nothing."""
+    what = f"{key}={source} ({KINDS[weights.kind]})"
+    if weights.kind in OTHER_TOWERS:
+        raise Refused(f"{what}: {OTHER_TOWERS[weights.kind]}")
+    for part in parts:
+        if not weights.below(f"{part}."):
+            other = "points" if part == "image" else "image"
+            raise Refused(f"{what} holds no {part} tower; init.{other} takes the tower of a file that holds one only")
+    tensors, dropped = _prepared(towers, weights, what, parts, init)
+    modules: dict[str, nn.Module] = {"image": towers.image, "points": towers.points, "text": towers.text}
+    wanted = [*parts, *(["text"] if "image" in parts and weights.below("text.") else [])]
+    loaded: list[str] = []
+    missing: list[str] = []
+    for part in wanted:
+        given = {n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")}
+        there, lacking = _fill(modules[part], given, what, part, _optional(weights.kind, part, dropped))
+        loaded += there
+        missing += lacking
+    if "image" in parts and "logit_scale" in tensors:
+        towers.scale = float(tensors["logit_scale"])
+        loaded.append("logit_scale")
+    if init.classifier == "file" and key == "init.all":
+        if "classifier" not in tensors:
+            raise Refused(f"init.classifier=file: {what} holds no classifier")
+        towers.classifier = tensors["classifier"].float()
+        loaded.append("classifier")
+    unused = [name for name in weights.tensors if name not in loaded and name not in dropped]
+    towers.loaded.append(
+        Loaded(
+            key,
+            source,
+            weights.kind,
+            weights.space,
+            tuple(loaded),
+            tuple(missing),
+            (*unused, *dropped, *weights.left_over),
+        )
+    )
+
+
+def _prepared(
+    towers: Towers, weights: WeightsFile, what: str, parts: tuple[str, ...], init: InitSettings
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors to load, positions resized to the pictures' size; and the names of those that are dropped."""
+    tensors, dropped = dict(weights.tensors), ()
+    if "image.visual.positional_embedding" in tensors and weights.kind in (OPENAI, OPEN_CLIP, RELEASED):
+        name = "image.visual.positional_embedding"
+        tensors[name] = resize_positions(tensors[name], towers.image.visual)
+    if "points" in parts and "points.projection" in tensors:
+        towers.space = (what, weights.projection, weights.space)
+        own = towers.image.visual.proj if "image" not in parts else weights.projection
+        if init.other_space == "drop" and not _same_space(weights.projection, own):
+            del tensors["points.projection"]
+            dropped, towers.space = ("points.projection",), None
+    return tensors, dropped
+
+
+def _fill(
+    module: nn.Module, given: dict[str, Tensor], what: str, part: str, optional: tuple[str, ...]
+) -> tuple[list[str], list[str]]:
+    """Loads a tower's tensors; gives the names that were loaded and those that were not there. Raises Refused."""
+    own = module.state_dict()
+    for name, value in given.items():
+        if name not in own:
+            raise Refused(f"{what}: holds {part}.{name}, which this recipe's tower has not")
+        if own[name].shape != value.shape and own[name].numel() * value.numel() != 1:
+            raise Refused(f"{what}: {part}.{name} is {tuple(value.shape)}, this recipe's {tuple(own[name].shape)}")
+        if not torch.isfinite(value).all():
+            raise Refused(f"{what}: {part}.{name} is not finite")
+    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
+    for name in missing:
+        if not name.startswith(optional):
+            raise Refused(f"{what}: holds no {part}.{name}, which this recipe's tower has")
+    fitting = {name: value.reshape(own[name].shape) for name, value in given.items()}
+    module.load_state_dict(fitting, strict=False)
+    return [f"{part}.{name}" for name in given], [f"{part}.{name}" for name in missing]
+
+
+def _optional(kind: str, part: str, dropped: tuple[str, ...]) -> tuple[str, ...]:
+    """Beginnings of the names that a tower may lack in a file."""
+    if kind == OURS:
+        return tuple(name.removeprefix(f"{part}.") for name in dropped)
+    return _OPTIONAL[part] if kind != DVAE else _AROUND_THE_TOKENIZER
+
+
+def _same_space(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether two image projections (D, E) are of one image tower, before or after some training."""
+    if first is None or second is None or first.shape != second.shape:
+        return False
+    if first is second:
+        return True
+    return float(cosine_similarity(first.float().flatten(), second.float().flatten(), dim=0)) > _SAME_SPACE
+
+
+def _hold_space(towers: Towers, init: InitSettings) -> None:
+    if towers.space is None or init.other_space == "keep":
+        return
+    what, projection, words = towers.space
+    if not _same_space(projection, towers.image.visual.proj.detach()):
+        raise Refused(
+            f"{what}: its points are aligned to {words}, not to this run's image tower: init.other_space=drop takes "
+            "the encoder without its projection, =keep takes both as they are"
+        )
+
+
+def _refuse_random_text(loaded: list[Loaded]) -> None:
+    """A trained image tower needs a trained text tower, or the classifier would be noise."""
+    images = [each for each in loaded if any(name.startswith("image.") for name in each.loaded)]
+    if images and not any(name.startswith("text.") for each in loaded for name in each.loaded):
+        last = images[-1]
+        raise Refused(
+            f"{last.key}={last.source} ({KINDS[last.kind]}) holds no text tower to make the classifier from: name "
+            "CLIP's weights by image.pretrained=openai or a file, or set init.classifier=file"
+        )
