@@ -2,10 +2,10 @@
 # Installs what open3d and python's venv need from Debian or Ubuntu when root; otherwise says what to type.
 # Usage: system_libraries.sh PYTHON
 python="${1:-python3}"
-packages=""
-for pair in libEGL.so.1:libegl1 libGL.so.1:libgl1 libX11.so.6:libx11-6 libusb-1.0.so.0:libusb-1.0-0 libidn2.so.0:libidn2-0; do
-    "$python" -c "import ctypes; ctypes.CDLL('${pair%%:*}')" 2>/dev/null || packages="$packages ${pair##*:}"
-done
+renderers="$(dirname "$0")/../renderers"
+packages=$(cd "$renderers" && "$python" -c '
+import system_libraries as s
+print(*(" " + s.PACKAGE_OF[name] for name in s.missing_libraries()), sep="", end="")')
 if ! "$python" -c "import ensurepip, venv" 2>/dev/null; then
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     packages="$packages python$version-venv"

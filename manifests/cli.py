@@ -1,12 +1,43 @@
-"""What the command lines of both programs share: where `key=value` may stand, and the list of shipped recipes."""
+"""What the command lines of both programs share: exit codes, where `key=value` may stand, the list of recipes."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rich.console import Console
+
 from manifests.config import find_recipe, names_in
+from manifests.errors import Refused, Stopped
+
+_OURS = ("manifests", "renderers", "pipeline", "training")
+
+
+def exit_code(work: Callable[[], int], console: Console, role: str, interrupted: str) -> int:
+    """Runs a command and turns what ends it into an exit code and one red line on the console.
+
+    Exit codes: what `work` returns; 2 for Refused and for a missing library, with the `pip install` of its role; 3 for
+    Stopped; 128 and the signal's number for a signal (Ctrl-C: 130), with the line `interrupted`.
+    """
+    try:
+        return work()
+    except Refused as error:
+        console.print(str(error), style="red")
+        return 2
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if not library or library in _OURS:
+            raise
+        console.print(f"{library} is missing: pip install 'cross-most[{role}]'", style="red")
+        return 2
+    except Stopped as error:
+        console.print(str(error), style="red")
+        return 3
+    except KeyboardInterrupt as error:
+        console.print(interrupted)
+        return 128 + getattr(error, "number", signal.SIGINT)
 
 
 def parse_arguments(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:

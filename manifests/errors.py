@@ -19,6 +19,17 @@ class Stopped(Exception):
     """
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error says, in one line of at most so many characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def with_type(error: BaseException, most: int = 300) -> str:
+    """`Type: what it says` in one line; a plain ValueError, which our own readers raise, without its type."""
+    text = " ".join(str(error).split())[:most]
+    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
 def first_problem(error: ValidationError) -> str:
     """`where: what` of the first thing that is wrong with plain values, in one line."""
     first = error.errors()[0]

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from manifests import store
-from manifests.errors import first_problem
+from manifests.errors import first_problem, one_line
 
 MAX_KEY_BYTES = 80
 STAGES = ("load", "sample", "mesh", "render", "encode")
@@ -158,7 +158,7 @@ def parse_json(data: bytes | str) -> dict[str, Any]:
         if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():
             json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        said = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        said = "nested too deep" if isinstance(error, RecursionError) else one_line(error, 200)
         raise ValueError(f"damaged JSON ({said})") from error
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import fsspec
 
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, Stopped, one_line
 from manifests.patience import NoAnswer, Patience, library_options
 
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 15.0
@@ -53,7 +53,7 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _stopped(path: str, error: Exception, what: str = "write") -> Stopped:
     number = getattr(error, "errno", None)
-    said = " ".join(str(error).split())[:300] or type(error).__name__
+    said = one_line(error)
     reason = os.strerror(number) if number and not is_url(path) else said
     return Stopped(f"cannot {what} {path}: {reason}; what is finished is kept, run the same again")
 

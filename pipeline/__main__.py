@@ -17,9 +17,9 @@ from collections import Counter
 from rich.console import Console
 
 from manifests import store
-from manifests.cli import parse_arguments, recipe_titles
+from manifests.cli import exit_code, parse_arguments, recipe_titles
 from manifests.config import parse_changes, to_toml
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, one_line
 from manifests.plain_text import PlainConsole, log_to_stderr, tell
 from manifests.presets import (
     is_files_preset,
@@ -45,17 +45,8 @@ def _run(arguments: list[str] | None, prog: str) -> int:
     options = parse_arguments(_parser(prog), arguments)
     console = PlainConsole(stderr=True, soft_wrap=True)
     log_to_stderr()
-    try:
-        return options.run(options, console)
-    except Refused as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    except Stopped as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        return 3
-    except KeyboardInterrupt:
-        console.print("stopped; what is finished is kept, run the same again to go on")
-        return 130
+    interrupted = "stopped; what is finished is kept, run the same again to go on"
+    return exit_code(lambda: options.run(options, console), console, "build", interrupted)
 
 
 def _parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
@@ -349,7 +340,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     try:
         data, size = _inspected(options)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
-        words = " ".join(str(error).split())[:200]
+        words = one_line(error, 200)
         raise Refused(f"{options.out} is damaged ({words}): python -m pipeline check {options.out}") from error
     path = options.html or options.png
     store.write_bytes(store.absolute(path), data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import shutil
@@ -17,6 +16,7 @@ from typing import Literal
 
 from manifests.errors import Refused
 from manifests.process_info import environment
+from renderers.system_libraries import PACKAGE_OF, missing_libraries
 
 ROLES = {
     "build": {
@@ -40,15 +40,6 @@ ROLES = {
         "safetensors": "checkpoints",
     },
     "dev": {"pytest": "tests", "xdist": "tests", "ruff": "style", "hypothesis": "tests"},
-}
-# Shared libraries that Open3D is linked to, and the Debian packages that hold them (`ldd` on its pybind module).
-SYSTEM_LIBRARIES = {
-    "libEGL.so.1": "libegl1",
-    "libGL.so.1": "libgl1",
-    "libX11.so.6": "libx11-6",
-    "libusb-1.0.so.0": "libusb-1.0-0",
-    "libidn2.so.0": "libidn2-0",
-    "libudev.so.1": "libudev1",
 }
 PYTHON = (3, 11)
 SHM_MB = 100  # Ray keeps its object store there: 80 MB
@@ -98,13 +89,8 @@ def examine(start_ray: bool = True) -> Iterator[Finding]:
 def _system_libraries() -> Iterator[Finding]:
     if sys.platform != "linux":
         return
-    lost = []
-    for name in SYSTEM_LIBRARIES:
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            lost.append(name)
-    packages = " ".join(SYSTEM_LIBRARIES[name] for name in lost)
+    lost = missing_libraries()
+    packages = " ".join(PACKAGE_OF[name] for name in lost)
     if lost:
         yield Finding("libraries", "missing", f"Open3D needs {', '.join(lost)}", f"sudo apt-get install -y {packages}")
     else:

@@ -14,6 +14,7 @@ from manifests.presets import MeshViews
 from renderers.cameras import Camera, pixel_rays
 from renderers.geometry import Mesh
 from renderers.shading import LAYER_GAP, MAX_LAYERS, Layers, Surface, blank, finish, prepare, shade, to_bytes
+from renderers.system_libraries import PACKAGE_OF
 from renderers.view import View
 
 try:
@@ -21,9 +22,7 @@ try:
 except ImportError as error:
     raise Refused("open3d is missing: pip install 'cross-most[build]'") from error
 except OSError as error:  # its wheel needs system libraries
-    raise Refused(
-        f"open3d does not load ({error}): apt-get install libegl1 libgl1 libx11-6 libusb-1.0-0 libidn2-0"
-    ) from error
+    raise Refused(f"open3d does not load ({error}): apt-get install {' '.join(PACKAGE_OF.values())}") from error
 
 
 def draw_mesh(mesh: Mesh, preset: MeshViews, cameras: list[Camera]) -> list[View]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,9 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from manifests import store
-from manifests.cli import parse_arguments, recipe_titles
+from manifests.cli import exit_code, parse_arguments, recipe_titles
 from manifests.config import parse_changes
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused
 from manifests.plain_text import PlainConsole, log_to_stderr, tell
 from manifests.records import json_text
 
@@ -43,24 +42,14 @@ def main(arguments: list[str] | None = None, prog: str = PROGRAM) -> int:
     leads = not several or os.environ.get("RANK") == "0"  # of several processes one speaks
     console = PlainConsole(stderr=True, soft_wrap=True, quiet=not leads)
     log_to_stderr(logging.WARNING if leads else logging.ERROR)
-    try:
+
+    def work() -> int:
         if several:
             _join_processes(options)
         return options.run_command(options, console)
-    except Refused as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 2
-    except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in ("manifests", "renderers", "training"):
-            raise
-        console.print(f"{error.name} is missing: pip install 'cross-most[train]'", style="red", markup=False)
-        return 2
-    except Stopped as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 3
-    except KeyboardInterrupt as error:
-        console.print("stopped; the last checkpoint is kept, run the same again to go on")
-        return 128 + getattr(error, "number", signal.SIGINT)
+
+    try:
+        return exit_code(work, console, "train", "stopped; the last checkpoint is kept, run the same again to go on")
     finally:
         if "training.distributed" in sys.modules:
             sys.modules["training.distributed"].finish()

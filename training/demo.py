@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 
 from manifests import store
+from manifests.cli import exit_code
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, tell
 from manifests.process_info import environment
@@ -205,17 +206,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("changes", nargs="*", metavar="key=value", help="changed keys of every training")
     options = parser.parse_args(arguments)
     console = PlainConsole(stderr=True, soft_wrap=True)
-    try:
+
+    def work() -> int:
         out = store.local_path(options.out, "--out")
         path = run(out, options.seed, options.workers, options.changes, options.build, console)
-    except (Refused, Stopped) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 2 if isinstance(error, Refused) else 3
-    except KeyboardInterrupt:
-        return 130
-    tell(*(out / "report.md").read_text().split("\n"))
-    console.print(f"{path}", highlight=False)
-    return 0
+        tell(*(out / "report.md").read_text().split("\n"))
+        console.print(str(path))
+        return 0
+
+    return exit_code(work, console, "train", "stopped; what is finished is kept, run the same again to go on")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, Stopped, one_line
 from manifests.patience import begin, seconds_of
 from training.data.reader_processes import reader_seconds
 
@@ -50,7 +50,9 @@ def start() -> None:
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:
-        raise Refused(f"several processes: the others cannot be reached ({_line(error)}); start by torchrun") from error
+        raise Refused(
+            f"several processes: the others cannot be reached ({one_line(error, 200)}); start by torchrun"
+        ) from error
 
 
 def finish() -> None:
@@ -126,7 +128,7 @@ def answered() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in `finish`: torchrun has noticed it, too
         missing = _missing()
         who = f"process {', '.join(map(str, missing))} has ended or hangs" if missing else "another process has ended"
-        said = re.sub(r"^\[[^]]*gloo[^]]*\] ", "", _line(lost))  # without the line of its source
+        said = re.sub(r"^\[[^]]*gloo[^]]*\] ", "", one_line(lost, 200))  # without the line of its source
         raise Stopped(
             f"process {rank()}: {who}: {said} ({PROCESS_SECONDS}); what is finished is kept, run the same again"
         ) from lost
@@ -297,7 +299,3 @@ def together() -> Iterator[None]:
         agree(error)
         raise
     agree()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from manifests import store
-from manifests.errors import Refused
+from manifests.errors import Refused, with_type
 from manifests.layout import SHAPES, VIEWS
 from manifests.samples import (
     COLORS,
@@ -56,7 +56,7 @@ def write_object(build: Build, to: str | None, key: str | None, overwrite: bool)
         pictures = _pictures(views, name)
         model = _model(pictures, shape)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+        words = with_type(error, 100)
         raise Refused(f"{build.out}: {key} is damaged ({words}): python -m pipeline check {build.out}") from error
     folder = store.join(build.out, FOLDER, key) if to is None else store.absolute(to)
     refuse_among_shards(build.out, folder)

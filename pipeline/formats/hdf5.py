@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manifests.errors import Refused
+from manifests.errors import Refused, with_type
 from pipeline.formats.source_files import noted, source_file
 
 try:
@@ -67,7 +67,7 @@ def read_row(root: Path, relative: str, row: int, max_points: int, with_parts: b
             points = numbers.astype(np.float64)
         parts = None if file.parts is None else np.asarray(file.parts[row])
     except (OSError, RuntimeError) as error:  # what HDF5 raises on bytes that are cut or do not unpack
-        raise ValueError(f"row {row} cannot be read ({_one_line(error)})") from error
+        raise ValueError(f"row {row} cannot be read ({with_type(error, 200)})") from error
     noted(f"{relative}#{row}", numbers.tobytes())
     if parts is not None:
         noted(f"{relative}#{row} parts", parts.tobytes())
@@ -86,7 +86,7 @@ def has_background(root: Path, relative: str) -> bool | None:
             _require_bytes(mask)
             return bool((np.asarray(mask[0]) == -1).any())
     except (ValueError, OSError, RuntimeError, IndexError) as error:
-        raise Refused(f"{relative}: {_one_line(error)}") from error
+        raise Refused(f"{relative}: {with_type(error, 200)}") from error
 
 
 def _open(path: Path) -> h5py.File:
@@ -94,7 +94,7 @@ def _open(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"not a readable HDF5 file ({_one_line(error)})") from error
+        raise ValueError(f"not a readable HDF5 file ({with_type(error, 200)})") from error
 
 
 @lru_cache(maxsize=_OPEN_FILES)
@@ -129,7 +129,7 @@ def _checked(file: h5py.File, max_points: int, with_parts: bool) -> RowFile:
                 _require_bytes(dataset)
         labels = np.asarray(label[()]).reshape(-1)
     except (OSError, RuntimeError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"not a readable HDF5 file ({_one_line(error)})") from error
+        raise ValueError(f"not a readable HDF5 file ({with_type(error, 200)})") from error
     return RowFile(data, labels.astype(np.int64), parts)
 
 
@@ -162,7 +162,3 @@ def _require_bytes(dataset: h5py.Dataset) -> None:
         raise ValueError(f"{name} declares {declared:,} bytes, {held:,} are there: cut, or lying")
     if dataset.chunks is not None and math.prod(dataset.chunks) * dataset.dtype.itemsize > _MAX_CHUNK_BYTES:
         raise ValueError(f"{name} is cut into chunks of {dataset.chunks}, too large to unpack")
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests import store
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, Stopped, with_type
 from manifests.layout import shapes_tar
 from manifests.records import Asset
 from pipeline.formats.fingerprints import fingerprint_of, stored_values
 from pipeline.formats.source_files import Fingerprint, SeenEnough, watched
 from pipeline.jobs.repair import plan_again
 from pipeline.plan.plan import Plan, dataset_module
-from pipeline.shards.object import one_line
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _now(asset: Asset, plan: Plan, before: Fingerprint, spare: bool) -> Fingerpr
         except (Refused, Stopped):
             raise
         except Exception as error:  # whatever a changed file makes a library raise
-            return before if read.seen else one_line(error)
+            return before if read.seen else with_type(error)
     return before if read.seen else read.fingerprint
 
 

@@ -20,7 +20,7 @@ from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, Stopped, one_line, with_type
 from manifests.presets import RasterizedViews
 from manifests.process_info import environment
 from pipeline.jobs.build_forecast import TRIALS, weigh
@@ -40,7 +40,6 @@ from pipeline.jobs.worker import work
 from pipeline.plan.environment import CODE, difference, package_folders, versions_here
 from pipeline.plan.plan import Job, Plan
 from pipeline.shards.build_shard import JobEvent
-from pipeline.shards.object import one_line
 from renderers import backend_table
 
 log = logging.getLogger(__name__)
@@ -162,7 +161,7 @@ def _private(ray: Any, workers: int) -> Iterator[None]:
             with chdir(folder):  # Ray's workers would run modules of the current folder
                 _RAY.call("its start", _START_SECONDS, ray.init, **options)
         except Exception as error:  # Ray raises plain ones, too
-            why = str(error) if isinstance(error, TooLong) else one_line(error)
+            why = str(error) if isinstance(error, TooLong) else with_type(error)
             raise Stopped(f"Ray does not start here: {why}; {KEPT}, or use --workers 0, which needs none") from error
         yield
     finally:
@@ -193,19 +192,15 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
         raise Refused(f"--ray {address}: {error}; give HOST:PORT of `ray start --head`") from error
     except (ConnectionError, ValueError) as error:
         raise Refused(
-            f"--ray {address}: {_short(error)}; every node and this command need the same RAY_AUTH_MODE=token and "
+            f"--ray {address}: {one_line(error)}; every node and this command need the same RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN"
         ) from error
     except RuntimeError as error:  # Ray compares its own version and Python's
-        raise Refused(f"--ray {address}: {_short(error)}") from error
+        raise Refused(f"--ray {address}: {one_line(error)}") from error
     try:
         yield
     finally:
         _leave(ray)
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def start_once() -> None:
@@ -217,7 +212,7 @@ def start_once() -> None:
         try:
             _RAY.call("its first worker", _START_SECONDS, lambda: ray.get(ray.remote(max_retries=0)(_answer).remote()))
         except (TooLong, ray.exceptions.RayError) as error:
-            raise Stopped(f"Ray starts, and no worker of it: {_short(error)}") from error
+            raise Stopped(f"Ray starts, and no worker of it: {one_line(error)}") from error
 
 
 def _answer() -> int:
@@ -328,7 +323,7 @@ def _refuse_other_versions(ray: Any, address: str) -> None:
         except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
             continue  # it has just died
         except ray.exceptions.RayError as error:
-            reason = _short(getattr(error, "cause", None) or error)
+            reason = one_line(getattr(error, "cause", None) or error)
             raise Refused(f"{name} cannot run our code: {reason}; install cross-most[build] there") from error
         differs = difference(versions_here(), there)
         if differs is not None:

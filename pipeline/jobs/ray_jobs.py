@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, Stopped, with_type
 from pipeline.jobs.isolated_worker import longest_silence
 from pipeline.jobs.time_limits import AwakeClock
 from pipeline.jobs.worker import Place
 from pipeline.plan.plan import Job, Plan
 from pipeline.shards.build_shard import JobEvent
-from pipeline.shards.object import one_line
 
 MAX_LOSSES = 4  # times that one job may lose its machine, or its careful worker
 CALL_SECONDS = 45  # for what Ray answers at once; it ends this process itself after 60 of a head that hangs
@@ -145,5 +144,6 @@ class RunningJobs:
         lost = self._losses[job.split, job.shard]
         if lost >= MAX_LOSSES:
             raise Stopped(
-                f"shard {job.split}-{job.shard:05d} lost its worker or machine {lost} times ({one_line(error)}); {KEPT}"
+                f"shard {job.split}-{job.shard:05d} lost its worker or machine {lost} times "
+                f"({with_type(error)}); {KEPT}"
             ) from error

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from pydantic_core import from_json
 
 from manifests import store
-from manifests.errors import Stopped
+from manifests.errors import Stopped, with_type
 from manifests.layout import meshes_tar, shapes_tar, views_tar
 from manifests.presets import is_files_preset, is_mesh_preset
 from manifests.records import Asset, Failure, record_path
@@ -42,7 +42,6 @@ from pipeline.shards.object import (
     draw_view_sets,
     keep_freed_memory,
     make_object,
-    one_line,
 )
 from pipeline.shards.views_from_files import picture_members
 from pipeline.shards.writer import Members, is_done, open_writer, write_records
@@ -192,7 +191,7 @@ def _undamaged(objects: Iterator[_Stored], job: Job, plan: Plan) -> Iterator[_St
         yield from objects
     except (ValueError, KeyError, OSError) as error:
         tar = shapes_tar(plan.out, job.split, job.shard)
-        words = " ".join(one_line(error).split())[:150]
+        words = with_type(error, 150)
         raise Stopped(f"{tar} or its meshes: {words}: python -m pipeline check {plan.out} --repair") from error
 
 
@@ -213,7 +212,7 @@ def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple
         if world_from_source.shape != (4, 4) or not isinstance(values["num_faces"], int):
             raise ValueError("its json is of another form")
     except (ValueError, KeyError, TypeError) as error:
-        what = f"{shape.key} is damaged in {plan.out}/shapes ({' '.join(one_line(error).split())[:150]})"
+        what = f"{shape.key} is damaged in {plan.out}/shapes ({with_type(error, 150)})"
         raise Stopped(f"{what}: python -m pipeline check {plan.out} --repair") from error
     files = {s.name: _pictures_of(asset, s, plan) for s in view_sets if is_files_preset(s.preset)}
     files |= _frame_results(asset, world_from_source, plan, view_sets)
@@ -225,7 +224,7 @@ def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple
         try:
             glb = _read_again(asset, values, plan)
         except (ValueError, OSError) as error:
-            failure = Failure(shape.key, values["id"], "load", one_line(error))
+            failure = Failure(shape.key, values["id"], "load", with_type(error))
             points_only = tuple(s for s in view_sets if not is_mesh_preset(s.preset))
             drawn = redraw_object(shape, None, plan, points_only) if points_only else {}
             return {s.name: drawn.get(s.name, failure) for s in view_sets}
@@ -269,6 +268,6 @@ def _pictures_of(asset: Asset, view_set: ViewSet, plan: Plan) -> Members | Failu
     try:
         return picture_members(asset, view_set.preset, view_set.name, plan.root)
     except MemoryError as error:
-        return Failure(asset.key, asset.id, "load", f"memory: {one_line(error)}")
+        return Failure(asset.key, asset.id, "load", f"memory: {with_type(error)}")
     except (ValueError, OSError) as error:
-        return Failure(asset.key, asset.id, "load", one_line(error))
+        return Failure(asset.key, asset.id, "load", with_type(error))

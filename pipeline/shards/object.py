@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, Stopped, with_type
 from manifests.presets import is_frames_preset, is_mesh_preset, needs_colors
 from manifests.records import Asset, Failure, Skipped
 from manifests.samples import (
@@ -84,12 +84,6 @@ def keep_freed_memory() -> None:
             mallopt(option, _KEPT_BYTES)
 
 
-def one_line(error: BaseException) -> str:
-    """An error as one line of at most 300 characters, naming its type unless it is a plain ValueError."""
-    text = " ".join(str(error).split())[:300]
-    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".rstrip(": ")
-
-
 def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcome:
     """Everything of one asset. A bad asset is a Failure with its stage; Refused and Stopped pass through.
 
@@ -120,9 +114,9 @@ def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcom
     except (Refused, Stopped):
         raise
     except MemoryError as error:
-        return Failure(asset.key, asset.id, stage, f"memory: {one_line(error)}")
+        return Failure(asset.key, asset.id, stage, f"memory: {with_type(error)}")
     except Exception as error:  # whatever a bad file makes a library raise is that file's Failure
-        return Failure(asset.key, asset.id, stage, one_line(error))
+        return Failure(asset.key, asset.id, stage, with_type(error))
     mesh_members = {MESH: glb} if glb is not None and plan.recipe.store_meshes else None
     report("render", BuiltObject(asset.key, members, mesh_members, {}))
     drawn = tuple(s for s in plan.view_sets if not is_frames_preset(s.preset))
@@ -191,9 +185,9 @@ def draw_view_sets(
         except (Refused, Stopped):
             raise
         except MemoryError as error:
-            results[view_set.name] = Failure(key, id, stage, f"memory: {one_line(error)}")
+            results[view_set.name] = Failure(key, id, stage, f"memory: {with_type(error)}")
         except Exception as error:  # as in make_object: data that breaks a renderer is that object's Failure
-            results[view_set.name] = Failure(key, id, stage, one_line(error))
+            results[view_set.name] = Failure(key, id, stage, with_type(error))
     return results
 
 
@@ -216,7 +210,7 @@ def _frame_results(
         except (Refused, Stopped):
             raise
         except MemoryError as error:
-            results[view_set.name] = Failure(asset.key, asset.id, "load", f"memory: {one_line(error)}")
+            results[view_set.name] = Failure(asset.key, asset.id, "load", f"memory: {with_type(error)}")
         except Exception as error:  # as in make_object: a broken sequence is that object's Failure
-            results[view_set.name] = Failure(asset.key, asset.id, "load", one_line(error))
+            results[view_set.name] = Failure(asset.key, asset.id, "load", with_type(error))
     return results

@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from manifests.errors import Stopped
+from manifests.errors import Stopped, one_line
 from manifests.records import Record
 from manifests.samples import BLOCK, Sample, Wanted, read_sample, read_samples
 
@@ -94,5 +94,5 @@ def naming(tar: str, key: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, IndexError, EOFError, OSError) as error:
-        reason = f"no member {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = f"no member {error}" if isinstance(error, KeyError) else one_line(error)
         raise DamagedShard(f"{tar}: {key}: {reason}; `python -m pipeline check` finds what is damaged") from error

@@ -14,7 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from manifests import store
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, Stopped, one_line
 from manifests.plain_text import csv_text
 from training import distributed
 from training.objectives.losses import biasedness
@@ -163,8 +163,9 @@ def cut_rows(path: Path, step: int) -> None:
             ended = [line for line in lines[1:] if line.endswith("\n")]
             kept = lines[:1] + [line for line in ended if int(line.partition(",")[0]) <= step]
         except ValueError as error:
-            words = " ".join(str(error).split())[:100]
-            raise Refused(f"{path} is damaged ({words}): delete it, or the rows that are none") from error
+            raise Refused(
+                f"{path} is damaged ({one_line(error, 100)}): delete it, or the rows that are none"
+            ) from error
         store.write_bytes(str(path), "".join(kept).encode())
 
 

@@ -21,7 +21,7 @@ from rich.progress import track
 from torch.nn.functional import cross_entropy
 
 from manifests import store
-from manifests.cli import parse_arguments
+from manifests.cli import exit_code, parse_arguments
 from manifests.config import parse_changes, to_toml
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole
@@ -101,7 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(parser, arguments)
     console = PlainConsole(stderr=True, soft_wrap=True)
     torch.set_flush_denormal(True)
-    try:
+
+    def work() -> int:
         recipe = read_recipe(options.recipe, parse_changes(options.changes))
         folder = train(
             recipe,
@@ -110,13 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
             distributed.device_of(options.device),
             lambda steps: track(steps, "oracle", console=console, disable=not console.is_terminal),
         )
-    except (Refused, Stopped) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 2 if isinstance(error, Refused) else 3
-    except KeyboardInterrupt:
-        return 130
-    console.print(f"{folder}: labels known, an upper bound", highlight=False)
-    return 0
+        console.print(f"{folder}: labels known, an upper bound")
+        return 0
+
+    return exit_code(work, console, "train", "stopped; run the same again")
 
 
 if __name__ == "__main__":

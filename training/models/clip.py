@@ -17,7 +17,7 @@ from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from manifests.errors import Refused
+from manifests.errors import Refused, one_line
 from training.models.precision import project, widened
 from training.settings.model import ImageSettings
 
@@ -59,8 +59,7 @@ def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_
             weights_only=True,
         )
     except (RuntimeError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise Refused(f"{key}={tag}: no usable weights ({reason})") from error
+        raise Refused(f"{key}={tag}: no usable weights ({one_line(error, 200)})") from error
     finally:
         root.setLevel(level)
 

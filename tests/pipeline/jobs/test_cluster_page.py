@@ -130,9 +130,9 @@ def test_kuberay() -> None:
     }
     assert images == {"REGISTRY/cross-most"}
     (dockerfile,) = blocks("dockerfile")
-    from pipeline.doctor import SYSTEM_LIBRARIES
+    from renderers.system_libraries import PACKAGE_OF
 
-    assert set(SYSTEM_LIBRARIES.values()) <= set(dockerfile.split())
+    assert set(PACKAGE_OF.values()) <= set(dockerfile.split())
 
 
 def test_the_page_says_what_the_code_does() -> None:
