@@ -1,23 +1,59 @@
-"""The architecture, held by reading imports: who may import whom, and where each heavy library is at home."""
+"""The architecture, held by reading imports: which room may import which, and where each heavy library is at home."""
 
 from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
+from statistics import median
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import structure
+from structure import PACKAGES, imports, modules
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("manifests", "renderers", "pipeline", "training")
-MAY_IMPORT = {
-    "manifests": {"manifests"},
-    "renderers": {"manifests", "renderers"},
-    "pipeline": {"manifests", "renderers", "pipeline"},
-    "training": {"manifests", "training"},
+BELOW_LOOP = ("manifests", "training/settings", "training/models", "training/data", "training/objectives")
+PIPELINE = ("formats", "datasets", "datasets/synthetic", "plan", "shards", "jobs", "inspect", "export")
+TRAINING = ("settings", "data", "models", "objectives", "weights", "loop", "evaluation", "plots", "reports")
+ROOM_MAY_IMPORT = {  # beside itself; docs/architecture.md draws it
+    "manifests": (),
+    "renderers": ("manifests",),
+    "pipeline": ("manifests", "renderers", *(f"pipeline/{room}" for room in PIPELINE)),
+    "pipeline/formats": ("manifests", "renderers"),
+    "pipeline/datasets": ("manifests", "pipeline/formats"),
+    "pipeline/datasets/synthetic": ("manifests", "renderers", "pipeline/formats"),
+    "pipeline/plan": ("manifests", "renderers", "pipeline/datasets", "pipeline/datasets/synthetic"),
+    "pipeline/shards": ("manifests", "renderers", "pipeline/formats", "pipeline/plan"),
+    "pipeline/jobs": ("manifests", "renderers", "pipeline/formats", "pipeline/plan", "pipeline/shards"),
+    "pipeline/inspect": ("manifests", "renderers", "pipeline/formats", "pipeline/plan"),
+    "pipeline/export": ("manifests",),
+    "training": ("manifests", "training/paper_tables", *(f"training/{room}" for room in TRAINING)),
+    "training/settings": ("manifests",),
+    "training/plots": ("manifests",),
+    "training/data": ("manifests", "training/settings"),
+    "training/models": ("manifests", "training/settings"),
+    "training/objectives": ("manifests", "training/settings", "training/models", "training/data"),
+    "training/weights": BELOW_LOOP,
+    "training/loop": (*BELOW_LOOP, "training/weights"),
+    "training/evaluation": (*BELOW_LOOP, "training/weights", "training/plots"),
+    "training/reports": (*BELOW_LOOP, "training/weights", "training/plots", "training/loop", "training/evaluation"),
+    "training/paper_tables": ("manifests", "training/settings"),
 }
+FOR_ALL_ROOMS = {  # files beside the rooms that rooms of their program may import
+    "pipeline/__init__.py",
+    "training/distributed.py",
+    "training/child_commands.py",
+}
+TORCH_RENDERERS = ("renderers/point_depth_torch.py", "renderers/rasterize.py")
+LARGEST, MEDIAN, FULLEST = 400, 140, 22  # lines of a file, and files of a folder (design.md)
+ENTRIES = {"training.demo", "training.oracle"}  # what a person types after `python -m`
+NAMED_BY_STRING = {"renderers/backend_table.py", "pipeline/datasets/__init__.py"}
 HOME = {
     "ray": {"pipeline/jobs/ray_cluster.py"},
     "trimesh": {"pipeline/formats/mesh.py", "pipeline/formats/glb.py"},
@@ -48,68 +84,89 @@ WAITS_FOR_EVER = {  # what may, and why
     "pipeline/jobs/time_limits.py: self._calls.get()": "a daemon thread that waits for work",
     "pipeline/formats/source_files.py: _WATCHED.get()": "a context variable",
 }
-SUPERVISED = {
+LABEL_READERS = {  # beside them no file may see a label
     "training/objectives/pretrain.py",
-    "training/loop/supervised_bound.py",
-}  # beside evaluation: they may see labels
+    "training/objectives/supervised.py",
+    "training/evaluation/evaluate.py",
+    "training/evaluation/embed.py",
+    "training/data/loader.py",
+    "training/data/labels.py",
+}
 
 
-def modules() -> list[Path]:
-    return [path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
+@pytest.mark.parametrize("name", modules())
+def test_imports_go_one_way(name: str) -> None:
+    room = structure.room_of(name)
+    for target, line in structure.arrows()[name].items():
+        theirs = structure.room_of(target)
+        shared = target in FOR_ALL_ROOMS and theirs == room.partition("/")[0]
+        allowed = theirs in (room, *ROOM_MAY_IMPORT[room]) or shared
+        assert allowed, f"{name}:{line} imports {target}: {room} may import {', '.join(ROOM_MAY_IMPORT[room])}"
+    for module, _, line in imports(name):
+        library = module.partition(".")[0]
+        assert name in HOME.get(library, {name}), f"{name}:{line} imports {library}, whose home is {HOME[library]}"
+        if library == "torch" and not name.startswith("training/"):
+            assert name in TORCH_RENDERERS, f"{name}:{line} imports torch"
 
 
-def imports(path: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """(module, imported names) of every import statement, also of those inside functions."""
-    found: list[tuple[str, tuple[str, ...]]] = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found += [(alias.name, ()) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.append((node.module or "", tuple(alias.name for alias in node.names)))
-    return found
+def test_no_circle_of_files() -> None:
+    assert structure.circles() == []
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(REPOSITORY)))
-def test_imports_go_one_way(path: Path) -> None:
-    name = path.relative_to(REPOSITORY).as_posix()
-    package = name.partition("/")[0]
-    for module, _ in imports(path):
-        top = module.partition(".")[0]
-        if top in PACKAGES:
-            live = package == "training" and module == "renderers.point_depth_torch"
-            assert top in MAY_IMPORT[package] or live, f"{name} imports {module}"
-        for library, homes in HOME.items():
-            assert top != library or name in homes, f"{name} imports {library}, whose home is {homes}"
-        if top == "torch" and package in ("manifests", "pipeline", "renderers"):
-            assert name in ("renderers/point_depth_torch.py", "renderers/rasterize.py"), f"{name} imports torch"
+def test_a_circle_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges = {"a": {"b": 1}, "b": {"c": 1}, "c": {"a": 1, "d": 1}, "d": {}}
+    monkeypatch.setattr(structure, "modules", lambda: tuple(edges))
+    monkeypatch.setattr(structure, "arrows", lambda: edges)
+    assert structure.circles() == [["a", "b", "c"]]
 
 
 def test_only_evaluation_may_see_labels() -> None:
-    allowed = {
-        "training/evaluation/evaluate.py",
-        "training/evaluation/embed.py",
-        "training/data/loader.py",
-        "training/data/labels.py",
-        *SUPERVISED,
-    }
-    for path in modules():
-        name = path.relative_to(REPOSITORY).as_posix()
-        for module, names in imports(path):
-            if name not in allowed:
-                assert module != "training.data.labels", name
-                assert module != "training.data.batch" or not any("Labelled" in each for each in names), name
-                assert (
-                    module != "training.data.loader"
-                    or "SupervisedSamples" not in names
-                    or name == "training/loop/fit.py"
-                ), name
+    for name in modules():
+        for module, names, line in imports(name):
+            if name not in LABEL_READERS:
+                where = f"{name}:{line}"
+                assert module != "training.data.labels", where
+                assert module != "training.data.batch" or not any("Labelled" in each for each in names), where
+                supervised = module == "training.data.loader" and "SupervisedSamples" in names
+                assert not supervised or name == "training/loop/fit.py", where
 
 
-def test_modules_are_of_a_readable_size() -> None:
-    sizes = {path.relative_to(REPOSITORY).as_posix(): len(path.read_text().splitlines()) for path in modules()}
-    assert max(sizes.values()) <= 600, max(sizes, key=sizes.get)
-    assert sorted(sizes.values())[len(sizes) // 2] <= 220
+def test_names_are_used_once() -> None:
+    files = Counter(name.rpartition("/")[2] for name in modules())
+    assert {name for name, count in files.items() if count > 1} == {"__init__.py", "__main__.py"}
+    classes: dict[str, list[str]] = defaultdict(list)
+    for name in modules():
+        for node in ast.walk(ast.parse((REPOSITORY / name).read_text())):
+            if isinstance(node, ast.ClassDef):
+                classes[node.name].append(name)
+    assert {name: files for name, files in classes.items() if len(files) > 1} == {}
+
+
+def test_files_and_folders_are_of_a_readable_size() -> None:
+    sizes = structure.sizes()
+    assert {name: lines for name, lines in sizes.items() if lines > LARGEST} == {}
+    assert median(sizes.values()) <= MEDIAN
+    rooms = Counter(map(structure.room_of, modules()))
+    assert {room: files for room, files in rooms.items() if files > FULLEST} == {}
+
+
+def docstrings(tree: ast.Module) -> set[int]:
+    """Ids of the constants that are docstrings."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    bodies = [node.body[0] for node in ast.walk(tree) if isinstance(node, kinds) and node.body]
+    return {id(first.value) for first in bodies if isinstance(first, ast.Expr)}
+
+
+def test_modules_are_named_by_imports_not_by_strings() -> None:
+    known = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in modules()}
+    pattern = re.compile(rf"\b(?:{'|'.join(PACKAGES)})(?:\.[a-z_0-9]+)+")
+    for name in modules():
+        tree = ast.parse((REPOSITORY / name).read_text())
+        prose = docstrings(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+                found = {text for text in pattern.findall(node.value) if text in known} - ENTRIES
+                assert not found or name in NAMED_BY_STRING, f"{name}:{node.lineno} names {found} in a string"
 
 
 def waits_for_ever(path: Path) -> list[str]:
@@ -130,9 +187,7 @@ def waits_for_ever(path: Path) -> list[str]:
 
 
 def test_nothing_waits_for_ever() -> None:
-    found = {
-        f"{path.relative_to(REPOSITORY).as_posix()}: {call}" for path in modules() for call in waits_for_ever(path)
-    }
+    found = {f"{name}: {call}" for name in modules() for call in waits_for_ever(REPOSITORY / name)}
     assert found == set(WAITS_FOR_EVER), found ^ set(WAITS_FOR_EVER)
 
 
@@ -164,8 +219,8 @@ def run_blocked(code: str, blocked: tuple[str, ...]) -> subprocess.CompletedProc
 
 @pytest.mark.parametrize("role", ROLE_BLOCKS)
 def test_a_role_needs_nothing_of_the_other(role: str) -> None:
-    files = [p for p in modules() if p.relative_to(REPOSITORY).parts[0] in (role, "manifests")]
-    names = [".".join(p.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for p in files]
+    files = [name for name in modules() if name.partition("/")[0] in (role, "manifests")]
+    names = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files]
     names = [name for name in names if not name.endswith("__main__")] + [f"{role}.__main__"]
     result = run_blocked("".join(f"import {name}\n" for name in names), ROLE_BLOCKS[role])
     assert result.returncode == 0, result.stderr
@@ -219,9 +274,9 @@ def unguarded(source: str) -> list[str]:
 
 
 def test_text_from_outside_is_shown_by_one_module() -> None:
-    for path in modules():
-        found = unguarded(path.read_text())
-        assert path.name == "plain_text.py" or not found, f"{path}: {found}, see manifests/plain_text.py"
+    for name in modules():
+        found = unguarded((REPOSITORY / name).read_text())
+        assert name == "manifests/plain_text.py" or not found, f"{name}: {found}, see manifests/plain_text.py"
 
 
 @pytest.mark.parametrize(
