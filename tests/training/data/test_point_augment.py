@@ -212,3 +212,12 @@ def test_ulips_clouds_are_scaled_moved_turned_and_thinned() -> None:
     assert min(left) < 0.25
     assert max(left) > 0.9
     assert max(radii) < 1.25 + 0.1 * np.sqrt(3)
+
+
+def test_strong_clouds_are_smaller_and_larger_than_they_were() -> None:
+    """By U(1 / scale, scale); the normalised cloud has its farthest point at 1."""
+    settings = AugmentSettings(points_scale=1.5, points_shift=0, points_dropout=0, points_crop=1)
+    radius = strong_clouds(*many(400), settings).norm(dim=2).max(dim=1).values
+    assert 1 / 1.5 - 0.05 < radius.min() < 0.7
+    assert 1.4 < radius.max() < 1.5 + 0.05
+    assert radius.median() == pytest.approx((1.5 + 1 / 1.5) / 2, abs=0.06)

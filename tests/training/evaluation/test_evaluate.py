@@ -210,6 +210,9 @@ def test_what_is_printed_and_written_agrees(found) -> None:
         analysis = result["analysis"][who]
         for modality in ("image", "points"):
             assert sum(analysis[modality]["histogram"]) == 38
+        _, *rows = csv.reader((out / f"histogram_{who}.csv").read_text().splitlines())
+        for column, name in enumerate(("image", "points", "joint"), 1):
+            assert [int(row[column]) for row in rows] == analysis[name]["histogram"]
         share = np.array(analysis["image"]["histogram"]) / 38
         share = share[share > 0]
         assert analysis["image"]["biasedness"] == pytest.approx(float((share * np.log(19 * share)).sum()), abs=1e-3)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from training import distributed
 from training.loop.metric_log import Log, Logged, append_histograms, append_row, cut_rows, events
 from training.objectives.step import Step, weigh
 
@@ -91,3 +92,23 @@ def test_events_behind_the_checkpoint_are_dropped_and_its_own_stays(tmp_path: Pa
 def test_the_time_left_is_that_of_the_steps_that_are_left() -> None:
     assert Logged(30, 90, {"ms_per_step": 500.0}).seconds_left == pytest.approx(30)
     assert Logged(90, 90, {"ms_per_step": 500.0}).seconds_left == 0
+
+
+def test_counts_are_those_of_all_processes(monkeypatch) -> None:
+    log = Log()
+    log.add(step_of(1.0, [4, 1]), 1)
+    monkeypatch.setattr(distributed, "summed", lambda count: count + torch.tensor([10, 20]))  # another process's
+    log.row()
+    assert log.histograms == {"image": [14, 21]}
+
+
+def test_each_process_goes_on_with_its_own_counts(monkeypatch) -> None:
+    counts = {"image": torch.tensor([[1, 2], [10, 20]])}
+    saved = {"names": ["loss"], "sums": torch.tensor([[2.0], [4.0]]), "steps": 2, "counts": counts}
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "world", lambda: 2)
+        log = Log()
+        log.restore(saved, CPU)
+        assert log.counts["image"].tolist() == counts["image"][rank].tolist()
+        assert log.sums.tolist() == saved["sums"][rank].tolist()

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from manifests.config import parse_changes
+from training import distributed
 from training.loop import fit
 from training.loop.metric_log import Logged
 from training.loop.throughput import TIMING
@@ -163,3 +165,17 @@ def test_training_trains(shards, tmp_path) -> None:
     assert all(module.training for module in updates.student.modules())
     assert not any(module.training for module in updates.teacher.model.modules())
     assert not any(p.requires_grad for p in updates.teacher.model.parameters())
+
+
+def test_each_process_goes_on_with_its_own_random_numbers(monkeypatch) -> None:
+    """Or all of them would drop the same paths."""
+    torch.manual_seed(3)
+    saved = {"torch_rng": torch.stack([torch.get_rng_state(), torch.Generator().manual_seed(4).get_state()])}
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    drawn = []
+    for rank, seed in enumerate((3, 4)):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        Run._restore_random(SimpleNamespace(device=torch.device("cpu")), saved)
+        drawn.append(torch.rand(4).tolist())
+        assert drawn[-1] == torch.rand(4, generator=torch.Generator().manual_seed(seed)).tolist()
+    assert drawn[0] != drawn[1]

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from training.data.batch import Batch
 from training.models.cross_modal import parameter_groups
 from training.models.ema_teacher import Teacher
+from training.objectives import self_training
 from training.objectives.cross_most import step
 from training.objectives.losses import divergence_from_uniform
 from training.settings.fit_recipe import FitRecipe
@@ -253,3 +254,60 @@ def test_the_total_falls() -> None:
     assert 0 <= result.figures["from_image"].item() <= 1
     for name in ("entropy_image", "entropy_points"):
         assert 0 <= result.figures[name].item() <= torch.log(torch.tensor(3.0)).item()
+
+
+def test_each_branch_learns_where_its_own_labels_are_sure() -> None:
+    """With labels of one's own: the cross-entropy of each branch, over its own confident objects."""
+    model, batch = model_of(), batch_of()
+    teacher = Teacher(model, EMASettings()).model
+    with torch.no_grad():
+        taught = (
+            teacher.image_logits(teacher.image_features(batch.weak_image)),
+            teacher.points_logits(teacher.point_features(batch.weak_points)),
+        )
+    limits = [logits.softmax(dim=1).max(dim=1).values.sort().values for logits in taught]
+    labels = LabelSettings(
+        mode="own", image_threshold=float(limits[0][1:3].mean()), points_threshold=float(limits[1][3:5].mean())
+    )
+    result = step(model, teacher, batch, CrossMostSettings(labels=labels, mask=MaskSettings(passes=2)))
+    with torch.no_grad():
+        seen = (
+            model.image_logits(model.image_features(batch.strong_image)),
+            model.points_logits(model.point_features(batch.strong_points)),
+        )
+    expected, sure = 0.0, []
+    for own, logits, limit in zip(taught, seen, (labels.image_threshold, labels.points_threshold), strict=True):
+        confidence, label = own.softmax(dim=1).max(dim=1)
+        sure.append(confidence > limit)
+        expected += (cross_entropy(logits, label, reduction="none") * sure[-1]).mean()
+    assert [int(each.sum()) for each in sure] == [4, 2]
+    assert result.terms["cls"].item() == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_log_tells_whose_labels_were_taken() -> None:
+    """Among the confident objects: of the others no label is taken."""
+    model, batch = model_of(), batch_of()
+    teacher = Teacher(model, EMASettings()).model
+    with torch.no_grad():
+        image = teacher.image_logits(teacher.image_features(batch.weak_image)).softmax(dim=1).max(dim=1).values
+        points = teacher.points_logits(teacher.point_features(batch.weak_points)).softmax(dim=1).max(dim=1).values
+    surer = torch.maximum(image, points)
+    told = set()
+    for limit in (surer.sort().values[:-1] + 1e-6).tolist():
+        settings = CrossMostSettings(labels=LabelSettings(threshold=limit))
+        taken = (image >= points)[surer > limit].float().mean().item()
+        assert step(model, teacher, batch, settings).figures["from_image"].item() == pytest.approx(taken)
+        told.add(round(taken, 3))
+    assert len(told) > 1  # or it could be the share of all objects
+
+
+def test_self_training_is_taught_by_each_branchs_own_labels(monkeypatch) -> None:
+    model, batch = model_of(), batch_of()
+    teacher = Teacher(model, EMASettings()).model
+    points_logits = teacher.points_logits  # its branches name different classes
+    monkeypatch.setattr(teacher, "points_logits", lambda features: points_logits(features).roll(1, dims=1))
+    joint = CrossMostSettings(labels=LabelSettings(threshold=0.0))
+    own = CrossMostSettings(labels=LabelSettings(threshold=0.0, mode="own"))
+    found = self_training.step(model, teacher, batch, joint).terms["cls"].item()
+    assert found == pytest.approx(step(model, teacher, batch, own).terms["cls"].item(), rel=1e-5)
+    assert found != pytest.approx(step(model, teacher, batch, joint).terms["cls"].item(), rel=1e-3)

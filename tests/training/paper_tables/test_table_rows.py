@@ -28,6 +28,7 @@ from training.data.dataset import open_source
 from training.data.labels import labelled
 from training.data.loader import Form
 from training.evaluation.evaluate import Options, examine
+from training.paper_tables import runner
 from training.paper_tables.compare_with_paper import cells, compare, write
 from training.paper_tables.runner import Outcome, Place, known_outcome
 from training.paper_tables.table_rows import (
@@ -397,6 +398,18 @@ def test_figures_are_of_what_they_follow_from(shards, tmp_path) -> None:
     assert known_outcome(rows[0], place).status == "not run"
     assert str(tmp_path / "a/checkpoints/step-00000000") in place.evaluate_command(rows[1])
     assert str(tmp_path / "a") in place.evaluate_command(rows[0])
+
+
+def test_a_row_shows_the_student(shards, tmp_path, monkeypatch) -> None:
+    """Both models are kept; the paper's figures are of the student."""
+    columns = ("image", "image_star", "points")
+    figures = {"student": dict.fromkeys(columns, 61.0), "teacher": dict.fromkeys(columns, 7.0)}
+    said = {"dataset": "parametric", "split": "test", "n": 22, "step": 2, **figures}
+    monkeypatch.setattr(runner, "_command", lambda *given: (0, "", json.dumps(said)))
+    row = judged(shards)
+    assert runner._evaluate(row, Place(tmp_path)).values == figures["student"]
+    assert json.loads(Path(Place(tmp_path).result_path(row)).read_text())["teacher"] == figures["teacher"]
+    assert known_outcome(row, Place(tmp_path)).values == figures["student"]
 
 
 def test_a_comparison_is_ours_less_the_papers(tmp_path) -> None:
