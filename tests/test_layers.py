@@ -12,59 +12,13 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import structure
-from structure import PACKAGES, imports, modules
+from structure import FOR_ALL_ROOMS, HOME, PACKAGES, ROOM_MAY_IMPORT, TORCH_RENDERERS, imports, modules
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-BELOW_LOOP = ("manifests", "training/settings", "training/models", "training/data", "training/objectives")
-PIPELINE = ("formats", "datasets", "datasets/synthetic", "plan", "shards", "jobs", "inspect", "export")
-TRAINING = ("settings", "data", "models", "objectives", "weights", "loop", "evaluation", "plots", "reports")
-ROOM_MAY_IMPORT = {  # beside itself; docs/architecture.md draws it
-    "manifests": (),
-    "renderers": ("manifests",),
-    "pipeline": ("manifests", "renderers", *(f"pipeline/{room}" for room in PIPELINE)),
-    "pipeline/formats": ("manifests", "renderers"),
-    "pipeline/datasets": ("manifests", "pipeline/formats"),
-    "pipeline/datasets/synthetic": ("manifests", "renderers", "pipeline/formats"),
-    "pipeline/plan": ("manifests", "renderers", "pipeline/datasets", "pipeline/datasets/synthetic"),
-    "pipeline/shards": ("manifests", "renderers", "pipeline/formats", "pipeline/plan"),
-    "pipeline/jobs": ("manifests", "renderers", "pipeline/formats", "pipeline/plan", "pipeline/shards"),
-    "pipeline/inspect": ("manifests", "renderers", "pipeline/formats", "pipeline/plan"),
-    "pipeline/export": ("manifests",),
-    "training": ("manifests", "training/paper_tables", *(f"training/{room}" for room in TRAINING)),
-    "training/settings": ("manifests",),
-    "training/plots": ("manifests",),
-    "training/data": ("manifests", "training/settings"),
-    "training/models": ("manifests", "training/settings"),
-    "training/objectives": ("manifests", "training/settings", "training/models", "training/data"),
-    "training/weights": BELOW_LOOP,
-    "training/loop": (*BELOW_LOOP, "training/weights"),
-    "training/evaluation": (*BELOW_LOOP, "training/weights", "training/plots"),
-    "training/reports": (*BELOW_LOOP, "training/weights", "training/plots", "training/loop", "training/evaluation"),
-    "training/paper_tables": ("manifests", "training/settings"),
-}
-FOR_ALL_ROOMS = {  # files beside the rooms that rooms of their program may import
-    "pipeline/__init__.py",
-    "training/distributed.py",
-    "training/child_commands.py",
-}
-TORCH_RENDERERS = ("renderers/point_depth_torch.py", "renderers/rasterize.py")
 LARGEST, MEDIAN, FULLEST = 400, 140, 22  # lines of a file, and files of a folder (design.md)
 ENTRIES = {"training.demo", "training.oracle"}  # what a person types after `python -m`
 NAMED_BY_STRING = {"renderers/backend_table.py", "pipeline/datasets/__init__.py"}
-HOME = {
-    "ray": {"pipeline/jobs/ray_cluster.py"},
-    "trimesh": {"pipeline/formats/mesh.py", "pipeline/formats/glb.py"},
-    "h5py": {"pipeline/formats/hdf5.py"},
-    "pyarrow": {"pipeline/export/parquet_index.py"},
-    "open3d": {"renderers/raycast.py"},
-    "pytorch3d": {"renderers/rasterize.py"},
-    "open_clip": {"training/models/clip.py"},
-    "sklearn": {"training/evaluation/embed.py"},
-    "umap": {"training/evaluation/embed.py"},
-}
 ROLE_BLOCKS = {
     "pipeline": ("torch", "torchvision", "open_clip", "timm", "safetensors"),
     "training": ("ray", "open3d", "trimesh", "h5py"),

@@ -1,6 +1,6 @@
 """The structure of the code, read from its imports: rooms, the arrows between them, circles of files, sizes.
 
-    python tests/structure.py
+    python tests/support/structure.py
 
 A room is a folder of Python files, such as `pipeline/jobs`. An import is an arrow from the file that states it to the
 file that it names, inside functions and under TYPE_CHECKING, too.
@@ -14,8 +14,52 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("manifests", "renderers", "pipeline", "training")
+BELOW_LOOP = ("manifests", "training/settings", "training/models", "training/data", "training/objectives")
+PIPELINE = ("formats", "datasets", "datasets/synthetic", "plan", "shards", "jobs", "inspect", "export")
+TRAINING = ("settings", "data", "models", "objectives", "weights", "loop", "evaluation", "plots", "reports")
+ROOM_MAY_IMPORT = {  # beside itself; docs/architecture.md draws it
+    "manifests": (),
+    "renderers": ("manifests",),
+    "pipeline": ("manifests", "renderers", *(f"pipeline/{room}" for room in PIPELINE)),
+    "pipeline/formats": ("manifests", "renderers"),
+    "pipeline/datasets": ("manifests", "pipeline/formats"),
+    "pipeline/datasets/synthetic": ("manifests", "renderers", "pipeline/formats"),
+    "pipeline/plan": ("manifests", "renderers", "pipeline/datasets", "pipeline/datasets/synthetic"),
+    "pipeline/shards": ("manifests", "renderers", "pipeline/formats", "pipeline/plan"),
+    "pipeline/jobs": ("manifests", "renderers", "pipeline/formats", "pipeline/plan", "pipeline/shards"),
+    "pipeline/inspect": ("manifests", "renderers", "pipeline/formats", "pipeline/plan"),
+    "pipeline/export": ("manifests",),
+    "training": ("manifests", "training/paper_tables", *(f"training/{room}" for room in TRAINING)),
+    "training/settings": ("manifests",),
+    "training/plots": ("manifests",),
+    "training/data": ("manifests", "training/settings"),
+    "training/models": ("manifests", "training/settings"),
+    "training/objectives": ("manifests", "training/settings", "training/models", "training/data"),
+    "training/weights": BELOW_LOOP,
+    "training/loop": (*BELOW_LOOP, "training/weights"),
+    "training/evaluation": (*BELOW_LOOP, "training/weights", "training/plots"),
+    "training/reports": (*BELOW_LOOP, "training/weights", "training/plots", "training/loop", "training/evaluation"),
+    "training/paper_tables": ("manifests", "training/settings"),
+}
+FOR_ALL_ROOMS = {  # files beside the rooms that rooms of their program may import
+    "pipeline/__init__.py",
+    "training/distributed.py",
+    "training/child_commands.py",
+}
+TORCH_RENDERERS = ("renderers/point_depth_torch.py", "renderers/rasterize.py")
+HOME = {
+    "ray": {"pipeline/jobs/ray_cluster.py"},
+    "trimesh": {"pipeline/formats/mesh.py", "pipeline/formats/glb.py"},
+    "h5py": {"pipeline/formats/hdf5.py"},
+    "pyarrow": {"pipeline/export/parquet_index.py"},
+    "open3d": {"renderers/raycast.py"},
+    "pytorch3d": {"renderers/rasterize.py"},
+    "open_clip": {"training/models/clip.py"},
+    "sklearn": {"training/evaluation/embed.py"},
+    "umap": {"training/evaluation/embed.py"},
+}
 
 
 @cache
