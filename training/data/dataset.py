@@ -1,6 +1,6 @@
-"""Which objects of a build have views, and where: shapes and a view set are merge-joined by their records.
+"""Finds the objects of a split that have views, and where they lie in the tars: shapes and a view set are joined by key.
 
-Opening reads records alone; training.data.shard_reader then reads the tars and holds them to their records.
+Opening reads records alone; training.data.shard_reader then reads the tars and checks them against their records.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from manifests.layout import (
     view_set_names,
     views_tar,
 )
-from manifests.presets import AnyViews
 from manifests.records import Record, read_record, record_path
 from training.data.sample_index import Places, places_of
 from training.data.shard_cache import Cache, open_cache
@@ -29,12 +28,12 @@ from training.data.subsets import subset_of
 from training.settings.data import DataSettings
 
 log = logging.getLogger(__name__)
-_REQUESTS = 16  # at once
+_REQUESTS = 16  # at once, to an object store
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One joined shard: its tars, the keys of the objects that are used, and where these lie in each tar."""
+    """One joined shard: the paths of its tars, the keys of the objects in use, and where they lie in each tar."""
 
     shapes: str
     views: str
@@ -44,7 +43,7 @@ class Shard:
     cache: Cache | None = None
 
     def only(self, keys: frozenset[str]) -> Shard:
-        """The shard with these objects alone."""
+        """The same shard, reduced to these objects."""
         kept = [number for number, key in enumerate(self.keys) if key in keys]
         names = tuple(self.keys[number] for number in kept)
         return replace(
@@ -54,9 +53,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """A split of a build joined with one view set; manifest: with the candidate classes alone.
+    """A split of a build joined with one view set.
 
-    labels: for each class of the build its number among the candidates, None where it is none.
+    manifest: of the build, with the candidate classes alone. left_out: number of objects without views. labels: for
+    each class of the build its number among the candidates, or None if it is not a candidate.
     """
 
     manifest: BuildManifest
@@ -71,10 +71,11 @@ class Source:
         return sum(len(shard.keys) for shard in self.shards)
 
 
-def open_source(shards: str, settings: DataSettings) -> Source:
+def open_source(shards: str, settings: DataSettings, warn: bool = True) -> Source:
     """Joins the records of a split with those of a view set; reads no tar.
 
-    Raises Refused when there is no build, it is not finished, the split or the view set is missing, or a record is.
+    warn: logs how many objects are left out. Raises Refused when there is no build, or it is not finished, or the
+    split, the view set or a record is missing.
     """
     out = store.absolute(shards)
     manifest = require_manifest(out, f"--shards {shards}")
@@ -91,8 +92,8 @@ def open_source(shards: str, settings: DataSettings) -> Source:
     if view_set is None:
         names = ", ".join(view_set_names(out)) or "none"
         raise Refused(f"data.views={settings.views}: {shards} has no such view set (it has: {names})")
-    if settings.channel not in channels_of(view_set.preset):
-        has = ", ".join(channels_of(view_set.preset))
+    if settings.channel not in view_set.preset.channels:
+        has = ", ".join(view_set.preset.channels)
         raise Refused(f"data.channel={settings.channel}: view set {settings.views} has {has}")
     if 0 < view_set.preset.num_views < settings.num_views:
         raise Refused(
@@ -108,7 +109,7 @@ def open_source(shards: str, settings: DataSettings) -> Source:
         if shard is not None and shard.keys:
             joined.append(shard)
         left_out += missing
-    if left_out:
+    if left_out and warn:
         log.warning("%s: %d objects are left out: their views failed or were skipped", out, left_out)
     if settings.cache and remote.is_url(out) and joined:
         largest = max(places.bytes for shard in joined for places in (shard.shapes_places, shard.views_places))
@@ -120,7 +121,7 @@ def open_source(shards: str, settings: DataSettings) -> Source:
 def _joined(
     out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings
 ) -> Iterable[tuple[Shard | None, int]]:
-    """`_join` of each shard of the split; the records of several at once where each is a request to a store."""
+    """`_join` of each shard of the split. From an object store the records of several shards are read at once."""
     split, hashes = settings.split, (manifest.shapes_hash, view_set.hash)
 
     def join(number: int) -> tuple[Shard | None, int]:
@@ -134,13 +135,11 @@ def _joined(
         return list(pool.map(join, numbers))
 
 
-def channels_of(preset: AnyViews) -> tuple[str, ...]:
-    """The channels of a preset's pictures."""
-    return tuple(preset.channels)
-
-
 def _join(shapes: str, views: str, hashes: tuple[str, str], allow_incomplete: bool) -> tuple[Shard | None, int]:
-    """The joined shard and how many objects are declared to have no views. Raises Refused where records disagree."""
+    """The joined shard and how many objects have no views by its records. Raises Refused where the records disagree.
+
+    No shard where a file is missing and `allow_incomplete` permits that.
+    """
     records: list[Record] = []
     for tar, hash in zip((shapes, views), hashes, strict=True):
         try:

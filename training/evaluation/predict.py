@@ -163,7 +163,7 @@ def predict_shards(
 ) -> list[dict[str, Any]]:
     """The same for every object of a split; `file` is its key. No label is read. Raises Refused as `evaluate` does."""
     settings = _settings(checkpoint, split)
-    open_source(shards, settings)  # what is refused is refused before weights are read
+    open_source(shards, settings, warn=False)  # what is refused is refused before weights are read
     found = _ask(_opened(checkpoint, classes, who, device), shards, settings, classes, say)
     return [{"file": key} | row for key, row in found.items()]
 
@@ -266,7 +266,7 @@ def _ask(
     opened: Opened, shards: str, settings: DataSettings, classes: Sequence[str], say: Say
 ) -> dict[str, dict[str, Any]]:
     """key -> label, confidence, surer, top5, error of every object of a split, in the order of the shards."""
-    source = open_source(shards, settings)
+    source = open_source(shards, settings, warn=False)  # each object without views gets a row that says why
     (model,) = opened.models.values()
     device, names = model.classifier.device, tuple(classes) or opened.checkpoint.classes
     reader = SplitReader(source, settings, model.image.image_size, batch_numbers(source.total, BATCH))
