@@ -1,4 +1,4 @@
-"""Finds the objects of a split that have views, and where they lie in the tars: shapes and a view set are joined by key.
+"""Finds the objects of a split that have views, and where they lie in the tars: joins shapes and a view set by key.
 
 Opening reads records alone; training.data.shard_reader then reads the tars and checks them against their records.
 """
@@ -55,8 +55,9 @@ class Shard:
 class Source:
     """A split of a build joined with one view set.
 
-    manifest: of the build, with the candidate classes alone. left_out: number of objects without views. labels: for
-    each class of the build its number among the candidates, or None if it is not a candidate.
+    manifest: of the build, with the candidate classes alone. left_out: number of shapes without views. labels: for each
+    class of the build its number among the candidates, or None if it is not a candidate. absent: why an object has no
+    shape or no views, by key.
     """
 
     manifest: BuildManifest
@@ -64,11 +65,15 @@ class Source:
     shards: tuple[Shard, ...]
     left_out: int
     labels: tuple[int | None, ...]
+    absent: dict[str, str]
 
     @property
     def total(self) -> int:
         """Number of objects."""
         return sum(len(shard.keys) for shard in self.shards)
+
+
+Joined = tuple[Shard | None, int, dict[str, str]]  # a shard, its number of shapes without views, `Source.absent` of it
 
 
 def open_source(shards: str, settings: DataSettings, warn: bool = True) -> Source:
@@ -102,31 +107,32 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True) -> Sourc
     if view_set.shapes_hash != manifest.shapes_hash:
         raise Refused(f"{out}/views/{settings.views} was drawn from other shapes: delete it and draw it again")
     subset = subset_of(out, manifest, settings.split, settings.classes, settings.candidates, settings.objects)
-    joined, left_out = [], 0
-    for shard, missing in _joined(out, manifest, view_set, settings):
+    joined: list[Shard] = []
+    left_out = 0
+    absent: dict[str, str] = {}
+    for shard, missing, reasons in _joined(out, manifest, view_set, settings):
         if shard is not None and subset.keys is not None:
             shard = shard.only(subset.keys)
         if shard is not None and shard.keys:
             joined.append(shard)
         left_out += missing
+        absent |= reasons
     if left_out and warn:
         log.warning("%s: %d objects are left out: their views failed or were skipped", out, left_out)
     if settings.cache and remote.is_url(out) and joined:
-        largest = max(places.bytes for shard in joined for places in (shard.shapes_places, shard.views_places))
+        largest = max(places.size for shard in joined for places in (shard.shapes_places, shard.views_places))
         cache = open_cache(settings.cache, settings.cache_gb, largest)
         joined = [replace(shard, cache=cache) for shard in joined]
-    return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels)
+    return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels, absent)
 
 
-def _joined(
-    out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings
-) -> Iterable[tuple[Shard | None, int]]:
+def _joined(out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings) -> Iterable[Joined]:
     """`_join` of each shard of the split. From an object store the records of several shards are read at once."""
     split, hashes = settings.split, (manifest.shapes_hash, view_set.hash)
 
-    def join(number: int) -> tuple[Shard | None, int]:
+    def join(number: int) -> Joined:
         tars = shapes_tar(out, split, number), views_tar(out, settings.views, split, number)
-        return _join(*tars, hashes, settings.allow_incomplete)
+        return _join(*tars, hashes, settings)
 
     numbers = range(manifest.num_shards[split])
     if not remote.is_url(out):
@@ -135,24 +141,27 @@ def _joined(
         return list(pool.map(join, numbers))
 
 
-def _join(shapes: str, views: str, hashes: tuple[str, str], allow_incomplete: bool) -> tuple[Shard | None, int]:
-    """The joined shard and how many objects have no views by its records. Raises Refused where the records disagree.
+def _join(shapes: str, views: str, hashes: tuple[str, str], settings: DataSettings) -> Joined:
+    """Joins two tars by their records. Raises Refused where these disagree.
 
-    No shard where a file is missing and `allow_incomplete` permits that.
+    There is no shard where a file is missing and `allow_incomplete` permits that.
     """
     records: list[Record] = []
+    absent: dict[str, str] = {}
     for tar, hash in zip((shapes, views), hashes, strict=True):
         try:
             record = read_record(record_path(tar))
         except ValueError as error:
             raise Refused(str(error)) from error
         if record is None or not store.exists(tar):
-            if allow_incomplete:
-                return None, 0
+            if settings.allow_incomplete:
+                return None, 0, absent
             raise Refused(f"{tar} or its record is missing: run the build again, or data.allow_incomplete=true")
         if record.hash != hash:
             raise Refused(f"{tar} was made with other settings than the manifest says: it is of another build")
         records.append(record)
+        absent |= {failure.key: f"{failure.stage}: {failure.reason}" for failure in record.failures}
+        absent |= {skipped.key: f"{skipped.reason}, which {settings.views} draws" for skipped in record.skipped}
     declared = {f.key for f in records[1].failures} | {s.key for s in records[1].skipped}
     expected = tuple(key for key in records[0].keys if key not in declared)
     if expected != records[1].keys:
@@ -163,4 +172,5 @@ def _join(shapes: str, views: str, hashes: tuple[str, str], allow_incomplete: bo
     except (ValueError, TypeError, OverflowError) as error:
         raise Refused(f"the record of {shapes} or {views} is damaged: {error}") from error
     kept = [number for number, key in enumerate(records[0].keys) if key not in declared]
-    return Shard(shapes, views, expected, places[0].only(kept), places[1]), records[0].count - len(expected)
+    shard = Shard(shapes, views, expected, places[0].only(kept), places[1])
+    return shard, records[0].count - len(expected), absent

@@ -19,6 +19,7 @@ from PIL import Image
 from training.__main__ import main
 from training.evaluation import embed as embedding
 from training.evaluation.evaluate import examine
+from training.evaluation.features import gathered
 from training.plots.scatter import class_colours, scatter_picture
 from training.weights.checkpoint import open_checkpoint
 from training.weights.open_models import open_models
@@ -155,10 +156,7 @@ def test_a_picture_of_many_objects_draws_some_of_all(monkeypatch) -> None:
 
 def test_views_that_are_not_there_are_zero() -> None:
     """In a file of objects with different numbers of views, also where whole batches have fewer."""
-    parts, first, second = embedding._Parts(), torch.ones(2, 3, 4), torch.ones(1, 2, 4)
-    parts.add(("a", "b"), views=first)
-    parts.add(("c",), views=second)
-    found = parts.whole("views", 3, 4)
+    found = gathered([torch.ones(2, 3, 4), torch.ones(1, 2, 4)], 3, 4)
     assert (found[:2] == 1).all()
     assert (found[2, :2] == 1).all()
     assert (found[2, 2] == 0).all()

@@ -27,7 +27,7 @@ from manifests.samples import encode_json, read_samples
 from training.__main__ import main
 from training.data.whole_split import batch_numbers
 from training.evaluation.evaluate import Options, examine, one_view, teacher_labels
-from training.evaluation.metrics import Answers, Examined, pseudo_label_quality
+from training.evaluation.metrics import Examined, SplitAnswers, pseudo_label_quality
 from training.objectives.pseudo_labels import pseudo_labels
 from training.plots.confusion import confusion_picture, histogram_picture
 from training.settings.objective import LabelSettings
@@ -107,12 +107,14 @@ def half(shards, tmp_path_factory) -> Path:
     return relabelled(shards, out, lambda key, label: label if key in known else None)
 
 
-def answers_by_hand() -> Answers:
+def answers_by_hand() -> SplitAnswers:
     """Four objects of classes 0, 0, 0, 1 of three; the image says 0, 0, 1, 1, the points 0, 1, 1, 0."""
     image = logits_of(0.9, 0.6, 0.8, 0.4, classes=(0, 0, 1, 1))
     points = logits_of(0.8, 0.9, 0.95, 0.4, classes=(0, 1, 1, 0))
     views_right = torch.tensor([1.0, 0.5, 0.0, 1.0])
-    return Answers(torch.tensor([0, 0, 0, 1]), {"image": image, "image_star": image, "points": points}, views_right)
+    return SplitAnswers(
+        torch.tensor([0, 0, 0, 1]), {"image": image, "image_star": image, "points": points}, views_right
+    )
 
 
 def test_figures_with_labels_by_hand() -> None:
@@ -143,7 +145,7 @@ def test_figures_without_labels_by_hand() -> None:
 
 def test_without_labels_nothing_that_needs_them_is_there() -> None:
     answers = answers_by_hand()
-    unseen = Answers(torch.full((4,), -1), answers.logits, torch.zeros(4))
+    unseen = SplitAnswers(torch.full((4,), -1), answers.logits, torch.zeros(4))
     result = Examined("d", "test", ("a", "b", "c"), 1, ("w", "x", "y", "z"), unseen, None, labelled=False).result()
     assert result["student"] is result["teacher"] is result["pseudo_labels"] is result["per_class"] is None
     assert "biasedness_balanced" not in result["analysis"]["student"]["image"]

@@ -22,7 +22,7 @@ from manifests.samples import read_samples
 from training.__main__ import main
 from training.evaluation import predict
 from training.evaluation.evaluate import examine
-from training.evaluation.predict import Drawn
+from training.evaluation.predict import BuildKeys
 from training.weights.checkpoint import open_checkpoint
 
 FEW = (
@@ -158,7 +158,7 @@ def test_clouds_where_the_preset_draws_points(of_points, files) -> None:
 
 
 def test_the_preset_and_shapes_of_the_checkpoint_are_built(run, shards, files, tmp_path) -> None:
-    drawn = Drawn.of(open_checkpoint(str(run)))
+    drawn = BuildKeys.of(open_checkpoint(str(run)))
     assert drawn.shape_keys == {"seed": 0, "num_points": 256, "fps_prefix": 128, "normalize": "sphere_mean_points"}
     out = predict._build(tmp_path, drawn, "meshes", ("y", "z", "x"), {"box": str(files / "a box.off")}, 0)
     mine, trained = (read_view_set(str(each), "rgb12") for each in (out, shards))
@@ -188,7 +188,7 @@ def test_every_preset_that_is_drawn_survives_the_recipe_of_a_build() -> None:
             continue
         changed = preset.model_copy(update={"image_size": 96})
         keys = {"seed": 3, "num_points": 64, "fps_prefix": 8, "normalize": "none"}
-        text = Drawn("mine", changed, keys, ()).recipe("meshes", Path("list.jsonl"), ("y", "z", "x"))
+        text = BuildKeys("mine", changed, keys, ()).recipe("meshes", Path("list.jsonl"), ("y", "z", "x"))
         ((base, changes),) = tomllib.loads(text)["views"].items()
         assert load_preset(base, changes) == ("mine", changed), name
 

@@ -18,10 +18,11 @@ from PIL import Image
 
 from manifests.config import to_toml
 from training.__main__ import main
-from training.evaluation.evaluate import COLUMNS, Answers, Unlabelled, evaluate, pseudo_label_quality
+from training.evaluation.evaluate import Unlabelled, evaluate
+from training.evaluation.metrics import COLUMNS, SplitAnswers, pseudo_label_quality
 from training.plots.curves import Curves, selected_by_modality
 from training.reports import report
-from training.reports.page import Page, Section, Table, gain_lines, page_of, row_name, to_html, to_markdown
+from training.reports.page import Page, PageTable, Section, gain_lines, page_of, row_name, to_html, to_markdown
 from training.reports.prediction_sheet import RIGHT, WRONG, Answer, Shown, sheet, spread
 from training.reports.report import collect, paired_gain, wilson, write
 from training.settings.fit_recipe import FitRecipe
@@ -110,7 +111,7 @@ def test_precision_of_pseudo_labels_by_hand() -> None:
 def test_answers_by_hand() -> None:
     """Three objects of classes 0, 0, 1 (of 3): the image says 0 each time, the points 0, 1, 1."""
     image, points = logits_of(0.8, 0.8, 0.8, classes=(0, 0, 0)), logits_of(1 / 3, 0.5, 0.5, classes=(0, 1, 1))
-    answers = Answers(
+    answers = SplitAnswers(
         torch.tensor([0, 0, 1]), {"image": image, "image_star": image, "points": points}, torch.tensor([1.0, 0.5, 0.0])
     )
     found = answers.percent()
@@ -248,7 +249,9 @@ def test_a_second_run_of_a_method_and_no_labels(runs, shards, monkeypatch) -> No
 
 
 def test_what_is_shown_is_escaped() -> None:
-    page = Page("a < b", (Section("s", (Table(("x", "*"), (("<i>|", "1"),)), "5 * 3")),))
+    page = Page("a < b", (Section("s", (PageTable(("x", "*"), (("<i>|", "1"),)), "5 * 3\u202e")),))
+    assert "<title>a &lt; b</title>" in to_html(page)
+    assert r"<p>5 * 3\u202e</p>" in to_html(page)
     assert "<td>&lt;i&gt;|</td>" in to_html(page)
     assert r"| \<i>\| | 1 |" in to_markdown(page)
     assert r"5 \* 3" in to_markdown(page)
