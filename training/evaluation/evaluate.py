@@ -63,18 +63,6 @@ class Options:
 WHOLE = Options()
 
 
-def evaluate(
-    checkpoint: Checkpoint,
-    shards: str,
-    split: str = "test",
-    device: torch.device | None = None,
-    options: Options = WHOLE,
-    on_progress: Progress = _silent,
-) -> dict[str, Any]:
-    """The object that `evaluate --json` prints. Raises Refused as `examine` does."""
-    return examine([checkpoint], shards, split, device, options, on_progress)[0].result()
-
-
 @torch.inference_mode()
 def examine(
     checkpoints: Sequence[Checkpoint],

@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,9 +21,9 @@ import webdataset as wds
 from builders import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from training_runs import typed
 
 from manifests.samples import encode_json, read_samples
-from training.__main__ import main
 from training.data.whole_split import batch_numbers
 from training.evaluation.evaluate import Options, examine, one_view, teacher_labels
 from training.evaluation.metrics import Examined, SplitAnswers, pseudo_label_quality
@@ -44,14 +43,6 @@ FEW = (
     "labels.threshold=0.06",  # of 19 classes: an untrained model gives some pseudo-labels
     "tensorboard=false",
 )
-
-
-def typed(*arguments: object, code: int = 0) -> tuple[str, str]:
-    """The command line in this process (importing torch takes seconds): what it says on stdout and on stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        assert main([str(argument) for argument in arguments]) == code, err.getvalue()
-    return out.getvalue(), err.getvalue().strip()
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_runs import evaluated
 
 from manifests.config import to_toml
 from training.__main__ import main
-from training.evaluation.evaluate import Unlabelled, evaluate
+from training.evaluation.evaluate import Unlabelled
 from training.evaluation.metrics import COLUMNS, SplitAnswers, pseudo_label_quality
 from training.plots.curves import Curves, selected_by_modality
 from training.reports import report
@@ -27,7 +28,7 @@ from training.reports.prediction_sheet import RIGHT, WRONG, Answer, Shown, sheet
 from training.reports.report import collect, paired_gain, wilson, write
 from training.settings.fit_recipe import FitRecipe
 from training.settings.objective import LabelSettings
-from training.weights.checkpoint import Checkpoint, open_checkpoint
+from training.weights.checkpoint import Checkpoint
 
 FEW = (
     "data.num_points=64",
@@ -167,7 +168,7 @@ def test_values_are_those_of_evaluate(training, collected, runs, shards) -> None
         ("self_training", runs["one"]),
         ("cross_most", runs["two"]),
     ):
-        found = evaluate(open_checkpoint(str(path)), str(shards))
+        found = evaluated(path, shards)
         assert row != "cross_most" or found == typed
         for key, who in (("table", "student"), ("teacher", "teacher")):
             three = {name: found[who][name] for name in ("image", "image_star", "points")}
@@ -175,7 +176,7 @@ def test_values_are_those_of_evaluate(training, collected, runs, shards) -> None
         assert values["analysis"][row] == found["analysis"]
         for name, (low, high) in values["interval"][row].items():
             assert 0 <= low < values["table"][row][name] < high <= 100 or values["table"][row][name] in (0, 100)
-    known = evaluate(open_checkpoint(str(runs["known"])), str(shards))
+    known = evaluated(runs["known"], shards)
     assert (values["oracle"]["image"], known["teacher"]) == (known["student"]["image"], None)
     table = values["table"]
     assert any(table["cross_most"] != table[row] for row in ("zero_shot", "self_training"))
