@@ -23,14 +23,14 @@ def test_a_miniature_scanobjectnn_reaches_training(tmp_path) -> None:
     found = open_source(str(out), settings)
     assert found.total == 3
     held = list(labelled(found, settings, 64, range(2), 2))
-    named = [pair for part in held for pair in zip(part.batch.keys, part.notes, strict=True)]
+    named = [pair for part in held for pair in zip(part.keys, part.labels, strict=True)]
     assert {key: found.manifest.classes[label] for key, label in named} == {
         "hardest-11416": "bag",
         "hardest-11417": "bag",
         "hardest-11418": "chair",
     }
-    assert held[0].batch.pictures.shape == (2, 10, 3, 64, 64)
-    assert held[0].batch.points.shape == (2, 1024, 3)
+    assert held[0].pictures.shape == (2, 10, 3, 64, 64)
+    assert held[0].points.shape == (2, 1024, 3)
     train = settings.model_copy(update={"split": "train"})
     joined = open_source(str(out), train)
     form = Form(image_size=64, patch=8, mask_cell=16, mask_ratio=0.3)

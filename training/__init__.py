@@ -1,4 +1,4 @@
-"""From shards to weights; and from weights, in Python, to features and answers: `training.load`."""
+"""Trains a label-free 3D classifier from shards; `training.load` gives a trained model to Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load(
     who: Literal["student", "teacher"] = "student",
     device: str | torch.device = "cpu",
 ) -> Classifier:
-    """A trained model, ready to be asked.
+    """Loads a trained model.
 
         model = training.load("runs/cross_most")
         model.encode_image(PIL.Image.open("mug.png"))             # unit features (1, E)
@@ -27,8 +27,8 @@ def load(
         model.classify(points=cloud, classes=["mug", "bowl"])     # other names, by the text tower
 
     checkpoint: a run (its last step), one of its checkpoints/step-* folders, or a file that `Classifier.save` wrote.
-    who: the student, or its moving average; such a file holds one of them. Pictures may be PIL images or uint8 arrays
-    of any size, clouds any number of points in any unit with +Y up: they are made what the towers saw in evaluation.
+    who: the student, or its moving average (a file holds only one of them). Pictures may be PIL images or uint8 arrays
+    of any size; clouds may have any number of points in any unit, with +Y up. Both are prepared as in evaluation.
     Features are float32 on the CPU. Raises manifests.errors.Refused, one line, where there is no such checkpoint.
     """
     from training.evaluation.classifier import load as load_classifier

@@ -1,7 +1,7 @@
-"""Commands that this program starts: one that shows no sign of life for too long is ended, with all that it started.
+"""Watches commands that this program starts, and ends those that hang, with all their child processes.
 
-Some take days by right, so their time is not limited. A sign of life is any change of the files that they write: what
-they say (a build says a line every ten seconds, a fit one every `log_every` steps), shards, checkpoints.
+A training may take days, so the total time has no limit. A command hangs when none of its files changes for too long:
+its log (a build writes a line every ten seconds, a fit every `log_every` steps), its shards, its checkpoints.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from manifests.patience import seconds_of
 
-COMMAND_SECONDS = "CROSS_MOST_COMMAND_SECONDS"  # environment: in place of each command's own limit
-ENDING_SECONDS = 60.0  # for a command that was told to end
+COMMAND_SECONDS = "CROSS_MOST_COMMAND_SECONDS"  # environment: replaces each command's own limit
+ENDING_SECONDS = 60.0  # until a command ends that was told to
 _LOOK_SECONDS = 5.0
 
 
 class Watch:
-    """Looks for signs of life of a command in these files and folders. seconds: without any, until it `hangs`."""
+    """Looks for signs of life of a command: changes in these files and folders. seconds: the limit without any."""
 
     def __init__(self, places: Sequence[Path], seconds: float) -> None:
         self.seconds = seconds_of(COMMAND_SECONDS, seconds)
@@ -32,7 +33,7 @@ class Watch:
         self._since = self._looked = time.monotonic()
 
     def hangs(self) -> bool:
-        """Whether nothing has changed for so long. It looks every few seconds, however often it is asked."""
+        """Whether nothing has changed for that long. It looks every few seconds, even if it is called more often."""
         now = time.monotonic()
         if now - self._looked < min(_LOOK_SECONDS, self.seconds / 4):
             return False
@@ -43,12 +44,12 @@ class Watch:
         return now - self._since > self.seconds
 
     def words(self) -> str:
-        """What is said of a command that hangs."""
+        """The message about a command that hangs."""
         return f"no sign of life for {self.seconds:g} s ({COMMAND_SECONDS}), so it was ended"
 
 
 def _signature(places: Sequence[Path]) -> dict[str, tuple[int, int]]:
-    """Path -> size, time of the last change, of all files."""
+    """Path -> (size, time of the last change) of all files."""
     found = {}
     for place in places:
         inside = [os.path.join(folder, name) for folder, _, names in os.walk(place) for name in names]
@@ -59,10 +60,10 @@ def _signature(places: Sequence[Path]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def end(process: subprocess.Popen, patience: float = 0.0) -> None:
-    """Ends a command that was told to end and has not within so many seconds, and all that it started.
+def end(process: subprocess.Popen[Any], patience: float = 0.0) -> None:
+    """Waits `patience` seconds for a command to end, then kills it and all its child processes.
 
-    What the kernel itself keeps alive (a process that waits for a broken disk) is left to it.
+    A process that the kernel cannot kill, such as one that waits for a broken disk, is left alone.
     """
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=patience)

@@ -1,10 +1,10 @@
-"""The demonstration: two domains made from a seed, pre-training, self-training, Cross-MoST, and a report.
+"""Runs the demonstration: makes two domains from a seed, pre-trains, self-trains, and writes a report.
 
     python -m training.demo --out runs/demo --seed 0
 
-Every stage is a command that a person could type; `OUT/commands.txt` lists them, OUT/logs holds their words. While
-the small towers pre-train on the source, the target is built; both methods and the oracle adapt side by side. Thread
-counts are fixed, so that the figures do not depend on how many cores there are.
+Every stage is a command that a person could type. OUT/commands.txt lists them, and OUT/logs holds their output. The
+target is built while the small towers pre-train on the source; then both methods and the oracle train at the same time.
+Thread counts are fixed, so that the figures do not depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from manifests.process_info import environment
 from training.child_commands import ENDING_SECONDS, Watch, end
 from training.reports import report
 
-SILENT_SECONDS = 7200.0  # of a stage: the oracle says nothing until it ends
+SILENT_SECONDS = 7200.0  # of a stage: the oracle writes nothing until it ends
 SAMPLING_SECONDS = 0.5
 PRETRAIN_THREADS = REPORT_THREADS = 2
 ADAPT_THREADS = 1
 
 
-class _Memory(threading.Thread):
-    """The largest sum of resident memory of this process and all below it, MB."""
+class _MemoryPeak(threading.Thread):
+    """Measures the largest sum of resident memory of this process and its child processes, MB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -58,7 +58,7 @@ class _Memory(threading.Thread):
             self.max_rss_mb = max(self.max_rss_mb, total / 2**20)
 
     def stop(self) -> float:
-        """Ends the thread; gives the maximum."""
+        """Ends the thread and gives the maximum."""
         self._over.set()
         self.join(ENDING_SECONDS)
         return self.max_rss_mb
@@ -69,14 +69,14 @@ class _Stage:
     """A running command."""
 
     name: str
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     log: Path
     watch: Watch
     started: float = field(default_factory=time.monotonic)
 
 
 class _Demo:
-    """Starts commands and waits for them; when one fails or says nothing for too long, all are ended."""
+    """Starts commands and waits for them; when one of them fails or hangs, it ends all."""
 
     def __init__(self, out: Path, console: Console) -> None:
         self.out, self.console = out, console
@@ -101,7 +101,7 @@ class _Demo:
         return stage
 
     def wait(self, *stages: _Stage) -> None:
-        """Waits for stages, telling how each goes on. Raises Stopped with the last line of one that failed or hangs."""
+        """Waits for stages and shows their last lines. Raises Stopped where one of them fails or hangs."""
         waiting = list(stages)
         with self.console.status("") as status:
             while waiting:
@@ -121,10 +121,10 @@ class _Demo:
         self.seconds[stage.name] = round(time.monotonic() - stage.started, 1)
         if stage.process.returncode:
             raise Stopped(f"{stage.name} failed ({_last_line(stage.log)}); see {stage.log}")
-        self.console.print(f"{self.seconds[stage.name]:6.1f} s  {stage.name}", highlight=False)
+        self.console.print(f"{self.seconds[stage.name]:6.1f} s  {stage.name}")
 
     def end_all(self) -> None:
-        """Ends what still runs."""
+        """Ends the stages that still run."""
         for stage in self._running:
             stage.process.terminate()
         for stage in self._running:
@@ -137,13 +137,13 @@ def _last_line(log: Path) -> str:
 
 
 def run(out: Path, seed: int, workers: int, changes: list[str], build_changes: list[str], console: Console) -> Path:
-    """Runs every stage and gives the path of the report. Raises Stopped when one fails."""
+    """Runs every stage and gives the path of the report. Raises Stopped when a stage fails."""
     if out.exists():
         if not (out / "commands.txt").is_file() and any(out.iterdir()):
             raise Refused(f"--out {out} is not empty and no demo (it has no commands.txt)")
         shutil.rmtree(out)
     (out / "logs").mkdir(parents=True)
-    started, memory = time.monotonic(), _Memory()
+    started, memory = time.monotonic(), _MemoryPeak()
     memory.start()
     demo = _Demo(out, console)
     try:
@@ -159,7 +159,7 @@ def run(out: Path, seed: int, workers: int, changes: list[str], build_changes: l
     finally:
         demo.end_all()
         most = memory.stop()
-    console.print(f"{time.monotonic() - reporting:6.1f} s  report", highlight=False)
+    console.print(f"{time.monotonic() - reporting:6.1f} s  report")
     return report.write(found, out, seconds=round(time.monotonic() - started, 1), max_rss_mb=round(most, 1))
 
 

@@ -37,7 +37,7 @@ from manifests.picture_mapping import NORMALIZE  # noqa: E402
 from training.data.batch import RawBatch  # noqa: E402
 from training.data.dataset import Source, open_source  # noqa: E402
 from training.data.decode import num_views, picture_of  # noqa: E402
-from training.data.loader import Drawn, Form, Loader, UnlabelledSamples, batches_of  # noqa: E402
+from training.data.loader import Drawn, Form, Loader, UnlabelledSamples  # noqa: E402
 from training.data.shard_reader import read_joined  # noqa: E402
 from training.settings.data import AugmentSettings, DataSettings  # noqa: E402
 from training.settings.fit_recipe import read_recipe  # noqa: E402
@@ -82,7 +82,7 @@ def rates_of(source: Source, settings: DataSettings, augment: AugmentSettings, f
         samples.set_epoch(epoch)
         epoch += 1
         reading = making = 0.0
-        for batches in (iter(batches_of(loader)), in_memory(samples, kept)):
+        for batches in (iter(loader), in_memory(samples, kept)):
             count, taken, moved = 0, 0.0, 0.0
             while True:
                 before = time.perf_counter()

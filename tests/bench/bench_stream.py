@@ -25,7 +25,7 @@ from machine import describe_machine
 from object_store import ObjectStore, reached
 
 from training.data.dataset import open_source
-from training.data.loader import Form, Loader, UnlabelledSamples, batches_of
+from training.data.loader import Form, Loader, UnlabelledSamples
 from training.settings.data import AugmentSettings, DataSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -50,7 +50,7 @@ def epochs(shards: str, workers: int, cache: str = "") -> list[float]:
     for epoch in range(TURNS):
         samples.set_epoch(epoch)
         start = time.perf_counter()
-        count = sum(len(batch.keys) for batch in batches_of(loader))
+        count = sum(len(batch.keys) for batch in loader)
         rates.append(count / (time.perf_counter() - start))
     return rates
 

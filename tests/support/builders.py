@@ -48,6 +48,12 @@ class Commands:
         return subprocess.CompletedProcess(process.args, code, out, err)
 
 
+def miniature(out: Path, *changes: str) -> Path:
+    """Builds 12 parametric objects in one process."""
+    Commands(REPOSITORY)("build", "parametric", "--out", out, "--workers", 0, "parametric.objects=12", *changes)
+    return out
+
+
 def stored(out: Path, view_set: str | None = None) -> dict[str, Sample]:
     """The samples of a build's shapes, or of one of its view sets, by key."""
     samples = {}

@@ -17,7 +17,7 @@ import torch
 
 from manifests.config import parse_changes
 from training import distributed
-from training.data.loader import Loader, batches_of
+from training.data.loader import Loader
 from training.loop import fit
 from training.loop.metric_log import Log
 from training.loop.train_state import Run
@@ -55,7 +55,7 @@ def updates(recipe: FitRecipe, shards: str, folder: Path, kind: torch.dtype = to
     rows = []
     while state.step < state.updates.total_steps:
         samples.set_epoch(state.step // samples.num_batches)
-        for batch in batches_of(loader):
+        for batch in loader:
             state.updates(own_rows(batch.to(state.device), kind), state.step)
             state.step += 1
             rows.append(state.updates.log.row())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from builders import Commands
 
+from manifests.config import to_toml
 from pipeline.jobs import ray_cleanup
 
 PLANTED = """
@@ -30,14 +31,14 @@ def read(asset, root, options):
 """
 
 
-def plant(tree: Path, shard_size: int = 4) -> Commands:
-    (tree / "pipeline/datasets/planted.py").write_text(PLANTED)
-    (tree / "manifests/datasets/planted.toml").write_text(
-        'name = "planted"\nclasses = ["thing"]\nprompt_names = ["thing"]\n'
+def plant(tree: Path, dataset: str = PLANTED, name: str = "planted", **keys: object) -> Commands:
+    """Adds a dataset and its recipe to a copy of the code. keys: of the recipe."""
+    (tree / f"pipeline/datasets/{name}.py").write_text(dataset)
+    (tree / f"manifests/datasets/{name}.toml").write_text(
+        f'name = "{name}"\nclasses = ["thing"]\nprompt_names = ["thing"]\n'
     )
-    (tree / "pipeline/recipes/planted.toml").write_text(
-        f'dataset = "planted"\nshard_size = {shard_size}\nviews = ["depth10"]\nnum_points = 64\nfps_prefix = 16\n'
-    )
+    recipe = {"dataset": name, "shard_size": 4, "views": ["depth10"], "num_points": 64, "fps_prefix": 16}
+    (tree / f"pipeline/recipes/{name}.toml").write_text(to_toml(recipe | keys))
     return Commands(tree)
 
 

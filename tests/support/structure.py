@@ -57,7 +57,7 @@ HOME = {
     "open3d": {"renderers/raycast.py"},
     "pytorch3d": {"renderers/rasterize.py"},
     "open_clip": {"training/models/clip.py"},
-    "sklearn": {"training/evaluation/embed.py"},
+    "sklearn": {"training/evaluation/embed.py", "training/evaluation/metrics.py"},  # t-SNE; confusion matrices
     "umap": {"training/evaluation/embed.py"},
 }
 

@@ -12,17 +12,10 @@ from pathlib import Path
 
 import pytest
 from builders import REPOSITORY, write_off
+from training_runs import ONE_STEP
 
 from training.__main__ import main
 
-FEW = (
-    "data.num_points=64",
-    "optimizer.batch_size=8",
-    "optimizer.steps=1",
-    "log_every=1",
-    "points.depth=1",
-    "tensorboard=false",
-)
 NAMES = ("json", "numpy", "pipeline", "training", "manifests", "renderers", "torch", "ray")
 TABLE = """
 title = "none"
@@ -63,7 +56,7 @@ def typed(program: str, folder: Path, *arguments: object, code: int = 0) -> tupl
 @pytest.fixture(scope="module")
 def run(shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["fit", "small_cross_most", "--shards", str(shards), "--run", str(folder), *FEW]) == 0
+    assert main(["fit", "small_cross_most", "--shards", str(shards), "--run", str(folder), *ONE_STEP]) == 0
     return folder
 
 

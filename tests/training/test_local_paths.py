@@ -7,20 +7,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from training_runs import ONE_STEP
 
 from manifests import store
 from training import demo
 from training.__main__ import main
 from training.loop import supervised_bound
 
-FEW = (
-    "data.num_points=64",
-    "optimizer.batch_size=8",
-    "optimizer.steps=1",
-    "log_every=1",
-    "points.depth=1",
-    "tensorboard=false",
-)
 REFUSED = {
     "fit": (main, ("fit", "small_cross_most", "--shards", "SHARDS", "--run", "URL")),
     "fit, dry run": (main, ("fit", "small_cross_most", "--shards", "SHARDS", "--run", "URL", "--dry-run")),
@@ -40,7 +33,7 @@ WRITTEN = {
 def run(shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     with redirect_stderr(io.StringIO()):
-        assert main(["fit", "small_cross_most", "--shards", str(shards), "--run", str(folder), *FEW]) == 0
+        assert main(["fit", "small_cross_most", "--shards", str(shards), "--run", str(folder), *ONE_STEP]) == 0
     return folder
 
 

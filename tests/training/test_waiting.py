@@ -22,9 +22,9 @@ from training import child_commands, demo
 from training.child_commands import COMMAND_SECONDS, Watch
 from training.data import reader_processes
 from training.data.dataset import open_source
-from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
+from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples
 from training.data.reader_processes import READER_SECONDS
-from training.data.whole_split import SplitReader, loader_of
+from training.data.whole_split import SplitReader
 from training.distributed import PROCESS_SECONDS
 from training.evaluation import predict
 from training.paper_tables import runner
@@ -145,15 +145,15 @@ def test_shared_memory_that_fills_up_later_ends_fit(shards, tmp_path) -> None:
 def test_the_memory_that_is_asked_for_is_that_of_a_batch(shards, kind: type) -> None:
     """Else a refusal would come where there is room, or none where a reader then dies."""
     samples = kind(open_source(str(shards), SETTINGS), SETTINGS, AugmentSettings(), FORM, 4, 0)
-    batch = next(iter(batches_of(Loader(samples))))
+    batch = next(iter(Loader(samples)))
     tensors = [value for value in vars(batch).values() if hasattr(value, "nbytes")]
     assert 0.95 * sum(each.nbytes for each in tensors) < samples.batch_bytes <= sum(each.nbytes for each in tensors)
     reader = SplitReader(samples.source, SETTINGS, 64, range(1), 4)
-    (noted,) = loader_of(reader)
-    assert reader.batch_bytes == noted.batch.pictures.nbytes + noted.batch.points.nbytes
+    (batch,) = reader.batches()
+    assert reader.batch_bytes == batch.pictures.nbytes + batch.points.nbytes
     single = SplitReader(samples.source, SETTINGS, 64, range(1), 4, view_of=lambda key, count: 0)
-    (noted,) = loader_of(single)
-    assert single.batch_bytes == noted.batch.pictures.nbytes + noted.batch.points.nbytes
+    (batch,) = single.batches()
+    assert single.batch_bytes == batch.pictures.nbytes + batch.points.nbytes
 
 
 def test_ranks_of_a_machine_share_its_memory(shards, monkeypatch) -> None:
@@ -194,8 +194,8 @@ def test_a_reader_of_a_whole_split_that_is_stopped_or_killed(shards, monkeypatch
     source, before = open_source(str(shards), SETTINGS), signal.getsignal(signal.SIGCHLD)
     reader = Struck(source, SETTINGS, 64, range(4), 4)
     reader.number = number
-    batches = batches_of(loader_of(reader, 1))
-    assert len(next(batches).batch.keys) == 4
+    batches = reader.batches(1)
+    assert len(next(batches).keys) == 4
     assert signal.getsignal(signal.SIGCHLD) is before
     since = time.monotonic()
     with pytest.raises(Stopped, match=words):

@@ -1,7 +1,7 @@
-"""What a loader gives and what a step sees. Labelled ones are for evaluation and supervised methods alone.
+"""Batches: raw ones, which a loader gives, and those that a training step sees. Only supervised methods see labels.
 
-A loader gives raw batches: pictures as uint8, clouds as stored, one seed a sample. They travel as they are, a quarter
-of the bytes, and become a batch where they arrive: pictures normalised, clouds augmented, all samples at once.
+A raw batch holds pictures as uint8, clouds as stored and a seed for each sample: a quarter of the bytes. It becomes a
+batch on the device of the training: there pictures are normalised and clouds augmented, all samples at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -78,10 +78,10 @@ class RawBatch:
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """What evaluation and supervised methods see: V views of each object (B, V, 3, S, S), float32 and normalised;
-    clouds float32 (B, N, 3); label int64 (B,).
+    """What supervised methods see.
 
-    num_views: where objects have different numbers of views, that of each; its further images are zero. Else empty.
+    images: float32 (B, V, 3, S, S), V views of each object, normalised. points: float32 (B, N, 3). label: int64 (B,).
+    num_views: of each object where they differ (further images are zero), else empty.
     """
 
     keys: tuple[str, ...]
@@ -124,13 +124,14 @@ AnyBatch = TypeVar("AnyBatch", RawBatch, LabelledBatch, RawLabelledBatch)
 
 
 def _moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
-    """All tensors on a device. From pinned memory the copies run beside what the device does, and nobody waits."""
+    """All tensors on a device. Copies from pinned memory run while the device computes."""
     return _mapped(batch, lambda value: value.to(device, non_blocking=device.type != "cpu"))
 
 
 def _mapped(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(batch, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
+    changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(batch, **changed)
 
 
 def normalized(pictures: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
@@ -141,6 +142,6 @@ def normalized(pictures: Tensor, mean: tuple[float, ...], deviation: tuple[float
 
 @lru_cache(maxsize=16)
 def _constants(mean: tuple[float, ...], deviation: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3, 1, 1) each, kept on the device: making them anew would wait for it at each step."""
+    """(3, 1, 1) each, kept on the device: copying them there at each step would wait for it."""
     middle, width = (torch.tensor(values, device=device)[:, None, None] for values in (mean, deviation))
     return middle, width

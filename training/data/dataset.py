@@ -1,6 +1,6 @@
-"""Which objects of a build have views, and where: shapes and a view set are merge-joined by their records.
+"""Finds the objects of a split that have views, and where they lie in the tars: joins shapes and a view set by key.
 
-Opening reads records alone; training.data.shard_reader then reads the tars and holds them to their records.
+Opening reads records alone; training.data.shard_reader then reads the tars and checks them against their records.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from manifests.layout import (
     view_set_names,
     views_tar,
 )
-from manifests.presets import AnyViews
 from manifests.records import Record, read_record, record_path
 from training.data.sample_index import Places, places_of
 from training.data.shard_cache import Cache, open_cache
@@ -29,12 +28,12 @@ from training.data.subsets import subset_of
 from training.settings.data import DataSettings
 
 log = logging.getLogger(__name__)
-_REQUESTS = 16  # at once
+_REQUESTS = 16  # at once, to an object store
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One joined shard: its tars, the keys of the objects that are used, and where these lie in each tar."""
+    """One joined shard: the paths of its tars, the keys of the objects in use, and where they lie in each tar."""
 
     shapes: str
     views: str
@@ -44,7 +43,7 @@ class Shard:
     cache: Cache | None = None
 
     def only(self, keys: frozenset[str]) -> Shard:
-        """The shard with these objects alone."""
+        """The same shard, reduced to these objects."""
         kept = [number for number, key in enumerate(self.keys) if key in keys]
         names = tuple(self.keys[number] for number in kept)
         return replace(
@@ -54,9 +53,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """A split of a build joined with one view set; manifest: with the candidate classes alone.
+    """A split of a build joined with one view set.
 
-    labels: for each class of the build its number among the candidates, None where it is none.
+    manifest: of the build, with the candidate classes alone. left_out: number of shapes without views. labels: for each
+    class of the build its number among the candidates, or None if it is not a candidate. absent: why an object has no
+    shape or no views, by key.
     """
 
     manifest: BuildManifest
@@ -64,6 +65,7 @@ class Source:
     shards: tuple[Shard, ...]
     left_out: int
     labels: tuple[int | None, ...]
+    absent: dict[str, str]
 
     @property
     def total(self) -> int:
@@ -71,10 +73,14 @@ class Source:
         return sum(len(shard.keys) for shard in self.shards)
 
 
-def open_source(shards: str, settings: DataSettings) -> Source:
+Joined = tuple[Shard | None, int, dict[str, str]]  # a shard, its number of shapes without views, `Source.absent` of it
+
+
+def open_source(shards: str, settings: DataSettings, warn: bool = True) -> Source:
     """Joins the records of a split with those of a view set; reads no tar.
 
-    Raises Refused when there is no build, it is not finished, the split or the view set is missing, or a record is.
+    warn: logs how many objects are left out. Raises Refused when there is no build, or it is not finished, or the
+    split, the view set or a record is missing.
     """
     out = store.absolute(shards)
     manifest = require_manifest(out, f"--shards {shards}")
@@ -91,8 +97,8 @@ def open_source(shards: str, settings: DataSettings) -> Source:
     if view_set is None:
         names = ", ".join(view_set_names(out)) or "none"
         raise Refused(f"data.views={settings.views}: {shards} has no such view set (it has: {names})")
-    if settings.channel not in channels_of(view_set.preset):
-        has = ", ".join(channels_of(view_set.preset))
+    if settings.channel not in view_set.preset.channels:
+        has = ", ".join(view_set.preset.channels)
         raise Refused(f"data.channel={settings.channel}: view set {settings.views} has {has}")
     if 0 < view_set.preset.num_views < settings.num_views:
         raise Refused(
@@ -101,31 +107,32 @@ def open_source(shards: str, settings: DataSettings) -> Source:
     if view_set.shapes_hash != manifest.shapes_hash:
         raise Refused(f"{out}/views/{settings.views} was drawn from other shapes: delete it and draw it again")
     subset = subset_of(out, manifest, settings.split, settings.classes, settings.candidates, settings.objects)
-    joined, left_out = [], 0
-    for shard, missing in _joined(out, manifest, view_set, settings):
+    joined: list[Shard] = []
+    left_out = 0
+    absent: dict[str, str] = {}
+    for shard, missing, reasons in _joined(out, manifest, view_set, settings):
         if shard is not None and subset.keys is not None:
             shard = shard.only(subset.keys)
         if shard is not None and shard.keys:
             joined.append(shard)
         left_out += missing
-    if left_out:
+        absent |= reasons
+    if left_out and warn:
         log.warning("%s: %d objects are left out: their views failed or were skipped", out, left_out)
     if settings.cache and remote.is_url(out) and joined:
-        largest = max(places.bytes for shard in joined for places in (shard.shapes_places, shard.views_places))
+        largest = max(places.size for shard in joined for places in (shard.shapes_places, shard.views_places))
         cache = open_cache(settings.cache, settings.cache_gb, largest)
         joined = [replace(shard, cache=cache) for shard in joined]
-    return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels)
+    return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels, absent)
 
 
-def _joined(
-    out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings
-) -> Iterable[tuple[Shard | None, int]]:
-    """`_join` of each shard of the split; the records of several at once where each is a request to a store."""
+def _joined(out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings) -> Iterable[Joined]:
+    """`_join` of each shard of the split. From an object store the records of several shards are read at once."""
     split, hashes = settings.split, (manifest.shapes_hash, view_set.hash)
 
-    def join(number: int) -> tuple[Shard | None, int]:
+    def join(number: int) -> Joined:
         tars = shapes_tar(out, split, number), views_tar(out, settings.views, split, number)
-        return _join(*tars, hashes, settings.allow_incomplete)
+        return _join(*tars, hashes, settings)
 
     numbers = range(manifest.num_shards[split])
     if not remote.is_url(out):
@@ -134,26 +141,27 @@ def _joined(
         return list(pool.map(join, numbers))
 
 
-def channels_of(preset: AnyViews) -> tuple[str, ...]:
-    """The channels of a preset's pictures."""
-    return tuple(preset.channels)
+def _join(shapes: str, views: str, hashes: tuple[str, str], settings: DataSettings) -> Joined:
+    """Joins two tars by their records. Raises Refused where these disagree.
 
-
-def _join(shapes: str, views: str, hashes: tuple[str, str], allow_incomplete: bool) -> tuple[Shard | None, int]:
-    """The joined shard and how many objects are declared to have no views. Raises Refused where records disagree."""
+    There is no shard where a file is missing and `allow_incomplete` permits that.
+    """
     records: list[Record] = []
+    absent: dict[str, str] = {}
     for tar, hash in zip((shapes, views), hashes, strict=True):
         try:
             record = read_record(record_path(tar))
         except ValueError as error:
             raise Refused(str(error)) from error
         if record is None or not store.exists(tar):
-            if allow_incomplete:
-                return None, 0
+            if settings.allow_incomplete:
+                return None, 0, absent
             raise Refused(f"{tar} or its record is missing: run the build again, or data.allow_incomplete=true")
         if record.hash != hash:
             raise Refused(f"{tar} was made with other settings than the manifest says: it is of another build")
         records.append(record)
+        absent |= {failure.key: f"{failure.stage}: {failure.reason}" for failure in record.failures}
+        absent |= {skipped.key: f"{skipped.reason}, which {settings.views} draws" for skipped in record.skipped}
     declared = {f.key for f in records[1].failures} | {s.key for s in records[1].skipped}
     expected = tuple(key for key in records[0].keys if key not in declared)
     if expected != records[1].keys:
@@ -164,4 +172,5 @@ def _join(shapes: str, views: str, hashes: tuple[str, str], allow_incomplete: bo
     except (ValueError, TypeError, OverflowError) as error:
         raise Refused(f"the record of {shapes} or {views} is damaged: {error}") from error
     kept = [number for number, key in enumerate(records[0].keys) if key not in declared]
-    return Shard(shapes, views, expected, places[0].only(kept), places[1]), records[0].count - len(expected)
+    shard = Shard(shapes, views, expected, places[0].only(kept), places[1])
+    return shard, records[0].count - len(expected), absent

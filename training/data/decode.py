@@ -1,4 +1,4 @@
-"""One object of a shard as arrays: a view as the preset's mapping makes it, a cloud of a fixed number of points."""
+"""Decodes one object of a shard: a view into a picture, its points into a cloud of a fixed size."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from manifests.samples import POINTS, Sample, decode_array, decode_picture, dept
 
 
 def picture_of(views: Sample, number: int, channel: str, preset: AnyViews) -> np.ndarray:
-    """One view as the preset's mapping makes it, uint8 (H, W, 3): codes of [0, value_range].
+    """One view through the preset's mapping, uint8 (H, W, 3): 0 to 255 stand for 0 to value_range.
 
-    Raises ValueError when it is not there.
+    Raises ValueError when the view is missing.
     """
     suffixes = [name for s in ("png", "jpg") if (name := view_member(number, channel, s)) in views.members]
     if not suffixes:
@@ -34,7 +34,7 @@ def num_views(views: Sample) -> int:
 
 
 def cloud_of(shape: Sample, count: int, rng: np.random.Generator) -> np.ndarray:
-    """The first `count` points, float32 (count, 3), filled up from `rng`. Raises ValueError unless they are a cloud."""
+    """The first `count` points, float32 (count, 3), padded by `pad_cloud`. Raises ValueError for a damaged cloud."""
     points = decode_array(shape.members[POINTS])
     if points.ndim != 2 or points.shape[1] != 3 or not len(points) or not np.isfinite(points).all():
         raise ValueError(f"{POINTS} of shape {points.shape} is no cloud of finite points")
@@ -42,7 +42,7 @@ def cloud_of(shape: Sample, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def pad_cloud(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """A cloud with fewer points than `count`, filled up by repeating some of them."""
+    """Fills up a cloud that has fewer points than `count`, by repeating random ones."""
     if len(points) >= count:
         return points
     return np.concatenate([points, points[rng.integers(len(points), size=count - len(points))]])

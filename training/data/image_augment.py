@@ -1,7 +1,7 @@
-"""Weak and strong views of pictures, drawn from one generator a sample, and image masks. Clouds:
-training/data/point_augment.py.
+"""Augments pictures: weak and strong views, and image masks (clouds: training/data/point_augment.py).
 
-Pictures are uint8 (H, W, 3): torchvision's crop and timm's operations. Source: Cross-MoST as released.
+Pictures are uint8 (H, W, 3). Every draw comes from one generator a sample. torchvision crops, timm has the operations.
+Source: Cross-MoST as released.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ LARGEST_MAGNITUDE = 9.99  # at timm's 10 posterising keeps no bit, which Pillow 
 
 @contextmanager
 def _lending(rng: np.random.Generator) -> Iterator[None]:
-    """Lends one generator's numbers to timm's operations, which draw from what they know as `random`.
+    """Lets timm's operations, which draw from a module `random`, draw from this generator.
 
-    Not by `random.seed`: all threads share that one, and a store's client draws from it before it asks again.
+    Not by `random.seed`: all threads share that generator, and an object store's client draws its pauses from it.
     """
-    auto_augment.random = random.Random(int(rng.integers(2**63)))
+    auto_augment.random = random.Random(int(rng.integers(2**63)))  # type: ignore[assignment]  # same functions
     try:
         yield
     finally:
@@ -39,7 +39,7 @@ def _lending(rng: np.random.Generator) -> Iterator[None]:
 
 
 def weak_picture(picture: np.ndarray, size: int) -> np.ndarray:
-    """The short side resized to `size`, bicubic, and the middle cut out (also the picture of evaluation)."""
+    """Resizes the short side to `size`, bicubic, and cuts out the middle. Evaluation sees this picture, too."""
     height, width = picture.shape[:2]
     scale = size / min(width, height)
     if scale != 1:
@@ -53,7 +53,7 @@ def weak_picture(picture: np.ndarray, size: int) -> np.ndarray:
 class StrongPicture:
     """Random resized crop, flip, RandAugment (2 of 15 operations, p = 0.5, increasing)."""
 
-    def __init__(self, settings: AugmentSettings, size: int, fill: tuple[int, int, int]) -> None:
+    def __init__(self, settings: AugmentSettings, size: int, fill: tuple[int, ...]) -> None:
         self._size, self._smallest, self._flip = size, settings.image_crop, settings.image_flip
         self._operations = []
         if settings.image_magnitude:
@@ -64,7 +64,7 @@ class StrongPicture:
             operation.magnitude_max = LARGEST_MAGNITUDE
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One strong view; all randomness is from `rng`."""
+        """One strong view of a picture."""
         left, top, width, height = crop_box(picture.shape[1], picture.shape[0], self._smallest, rng)
         cropped = np.array(picture[top : top + height, left : left + width])
         pixels = torch.from_numpy(cropped)[None].permute(0, 3, 1, 2)  # batch first, or torch takes it for planes
@@ -85,27 +85,20 @@ class StrongPicture:
 def crop_box(width: int, height: int, smallest: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """(left, top, width, height) of a random resized crop: U(smallest, 1) of the area, sides 3:4 to 4:3, anywhere.
 
-    Source: torchvision's RandomResizedCrop, also in that after ten boxes that do not fit it takes the middle.
+    Source: torchvision's RandomResizedCrop, which after ten boxes that do not fit takes the middle.
     """
     for _ in range(10):
         area, ratio = width * height * rng.uniform(smallest, 1), np.exp(rng.uniform(-LARGEST_RATIO, LARGEST_RATIO))
         w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
-    largest = np.exp(LARGEST_RATIO)
+    largest = float(np.exp(LARGEST_RATIO))
     w, h = min(width, round(height * largest)), min(height, round(width * largest))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def to_tensor(picture: np.ndarray, mean: tuple[float, ...], deviation: tuple[float, ...]) -> torch.Tensor:
-    """float32 (3, S, S), normalised."""
-    array = picture.astype(np.float32) / 255.0
-    array = (array - np.asarray(mean, np.float32)) / np.asarray(deviation, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-
-
 def normalize_cloud(points: np.ndarray) -> np.ndarray:
-    """float32 (N, 3) about its centroid, farthest point at 1."""
+    """float32 (N, 3), moved and scaled: the centroid at 0, the farthest point at distance 1."""
     axes = np.ascontiguousarray(points.T, np.float32)  # numpy is many times faster along a contiguous axis
     axes -= axes.mean(axis=1, keepdims=True)
     axes /= max(float(np.sqrt((axes * axes).sum(axis=0).max())), 1e-9)
@@ -113,7 +106,7 @@ def normalize_cloud(points: np.ndarray) -> np.ndarray:
 
 
 def image_mask(size: int, patch: int, cell: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """bool (S/p, S/p): ceil(ratio cells) of the square cells of `cell` pixels are hidden. Source: MUST.
+    """Hides ceil(ratio * cells) square cells of `cell` pixels: bool (S/p, S/p), true where hidden. Source: MUST.
 
     Raises ValueError unless cells are whole patches and the picture whole cells.
     """

@@ -1,4 +1,4 @@
-"""A whole split for evaluation: every labelled object once, in the order of the shards, unaugmented."""
+"""Reads a whole split with its labels, for evaluation: every object once, unaugmented, in the order of the shards."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from functools import partial
 from manifests.samples import Sample
 from training.data.dataset import Shard, Source
 from training.data.sample_index import naming
-from training.data.whole_split import BATCH, SplitReader, ViewOf
+from training.data.whole_split import BATCH, UNKNOWN, SplitReader, ViewOf
 from training.settings.data import DataSettings
-
-UNKNOWN = -1  # the label of an object that has none
 
 
 def labelled(
@@ -23,12 +21,9 @@ def labelled(
     view_of: ViewOf | None = None,
     unknown: bool = False,
 ) -> SplitReader:
-    """A reader whose notes are labels.
-
-    unknown: objects without one are kept, as UNKNOWN; else they are left out.
-    """
-    note = partial(_label, source=source, missing=UNKNOWN if unknown else None)
-    return SplitReader(source, settings, image_size, numbers, batch_size, view_of, note)
+    """A reader that reads labels, too. unknown: keeps objects without a label, as UNKNOWN; else they are left out."""
+    read_label = partial(_label, source=source, missing=UNKNOWN if unknown else None)
+    return SplitReader(source, settings, image_size, numbers, batch_size, view_of, read_label)
 
 
 def _label(shard: Shard, shape: Sample, source: Source, missing: int | None) -> int | None:
@@ -38,6 +33,6 @@ def _label(shard: Shard, shape: Sample, source: Source, missing: int | None) -> 
 
 
 def label_of(shape: Sample, source: Source) -> int | None:
-    """The number of an object's class among the candidates; None where it has no label."""
+    """The number of an object's class among the candidates, or None for an object without a label."""
     label = shape.json["label"]
     return None if label is None else source.labels[label]

@@ -1,9 +1,8 @@
-"""Shards -> batches: shapes and views are merge-joined by their records, shuffled with a seed, decoded, augmented.
+"""Turns shards into training batches: joins shapes and views, shuffles, decodes and augments them.
 
-An epoch's order depends on (seed, epoch, records) alone and is cut into as many contiguous ranges as there are readers
-(training/data/sampler.py); each reader shuffles in a buffer. View, augmentation and mask of a sample are drawn from
-(seed, epoch, key). Readers go on from epoch to epoch without a pause: while the last batches of one are used, the first
-of the next are read.
+The order of an epoch depends only on (seed, epoch, records); training/data/sampler.py divides it among the readers. The
+view, the augmentation and the mask of a sample are drawn from (seed, epoch, key). Readers go on from epoch to epoch
+without a pause: while the last batches of one epoch are used, the first of the next are read.
 """
 
 from __future__ import annotations
@@ -18,24 +17,19 @@ import numpy as np
 import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused
 from manifests.picture_mapping import mean_and_deviation
 from manifests.rng import generator
-from manifests.samples import (
-    JSON,
-    POINTS,
-    Sample,
-    view_member,
-)
+from manifests.samples import JSON, POINTS, Sample, view_member
 from training.data.batch import RawBatch, RawLabelledBatch
 from training.data.dataset import Shard, Source
 from training.data.decode import cloud_of, num_views, picture_of
 from training.data.image_augment import StrongPicture, image_mask
 from training.data.image_augment import weak_picture as make_weak_picture
 from training.data.labels import label_of
-from training.data.reader_processes import Readers
+from training.data.reader_processes import Readers, this_reader
 from training.data.sample_index import DamagedShard, naming
 from training.data.sampler import EpochOrder, Given, Range, epoch_ranges
 from training.data.shard_reader import read_pieces
@@ -44,7 +38,7 @@ from training.settings.data import AugmentSettings, DataSettings
 
 @dataclass(frozen=True)
 class Form:
-    """What a model takes: side of a picture, patch and mask cell in pixels, share of hidden cells."""
+    """What a model takes: side of a picture, patch and mask cell, all in pixels, and the share of hidden cells."""
 
     image_size: int
     patch: int
@@ -54,7 +48,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Drawn:
-    """An object of an epoch and the view drawn for it; `rng` goes on with the draws of (seed, epoch, key)."""
+    """An object of an epoch and the view drawn for it. rng: the generator of (seed, epoch, key), after that draw."""
 
     shard: Shard
     shape: Sample
@@ -63,11 +57,11 @@ class Drawn:
     rng: np.random.Generator
 
 
-class EpochSamples(IterableDataset):
-    """Batches of one process for one epoch, that of `set_epoch`. Subclasses say what a batch is.
+class EpochSamples(IterableDataset[Any]):
+    """The batches of one process for the epoch chosen by `set_epoch`. Subclasses say what a batch is.
 
-    batch_size: of one process; num_batches: global ones of a whole epoch. Making it raises Refused where the split is
-    empty or a batch of all ranks is larger than it.
+    batch_size: of one process. num_batches: of a whole epoch, for all ranks. Making it raises Refused where the split
+    is smaller than one batch of all ranks.
     """
 
     num_pictures: int  # of a sample
@@ -101,16 +95,16 @@ class EpochSamples(IterableDataset):
 
     @property
     def batch_bytes(self) -> int:
-        """Of a batch on its way from a reader: its pictures and clouds, beside which the rest is little."""
+        """Bytes of a batch on its way from a reader: its pictures and clouds; the rest is negligible."""
         pictures = self.num_pictures * 3 * self.form.image_size**2
         return self.batch_size * (pictures + self.settings.num_points * 3 * np.float32().nbytes)
 
     def _make(self, drawn: Drawn) -> dict[str, Any]:
-        """`key` and the arrays of one sample."""
+        """One sample: `key` and its arrays by name."""
         raise NotImplementedError
 
     def _collate(self, samples: list[dict[str, Any]]) -> Any:
-        """One batch of samples."""
+        """A batch of these samples."""
         raise NotImplementedError
 
     def _picture(self, drawn: Drawn) -> np.ndarray:
@@ -122,10 +116,10 @@ class EpochSamples(IterableDataset):
             return cloud_of(drawn.shape, self.settings.num_points, drawn.rng)
 
     def set_epoch(self, epoch: int, given: Given = ()) -> None:
-        """Chooses the order and the draws of an epoch, and what of it was given before and is not given again.
+        """Chooses an epoch: its order, its draws, and the batches of it that were given before a break.
 
-        given: its segments (training/data/sampler.py). Nothing of them is read. The same readers go on as if there had
-        been no break; others share the rest, each sample once. Raises Refused when no epoch of this data can have them.
+        given: those batches as segments (training/data/sampler.py); their samples are not read again. Raises Refused
+        when they do not fit an epoch of this data.
         """
         whole = self.batch_size * self.world
         if any(w < 1 or n < 0 or b < 0 or whole % w for w, n, b in given) or _batches(given) > self.num_batches:
@@ -137,16 +131,16 @@ class EpochSamples(IterableDataset):
 
     @property
     def left(self) -> int:
-        """How many batches are still to be given of the chosen epoch."""
+        """The number of batches that the chosen epoch still has."""
         return self.num_batches - _batches(self.given)
 
     def __iter__(self) -> Iterator[Any]:
-        worker, workers = _this_worker()
+        worker, workers = this_reader()
         return self._of_epoch(self.epoch, self.given, worker, workers)
 
     def onwards(self) -> Iterator[Any]:
-        """The batches of the chosen epoch and of all after it. Workers take turns over the ends of epochs."""
-        worker, workers = _this_worker()
+        """The batches of the chosen epoch and of all after it. The turns of the workers go on from epoch to epoch."""
+        worker, workers = this_reader()
         epoch, given, turn = self.epoch, self.given, self.left
         yield from self._of_epoch(epoch, given, worker, workers)
         while True:
@@ -162,7 +156,7 @@ class EpochSamples(IterableDataset):
         )
 
     def _drawn(self, epoch: int, given: Given, worker: int, workers: int) -> Iterator[Drawn]:
-        """The objects of one reader as they leave its shuffle buffer, read as late as that order allows."""
+        """The objects of one reader in the order in which they leave its shuffle buffer, read as late as possible."""
         sizes, batch = [len(shard.keys) for shard in self.source.shards], self.batch_size * self.world
         epoch_order = EpochOrder(self.num_batches * batch, batch, self.settings.shuffle, self.seed, epoch)
         order = epoch_order.of_reader(given, self.world, workers, self.rank, worker).tolist()
@@ -175,7 +169,7 @@ class EpochSamples(IterableDataset):
             yield waiting.pop(position)
 
     def _read(self, epoch: int, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
-        """The objects at these ascending positions of the concatenated ranges, read forwards."""
+        """(position, object) for ascending positions in the concatenated ranges, so that tars are read forwards."""
         views_draw = _ViewDraw(self.seed, epoch, self.settings)
         pieces, position = [], 0
         for piece in ranges:
@@ -197,18 +191,12 @@ class EpochSamples(IterableDataset):
 
 
 def _batches(given: Given) -> int:
-    """How many batches segments are."""
+    """The number of batches in some segments."""
     return sum(batches for _, _, batches in given)
 
 
-def _this_worker() -> tuple[int, int]:
-    """(number of this reader process, how many there are); a loader without any reads as one."""
-    info = get_worker_info()
-    return (info.id, info.num_workers) if info else (0, 1)
-
-
 class _ViewDraw:
-    """Draws a view of each object while its members pass by, so that no other picture is read."""
+    """Draws the view of an object before its pictures are read, so that no other picture is."""
 
     def __init__(self, seed: int, epoch: int, settings: DataSettings) -> None:
         self._seed, self._epoch, self._settings = seed, epoch, settings
@@ -226,7 +214,7 @@ class _ViewDraw:
         return self._drawn[views.key]
 
     def take(self, views: Sample) -> tuple[int, np.random.Generator]:
-        """The view of an object, and the generator that goes on with its draws."""
+        """The view of an object, and the generator for its further draws."""
         view, rng, _ = self._draw(views)
         del self._drawn[views.key]
         return view, rng
@@ -262,8 +250,8 @@ class UnlabelledSamples(EpochSamples):
 class SupervisedSamples(EpochSamples):
     """One picture, weak or strong by equal chance; a cloud as stored with a seed; the label: RawLabelledBatch.
 
-    For pre-training on a source domain and for an oracle. Samples, their order and their views are those without
-    labels; an object that has none raises DamagedShard naming it.
+    For pre-training on a source domain and for supervised training. Samples, their order and their views are those of
+    UnlabelledSamples; an object without a label raises DamagedShard naming it.
     """
 
     num_pictures = 1
@@ -307,13 +295,14 @@ def _stacked(samples: list[dict[str, Any]], name: str) -> Tensor:
 class Loader:
     """Iterates over the batches of the epoch that `samples.set_epoch` chose, decoded by `data.workers` processes.
 
-    These are started once and go on reading over the ends of epochs, as long as the epochs are used up one after the
-    other; else (a break within an epoch, another epoch, other segments) they are started anew. pin: batches lie in
-    memory that a GPU reads by itself. Raises as training.data.reader_processes does.
+    The processes go on into the next epoch as long as epochs are used up in order. After a break within an epoch, or
+    when another epoch or other segments are chosen, they are started anew. pin: batches lie in memory that a GPU reads
+    by itself. Raises as training.data.reader_processes does.
     """
 
     def __init__(self, samples: EpochSamples, pin: bool = False) -> None:
-        self._samples, self._running, self._coming = samples, iter(()), -1
+        self._samples, self._coming = samples, -1
+        self._running: Iterator[Any] = iter(())
         self._readers = Readers(_Onwards(samples), samples.settings.workers, samples.batch_bytes, pin)
 
     def __iter__(self) -> Iterator[Any]:
@@ -327,22 +316,11 @@ class Loader:
         self._coming = coming
 
 
-class _Onwards(IterableDataset):
-    """The chosen epoch of samples and all after it."""
+class _Onwards(IterableDataset[Any]):
+    """The batches of the chosen epoch and of all after it, as a dataset."""
 
     def __init__(self, samples: EpochSamples) -> None:
         self._samples = samples
 
     def __iter__(self) -> Iterator[Any]:
         return self._samples.onwards()
-
-
-def batches_of(loader: Loader) -> Iterator[Any]:
-    """Batches of an epoch; what a reader process raised about a shard or a store is one line again."""
-    try:
-        yield from loader
-    except Stopped as error:
-        kind = DamagedShard if isinstance(error, DamagedShard) else Stopped
-        if type(error) is not kind:
-            raise
-        raise kind(str(error).strip().splitlines()[-1].rpartition(f"{kind.__name__}: ")[2]) from error

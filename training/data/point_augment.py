@@ -1,8 +1,8 @@
-"""Weak, strong, turned and ULIP's clouds of a whole batch at once, on its device. Source: Cross-MoST as released.
+"""Augments point clouds (weak, strong, turned, ULIP's), a whole batch at once on its device.
 
-Every draw is a hash of a sample's own seed and of a counter, in 64-bit integers: the same on any device, in any batch,
-rank or reader process. Two released defects are mended: the strong crop really crops (released: x_min 9 in place of
-0.9), and the cloud is filled up again by repeating points, not by an O(N^2) interpolation.
+Every draw is a hash of the sample's own seed and a counter, in 64-bit integers: the same on every device and in every
+batch, rank or reader process. Source: Cross-MoST as released, with two corrections: the strong crop really crops
+(released: x_min 9 in place of 0.9), and points are repeated to fill up the cloud, instead of an O(N^2) interpolation.
 
 Shape letters: B clouds, N points. Inside, clouds are axes (B, 3, N): arithmetic is fastest along a contiguous axis.
 """
@@ -19,7 +19,7 @@ from training.settings.data import AugmentSettings
 WEAK_TURN_SIGMA, WEAK_TURN_LIMIT = 0.06, 0.18
 JITTER_SIGMA, JITTER_LIMIT = 0.01, 0.05
 LARGEST_DROPOUT = 0.875
-# Streams of draws: numbers of one seed that have nothing to do with each other.
+# Independent streams of draws from one seed.
 WEAK, STRONG, JITTER, POINT = range(4)
 GAMMA, FIRST_FACTOR, SECOND_FACTOR = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
@@ -39,7 +39,7 @@ def strong_clouds(points: Tensor, seed: Tensor, settings: AugmentSettings) -> Te
     """Normalised, scaled, turned about +Y, shifted, jittered, thinned, cropped and filled up again to N points.
 
     points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3). The first point, where farthest-point sampling starts,
-    is a random one of those that are left; the others follow in the order of the cloud, then come the repeated ones.
+    is a random one of the remaining points. The others follow in the order of the cloud; repeated points come last.
     """
     draw = uniforms(seed, STRONG, 12)
     scale = _between(draw[:, 0], 1 / settings.points_scale, settings.points_scale)
@@ -64,9 +64,10 @@ def turned_clouds(points: Tensor, seed: Tensor) -> Tensor:
 
 
 def ulip_clouds(points: Tensor, seed: Tensor) -> Tensor:
-    """Normalised, scaled by U(0.8, 1.25), shifted by U(-0.1, 0.1) along each axis, turned a little about all axes
-    (N(0, 0.06), at most 0.18 rad), then about +Y by U(0, 2 pi), thinned by a share of U(0, 0.875) and filled up again.
+    """ULIP's: normalised, scaled, shifted, turned, thinned and filled up again to N points.
 
+    Scale U(0.8, 1.25); shift U(-0.1, 0.1) along each axis; turns of N(0, 0.06), at most 0.18 rad, about all axes, then
+    of U(0, 2 pi) about +Y; a share of U(0, 0.875) of the points is dropped.
     points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3). Source: ULIP's pre-training (its dropped points become
     copies of the first).
     """
@@ -99,7 +100,7 @@ def turn_matrices(angles: Tensor) -> Tensor:
 
 
 def _turned(axes: Tensor, turn: Tensor) -> Tensor:
-    """Rotated axes; by products and sums, since a device may shorten the numbers of a matrix product."""
+    """Rotated axes, by products and sums: a device may round the numbers of a matrix product."""
     parts = [turn[:, :, i, None] * axes[:, i, None] for i in range(3)]
     return parts[0] + parts[1] + parts[2]
 
@@ -124,9 +125,9 @@ def jitter(seed: Tensor, count: int) -> Tensor:
 
 
 def in_box(axes: Tensor, kept: Tensor, side: Tensor, corner: Tensor) -> Tensor:
-    """bool (B, N): the points of clouds (B, 3, N) in a box beside those kept (B, N).
+    """bool (B, N): the points of clouds (B, 3, N) inside a box within the extent of the points in `kept` (B, N).
 
-    side: (B, 3), its sides as shares of the extent of the kept points; corner: (B, 3) in [0, 1], where it lies.
+    side: (B, 3), the sides as shares of that extent; corner: (B, 3) in [0, 1], the position of the box in it.
     """
     gone = ~kept[:, None]
     low = axes.masked_fill(gone, math.inf).amin(dim=2)
@@ -137,11 +138,11 @@ def in_box(axes: Tensor, kept: Tensor, side: Tensor, corner: Tensor) -> Tensor:
 
 
 def _filled(kept: Tensor, bits: Tensor) -> Tensor:
-    """int64 (B, N): the kept points from a random one on, all of them, then random ones of them (point 0 if none)."""
+    """int64 (B, N): all kept points, from a random one on, then random ones again; only point 0 if `kept` is empty."""
     count = kept.shape[1]
     number = kept.cumsum(dim=1)
     total = number[:, -1:].clamp(min=1)
-    places = torch.where(kept, number - 1, count)  # those that are gone share one place behind the last
+    places = torch.where(kept, number - 1, count)  # dropped points share one place behind the last
     slot = torch.arange(count, device=kept.device)
     order = torch.zeros(len(kept), count + 1, dtype=torch.int64, device=kept.device)
     order.scatter_(1, places, slot.expand_as(places))
@@ -173,7 +174,7 @@ def _mixed(bits: Tensor) -> Tensor:
 
 
 def _bits(bits: Tensor, first: int, number: int) -> Tensor:
-    """Some bits as a number that is not negative (a shift of signed integers keeps the sign)."""
+    """Some bits as a number of 0 or more (a shift of signed integers alone keeps the sign)."""
     return (bits >> first) & ((1 << number) - 1)
 
 

@@ -1,7 +1,7 @@
-"""Reader processes of batches: none is waited for without a limit, and one that is gone is told as what it is.
+"""Reader processes, which make batches beside the training: with a limit on every wait, and errors that name the cause.
 
-A reader hands its batches over in shared memory (/dev/shm). Where that is full it is killed (SIGBUS) or loses a batch
-without a word. So room for all batches that readers keep is asked for before they start.
+A reader hands its batches over in shared memory (/dev/shm). When that is full the reader is killed (SIGBUS) or silently
+loses a batch. So this module checks that all batches that readers keep will fit before it starts them.
 """
 
 from __future__ import annotations
@@ -17,40 +17,52 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from manifests.errors import Refused, Stopped
 from manifests.patience import seconds_of, store_seconds
+from training.data.sample_index import DamagedShard
 
 READER_SECONDS = "CROSS_MOST_READER_SECONDS"  # environment
 SHARED = "/dev/shm"
-_SECONDS = 900.0  # a reader's first batch fills its shuffle buffer, maybe from a slow disk or into a cold cache
+_SECONDS = 900.0  # the first batch waits until a shuffle buffer is full, perhaps from a slow disk
 _SPARE_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 _AHEAD = 2  # batches that a reader keeps
-_GOING_SECONDS = 1.0  # from a broken connection to a process to its exit code
+_GOING_SECONDS = 1.0  # a broken connection to a process is seen before its exit code
 _REMEDY = "fewer readers, or none (data.workers=0, of evaluate and embed --workers 0), or in a container a larger"
 
 
+def this_reader() -> tuple[int, int]:
+    """(number of this reader process, number of all); (0, 1) in a process that reads by itself."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+
 def reader_seconds() -> float:
-    """For how long a batch is waited for: longer than a reader itself waits for a store."""
+    """The limit on the wait for a batch: longer than a reader itself waits for an object store."""
     return max(seconds_of(READER_SECONDS, _SECONDS), store_seconds() + _SPARE_SECONDS)
 
 
 class Readers:
-    """The batches of a dataset, by so many processes beside this one; 0: it reads by itself.
+    """The batches of a dataset, made by `workers` processes beside this one; with 0 workers, in this process.
 
     batch_bytes: of a batch. pin: batches lie in memory that a GPU reads by itself. Making it raises Refused where
-    shared memory has no room for what the readers keep. Iterating raises Stopped when a reader is gone, or none gives
-    a batch for `reader_seconds`, and what a reader raised.
+    shared memory has no room for what the readers keep. Iterating raises Stopped when a reader has died or no batch
+    came for `reader_seconds`; and whatever a reader raised.
     """
 
     def __init__(self, dataset: IterableDataset, workers: int, batch_bytes: int, pin: bool = False) -> None:
         _require_room(workers, batch_bytes)
-        own = torch.Generator()  # or each start would draw from the generator of the towers, and resuming differ
-        several = {"prefetch_factor": _AHEAD} if workers else {}
-        options = {"batch_size": None, "num_workers": workers, "generator": own, "pin_memory": pin}
-        self._loader, self._workers = DataLoader(dataset, **options, **several), workers
+        self._workers = workers
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            generator=torch.Generator(),  # else each start would draw from the generator of the towers
+            pin_memory=pin,
+            prefetch_factor=_AHEAD if workers else None,
+        )
 
     def __iter__(self) -> Iterator[Any]:
         return self._from_processes() if self._workers else iter(self._loader)
@@ -58,7 +70,8 @@ class Readers:
     def _from_processes(self) -> Iterator[Any]:
         with _deaths_unheard():
             batches = iter(self._loader)
-        guard = _Guard(batches._workers, reader_seconds())
+        readers: Sequence[BaseProcess] = batches._workers  # type: ignore[attr-defined]  # torch has no public name
+        guard = _Guard(readers, reader_seconds())
         guard.start()
         try:
             while (batch := self._next(batches, guard)) is not None:
@@ -67,12 +80,15 @@ class Readers:
             guard.over.set()
 
     def _next(self, batches: Iterator[Any], guard: _Guard) -> Any:
-        """A batch; None at the end."""
+        """The next batch, or None at the end."""
         try:
             guard.since = time.monotonic()
             return next(batches, None)
-        except Stopped:
-            raise
+        except Stopped as error:  # of a reader: torch has put its traceback before the message
+            kind = DamagedShard if isinstance(error, DamagedShard) else Stopped
+            if type(error) is not kind:
+                raise
+            raise kind(str(error).strip().splitlines()[-1].rpartition(f"{kind.__name__}: ")[2]) from error
         except Exception as error:
             gone = [] if guard.hung else _gone(guard.readers)
             if not guard.hung and not gone:
@@ -84,10 +100,10 @@ class Readers:
 
 
 class _Guard(threading.Thread):
-    """Kills all readers when one batch is waited for too long; then the wait ends by an error.
+    """Kills all readers when one batch takes too long; then the wait for it ends in an error.
 
-    A timeout of DataLoader's would not do: it holds for the message that says where a batch lies, and not for fetching
-    the memory itself, for which a reader must answer on a socket.
+    DataLoader's own timeout is not enough: it limits the wait for the message that says where a batch lies, but not the
+    wait for the memory itself, for which a reader must answer on a socket.
     """
 
     def __init__(self, readers: Sequence[BaseProcess], limit: float) -> None:
@@ -98,7 +114,7 @@ class _Guard(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
-        """Looks now and then, until `over`."""
+        """Looks every half second until `over` is set."""
         while not self.hung and not self.over.wait(_LOOK_SECONDS):
             if time.monotonic() - self.since > self.limit:
                 self.hung = True
@@ -107,7 +123,7 @@ class _Guard(threading.Thread):
 
 
 def _require_room(workers: int, batch_bytes: int) -> None:
-    """Raises Refused where the batches of this machine's readers do not fit into shared memory; nothing without one."""
+    """Raises Refused where this machine has shared memory and the batches of its readers do not fit."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     needed, free = processes * (workers * _AHEAD + 1) * batch_bytes, _free()
     if workers and free is not None and needed > free:
@@ -118,7 +134,7 @@ def _require_room(workers: int, batch_bytes: int) -> None:
 
 
 def _free() -> int | None:
-    """Bytes of shared memory that are free; None where there is none."""
+    """Free bytes of shared memory, or None on a machine without it."""
     try:
         found = os.statvfs(SHARED)
     except OSError:
@@ -132,9 +148,9 @@ def _mb(size: int) -> str:
 
 @contextmanager
 def _deaths_unheard() -> Iterator[None]:
-    """Readers that are started inside do not interrupt this process when they die; `next` notices it by itself.
+    """Keeps torch from interrupting this process when a reader that is started inside dies; `_next` notices it.
 
-    torch's own handler would raise wherever the main thread is: in a collective, or while a checkpoint is written.
+    torch's handler would raise wherever the main thread is: in a collective, or while a checkpoint is written.
     """
     before = signal.getsignal(signal.SIGCHLD)
     yield
@@ -143,7 +159,7 @@ def _deaths_unheard() -> Iterator[None]:
 
 
 def _gone(readers: Sequence[BaseProcess]) -> list[BaseProcess]:
-    """Those that ended otherwise than by their own will. A broken connection is noticed before its process's end."""
+    """The readers that failed or were killed; waits a moment for their exit codes."""
     deadline = time.monotonic() + _GOING_SECONDS
     while not (found := [reader for reader in readers if reader.exitcode]) and time.monotonic() < deadline:
         time.sleep(_GOING_SECONDS / 20)
@@ -151,7 +167,7 @@ def _gone(readers: Sequence[BaseProcess]) -> list[BaseProcess]:
 
 
 def _kill(readers: Sequence[BaseProcess]) -> None:
-    """Ends readers, also a stopped one, which no other signal ends: the interpreter waits for its children at exit."""
+    """Ends readers, also suspended ones: the interpreter waits for its children at exit."""
     for reader in readers:
         reader.kill()
     for reader in readers:
@@ -162,7 +178,7 @@ def _words(workers: int, gone: Sequence[BaseProcess], limit: float) -> str:
     free = _free()
     room = "" if free is None else f" ({SHARED} has {_mb(free)} free)"
     if gone:
-        code = gone[0].exitcode
+        code = gone[0].exitcode or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         what = f"reader process {gone[0].pid} of data.workers={workers} {how}, as for want of memory"
     else:

@@ -1,4 +1,4 @@
-"""Where samples lie in a tar, as its record says, and how one is read there and held to it."""
+"""Where samples lie in a tar, according to its record; reads one and checks it against the record."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class DamagedShard(Stopped, ValueError):
 
 @dataclass(frozen=True)
 class Places:
-    """Where n samples lie in a tar of so many `bytes` with this `sha256`.
+    """Where n samples lie in a tar.
 
-    offsets: int64 (n,), of their first headers; ends: int64 (n,), behind their last bytes. sizes: int64 (n, suffixes),
-    bytes of each member in the order of the tar, -1 where a sample has none; no suffixes where the record does not
-    tell. checks: uint32 (n, suffixes), crc32 of each member, or None where the record does not tell.
+    size: of the tar, in bytes. offsets: int64 (n,), of the first header of each sample; ends: int64 (n,), behind its
+    last byte. sizes: int64 (n, suffixes), bytes of each member in the order of the tar, -1 where a sample lacks it.
+    checks: uint32 (n, suffixes), crc32 of each member. Older records have no sizes (`suffixes` is empty) or no checks.
     """
 
-    bytes: int
+    size: int
     sha256: str
     offsets: np.ndarray
     ends: np.ndarray
@@ -36,13 +36,17 @@ class Places:
     checks: np.ndarray | None
 
     def only(self, numbers: Sequence[int]) -> Places:
-        """Those of some of the samples."""
-        checks = None if self.checks is None else self.checks[numbers]
-        kept = {"offsets": self.offsets[numbers], "ends": self.ends[numbers], "sizes": self.sizes[numbers]}
-        return replace(self, **kept, checks=checks)
+        """The places of some of the samples."""
+        return replace(
+            self,
+            offsets=self.offsets[numbers],
+            ends=self.ends[numbers],
+            sizes=self.sizes[numbers],
+            checks=None if self.checks is None else self.checks[numbers],
+        )
 
     def extents(self, numbers: Sequence[int]) -> Iterable[tuple[int, int]]:
-        """(start, stop) in bytes of some of the samples."""
+        """(start, stop) of some of the samples, in bytes."""
         return zip(self.offsets[numbers].tolist(), self.ends[numbers].tolist(), strict=True)
 
     def read(self, file: IO[bytes], number: int, key: str, wanted: Wanted) -> Sample:

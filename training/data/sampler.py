@@ -1,13 +1,13 @@
-"""The order of an epoch, from sizes of shards and a seed alone: no data is read.
+"""Computes the order of an epoch's samples from the sizes of the shards and a seed; it reads no data.
 
-An epoch is the samples that the one before left over, then the permuted shards without those, beginning somewhere
-inside a shard; what does not fill its last batch of all ranks is left over for the next. It is cut into contiguous
-ranges of whole batches, one a reader (rank x worker process), and each reader shuffles its own in a buffer.
+An epoch starts with the samples that the last one left over. The permuted shards follow, without those samples, from a
+random position inside a shard on. Samples that do not fill the last batch of all ranks are left over for the next
+epoch. The epoch is cut into contiguous ranges of whole batches, one for each reader (a worker process of a rank), and
+each reader shuffles its range in a buffer.
 
-A run that is stopped within an epoch keeps what was given so far as segments, plain values for a checkpoint: a list of
-(world, workers, batches), batches of all ranks together, which `went_on` makes longer. With it, other numbers of ranks
-or workers go on where those stopped: every sample still comes once in the epoch (`EpochOrder`). At the end of an epoch
-the list begins anew, empty.
+A checkpoint within an epoch stores the batches given so far as segments: a list of (world, workers, batches), where
+batches are those of all ranks together. `went_on` extends the list. A run can resume with other numbers of ranks or
+workers: `EpochOrder` still gives every sample once in the epoch. Each epoch starts with an empty list.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Given = Sequence[tuple[int, int, int]]  # segments of an epoch: (world, workers,
 
 @dataclass(frozen=True)
 class Range:
-    """Samples start..stop of one shard."""
+    """Samples start to stop (excluded) of one shard."""
 
     shard: int
     start: int
@@ -32,29 +32,32 @@ class Range:
 
 
 def epoch_ranges(sizes: Sequence[int], batch: int, seed: int, epoch: int) -> list[Range]:
-    """The samples of an epoch, whole batches (`batch`: of all ranks together), of shards with `sizes` samples.
+    """The samples of an epoch, in order. sizes: of the shards, in samples; batch: of all ranks together.
 
-    No sample comes twice in an epoch; one that rests comes in the first batch of the next.
+    No sample comes twice in an epoch. A sample that is left over comes in the first batch of the next.
     """
     total = sum(sizes)
     used = total // batch * batch
     order: list[Range] = []
     for number in range(epoch + 1 if used < total else 1):
-        rested = cut(order, used, total)
+        left_over = cut(order, used, total)
         permuted = _permuted(sizes, generator(seed, number if used < total else epoch, "shards"))
-        order = rested + list(_without(permuted, rested))
+        order = left_over + list(_without(permuted, left_over))
     return cut(order, 0, used)
 
 
 def _permuted(sizes: Sequence[int], rng: np.random.Generator) -> list[Range]:
-    """All shards in a drawn order; the head of the first comes last, or a single shard's end would rest too often."""
+    """All shards in a random order, from a random position in the first one on; the skipped samples come last.
+
+    Without that position, a single shard would always leave its end over.
+    """
     first, *others = [Range(int(shard), 0, sizes[shard]) for shard in rng.permutation(len(sizes))]
     begin = int(rng.integers(first.stop))
     return [Range(first.shard, begin, first.stop), *others, Range(first.shard, 0, begin)]
 
 
 def cut(ranges: Iterable[Range], first: int, last: int) -> list[Range]:
-    """The samples at positions first..last of a concatenation of ranges."""
+    """The samples at positions first to last (excluded) of the concatenated ranges."""
     found, position = [], 0
     for piece in ranges:
         start = piece.start + max(first - position, 0)
@@ -66,7 +69,7 @@ def cut(ranges: Iterable[Range], first: int, last: int) -> list[Range]:
 
 
 def _without(ranges: Iterable[Range], removed: Iterable[Range]) -> Iterator[Range]:
-    """The ranges less what is removed."""
+    """The ranges without the removed ones."""
     gone: dict[int, list[tuple[int, int]]] = {}
     for piece in removed:
         gone.setdefault(piece.shard, []).append((piece.start, piece.stop))
@@ -84,7 +87,7 @@ def _without(ranges: Iterable[Range], removed: Iterable[Range]) -> Iterator[Rang
 
 @dataclass(frozen=True)
 class Share:
-    """Batches first..last of a rank are one reader's; it gives them from its own number `skip` on."""
+    """Batches first to last (excluded) of a rank, which one reader gives; it skips its first `skip`, given before."""
 
     reader: int
     first: int
@@ -93,9 +96,9 @@ class Share:
 
 
 def share_of(worker: int, workers: int, num_batches: int, skip: int) -> Share:
-    """The share of a worker process. Workers take turns giving a batch, from worker 0 on.
+    """The share of a worker process after `skip` batches were given before a break.
 
-    So after `skip` batches worker 0 goes on as the reader whose turn it is, and each reader has given its part of them.
+    Workers take turns, from worker 0 on. So after the break worker 0 takes the place of the reader whose turn is next.
     """
     reader = (worker + skip) % workers
     whole, rest = divmod(num_batches, workers)
@@ -104,7 +107,7 @@ def share_of(worker: int, workers: int, num_batches: int, skip: int) -> Share:
 
 
 def shuffled(count: int, buffer: int, rng: np.random.Generator) -> list[int]:
-    """Positions 0..count as they leave a shuffle buffer: each arrival pushes out one that is drawn."""
+    """Positions 0 to count as they leave a shuffle buffer: each arrival replaces a random position in it."""
     held = list(range(min(buffer, count)))
     order = []
     for arriving, out in enumerate(rng.integers(buffer, size=count - len(held)).tolist(), len(held)):
@@ -114,9 +117,9 @@ def shuffled(count: int, buffer: int, rng: np.random.Generator) -> list[int]:
 
 
 def went_on(given: Given, world: int, workers: int, batches: int) -> list[tuple[int, int, int]]:
-    """The segments of an epoch after `batches` more, by `world` ranks of `workers` processes each (0 is as good as 1).
+    """The segments of an epoch after `batches` more, by `world` ranks of `workers` processes each (0 counts as 1).
 
-    What the same readers give one after the other is one segment; segments of nothing are none.
+    Successive segments of the same readers become one, and empty segments are dropped.
     """
     segments: list[tuple[int, int, int]] = []
     for ranks, readers, number in (*given, (world, workers, batches)):
@@ -129,10 +132,10 @@ def went_on(given: Given, world: int, workers: int, batches: int) -> list[tuple[
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """Which samples of an epoch each reader gives, and when: positions in its `epoch_ranges`.
+    """The order in which each reader gives the samples of an epoch, as positions in its `epoch_ranges`.
 
-    count: samples of the epoch, whole batches; batch: of all ranks together; buffer: of each reader's shuffling. Each
-    rank has its contiguous part of the positions, cut again by whole batches among its readers.
+    count: samples of the epoch, whole batches. batch: samples of a batch of all ranks together. buffer: samples in each
+    reader's shuffle buffer. Each rank has a contiguous part of the positions, cut into whole batches among its readers.
     """
 
     count: int
@@ -144,8 +147,8 @@ class EpochOrder:
     def of_reader(self, given: Given, world: int, workers: int, rank: int, worker: int) -> np.ndarray:
         """The positions that one worker process still gives, in order, after the segments in `given`.
 
-        Where the last segment is of as many ranks and workers, everything is as if there had been no break. Else what
-        no segment gave is cut among the present readers: in whole batches, each sample once.
+        If the last segment had as many ranks and workers, the order is that of an epoch without a break. Otherwise the
+        remaining samples are divided among the present readers, in whole batches.
         """
         before, skip = went_on(given, world, workers, 0), 0
         if before and before[-1][:2] == (world, workers):
@@ -157,7 +160,7 @@ class EpochOrder:
         return self._order(rest, done, world, rank, share)[share.skip * (self.batch // world) :]
 
     def _without(self, rest: np.ndarray, done: int, segment: tuple[int, int, int]) -> np.ndarray:
-        """The ascending positions that a segment leaves of `rest`; `done`: batches given before it."""
+        """The ascending positions of `rest` that a segment did not give. done: batches given before the segment."""
         world, workers, batches = segment
         gone = []
         for rank in range(world):
@@ -167,7 +170,7 @@ class EpochOrder:
         return np.setdiff1d(rest, np.concatenate(gone), assume_unique=True)
 
     def _order(self, rest: np.ndarray, done: int, world: int, rank: int, share: Share) -> np.ndarray:
-        """All positions of a reader's share of `rest` as they leave its buffer."""
+        """The positions of a reader's share of `rest`, in the order in which they leave its buffer."""
         size = self.batch // world
         begin = rank * (len(rest) // world)
         part = rest[begin + share.first * size : begin + share.last * size]

@@ -1,11 +1,11 @@
-"""Tars of an object store kept on a local disk, by the sha256 of their bytes: for all processes of a machine.
+"""Keeps tars of an object store on a local disk, by their sha256, for all processes of a machine.
 
-They lie in a folder of its own below the one that a person names, with a marker, CACHEDIR.TAG; only files with the
-names that are given here are counted or deleted, and no link is followed.
+The cache has a folder of its own below the one in data.cache, with a marker, CACHEDIR.TAG. It counts and deletes only
+files that have the names of its tars, and follows no link.
 
-`<folder>/<sha256>.tar` is whole and right or not there: it is downloaded under another name, hashed on the way and
-renamed. One that is used is touched, and the one that was not for longest goes first when room is needed; who reads it
-meanwhile has it open and goes on. Of processes that want the same tar one downloads it.
+`<folder>/<sha256>.tar` is always complete: a tar is downloaded under another name, hashed meanwhile, then renamed. Each
+use updates its time, and the tar that was not used for longest is deleted first; a process that reads it goes on, since
+it has the file open. If several processes want the same tar, only one downloads it.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ _SIGNATURE = b"""Signature: 8a477f597d28d172789f06886806bc55
 """
 _OWN = re.compile(r"[0-9a-f]{64}\.(tar|[0-9a-f]{8}\.tmp)")  # a tar, or one on its way
 _PIECE = 1 << 20
-_LOCKS = 3  # hex digits of a sha256: so many tars at once have locks of their own
+_LOCKS = 3  # hex digits of a sha256 that name a lock: 4,096 locks for all tars
 _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder, local, and how many bytes of tars it may hold."""
+    """A local folder. limit: bytes of tars that it may hold."""
 
     folder: Path
     limit: int
 
     def open(self, path: str, sha256: str, size: int, trusted: bool = True) -> IO[bytes]:
-        """The tar at a URL, downloaded if it is not here. trusted: else one that is here is hashed first.
+        """Opens the tar of a URL, after a download if it is not here. trusted: else a tar that is here is hashed first.
 
-        Raises ValueError where it is not that of `sha256` and `size`, Stopped where the store goes on failing or the
-        disk is full, FileNotFoundError where there is none.
+        Raises ValueError where the download does not have `sha256` and `size`, FileNotFoundError where the store has no
+        such file, Stopped where the store goes on failing or the disk is full.
         """
         while True:
             try:
@@ -61,7 +61,7 @@ class Cache:
                         self._download(path, sha256, size, alive)
 
     def discard_damaged(self, sha256: str) -> bool:
-        """Deletes a tar whose bytes are others than were downloaded; whether it did."""
+        """Deletes a tar whose bytes have changed since the download. Gives whether the tar is gone."""
         with self._locked(sha256[:_LOCKS]) as alive:
             found = hashlib.sha256()
             try:
@@ -80,7 +80,7 @@ class Cache:
         return self.folder / f"{sha256}.tar"
 
     def _reading(self, sha256: str) -> IO[bytes]:
-        """The file of a tar. A link in its place is none: a download replaces it."""
+        """Opens the file of a tar. FileNotFoundError also for a link in its place, which a download replaces."""
         try:
             return open(self._file(sha256), "rb", buffering=0, opener=_no_link)
         except OSError as error:
@@ -105,8 +105,10 @@ class Cache:
                 with self._locked("room"):
                     self._make_room(size)
                     file = stack.enter_context(open(temporary, "wb"))
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as long as it is written; nobody else has it
-                    file.truncate(size)  # from now on it counts
+                    fcntl.flock(
+                        file, fcntl.LOCK_EX | fcntl.LOCK_NB
+                    )  # until it is written; the name is new, so nobody else holds it
+                    file.truncate(size)  # other processes count its size from now on
                 with AheadFile(path, [(0, size + 1)], size + 1) as reading:
                     while piece := reading.read(_PIECE):
                         found.update(piece)
@@ -120,7 +122,7 @@ class Cache:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Deletes what killed processes left, and tars until so many bytes more are within the limit."""
+        """Deletes what killed processes left, then tars, until `size` more bytes are within the limit."""
         there = sorted(self._own_files(), reverse=True)
         for _, _, path in there:
             if path.suffix == ".tmp":
@@ -136,7 +138,7 @@ class Cache:
                 total -= found
 
     def _own_files(self) -> Iterator[tuple[int, int, Path]]:
-        """(time of last use, bytes, path) of the tars here or on their way; no links, and nothing of other names."""
+        """(time of last use, bytes, path) of all tars here, complete or not; no links and no files of other names."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if _OWN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -148,9 +150,10 @@ class Cache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[Callable[[], None]]:
-        """Of all processes of this machine one at a time; the kernel lets go of the lock of one that was killed.
+        """A lock between the processes of this machine; the kernel releases that of a killed process.
 
-        Gives what the holder calls whenever it got on. Raises Stopped naming the holder where that did not for long.
+        Gives a function that the holder calls whenever it made progress. Raises Stopped, naming the holder, where that
+        made no progress for long.
         """
         path = self.folder / f"{name}.lock"
         try:
@@ -169,14 +172,14 @@ class Cache:
 
 
 def _no_link(path: str | Path, flags: int) -> int:
-    """`os.open` that takes no link; OSError, ELOOP, where one stands there."""
+    """`os.open` that refuses a link: OSError with errno ELOOP."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def _wait_for(descriptor: int, path: Path) -> None:
-    """Takes the lock of a file. Raises Stopped where its holder has not got on for twice as long as a store may refuse.
+    """Takes the lock of a file. Raises Stopped where its holder makes no progress for twice the patience with a store.
 
-    The holder itself may wait that long for its store between two signs of life.
+    Between two signs of progress the holder itself may wait that long for its store.
     """
     limit = 2 * store_seconds()
     sign, since = None, time.monotonic()
@@ -198,9 +201,9 @@ def _wait_for(descriptor: int, path: Path) -> None:
 
 
 def open_cache(folder: str, gigabytes: float, largest: int) -> Cache:
-    """The cache below a folder, which is made. largest: bytes of the largest tar that will be read.
+    """Makes or opens the cache below a folder. largest: bytes of the largest tar that will be read.
 
-    Raises Refused where the folder cannot be written, that tar has no room, or files of others have the cache's place.
+    Raises Refused where the folder cannot be written, that tar does not fit, or other files are in the cache's place.
     """
     path = Path(folder).expanduser().absolute() / FOLDER
     if remote.is_url(folder):
@@ -219,11 +222,11 @@ def open_cache(folder: str, gigabytes: float, largest: int) -> Cache:
 
 
 def _mark(folder: Path) -> None:
-    """Holds a folder to be a cache's own, by its marker; an empty one gets it. Raises Refused, OSError, ValueError."""
+    """Checks that a folder has the marker of a cache; an empty one gets it. Raises Refused, OSError, ValueError."""
     if folder.is_symlink():
         raise Refused(f"{folder} is a link in place of the cache's folder: delete it, or name another data.cache")
     marker = folder / MARKER
-    # listed before the marker is looked at: another process may make the cache just now
+    # listed before the marker is read: another process may be making the cache
     others = [name for name in os.listdir(folder) if not name.startswith(f".{MARKER}.")]
     if not others:
         store.create_bytes(str(marker), _SIGNATURE)

@@ -1,14 +1,14 @@
-"""Samples of joined shards from where they lie: local tars, an object store, or its cache on a local disk.
+"""Reads samples of joined shards: from local tars, from an object store, or from its cache on a local disk.
 
-Of local tars what is wanted is read and nothing else. Of an object store the next blocks are on their way while samples
-of one are decoded, and the next shard when all of this one is (`read_pieces`).
+Local tars are read only where a wanted member lies. From an object store the next blocks are fetched while the samples
+of one are decoded, and then the next shard (`read_pieces`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import IO
+from typing import IO, cast
 
 from manifests import remote, store
 from manifests.patience import begin
@@ -20,34 +20,36 @@ from training.data.shard_cache import Cache
 
 
 class _Tar:
-    """One tar of a shard, of which the samples with these ascending numbers will be read."""
+    """One tar of a shard. numbers: of the samples that will be read, ascending."""
 
     def __init__(self, path: str, places: Places, numbers: Sequence[int], cache: Cache | None) -> None:
         self.path, self._places = path, places
         self._cache = cache if remote.is_url(path) else None
+        self._ahead: AheadFile | None = None
         self._file: IO[bytes] | None = None
         self._coming: Future[IO[bytes]] | None = None
-        self._requests = 2 * (1 + places.bytes // BLOCK_BYTES)  # of a download, and of another process's before it
+        self._requests = 2 * (1 + places.size // BLOCK_BYTES)  # of a download, and of another process's before it
         if remote.is_url(path) and cache is None:
-            self._file = AheadFile(path, list(places.extents(numbers)), places.bytes)
+            self._ahead = AheadFile(path, list(places.extents(numbers)), places.size)
+            self._file = cast("IO[bytes]", self._ahead)  # to typeshed, a RawIOBase is not a binary file
 
     def begin(self) -> None:
-        """Asks for what lies in an object store, and does not wait."""
-        if isinstance(self._file, AheadFile):
-            self._file.begin()
+        """Starts to fetch what lies in an object store, without waiting for it."""
+        if self._ahead is not None:
+            self._ahead.begin()
         elif self._cache is not None:
             self._coming = begin(self._open)
 
     @property
     def all_begun(self) -> bool:
-        """Whether nothing of it is still to be asked for."""
-        return not isinstance(self._file, AheadFile) or self._file.all_begun
+        """Whether all that is wanted of it has been asked for."""
+        return self._ahead is None or self._ahead.all_begun
 
     def _open(self) -> IO[bytes]:
         if self._cache is None:
             return store.open_reading(self.path, ahead=False)
-        trusted = self._places.checks is not None  # else nothing else would notice a flipped byte
-        return self._cache.open(self.path, self._places.sha256, self._places.bytes, trusted)
+        trusted = self._places.checks is not None  # else only the sha256 shows a flipped byte
+        return self._cache.open(self.path, self._places.sha256, self._places.size, trusted)
 
     def read(self, number: int, key: str, wanted: Wanted) -> Sample:
         """A sample with its wanted members. Raises DamagedShard; a damaged file of the cache is fetched again."""
@@ -80,7 +82,7 @@ class _Tar:
 
 
 class _Piece:
-    """Some samples of a shard, on their way."""
+    """Some samples of a shard that are being fetched."""
 
     def __init__(self, shard: Shard, numbers: Sequence[int]) -> None:
         self.shard, self.numbers = shard, numbers
@@ -103,11 +105,10 @@ def read_pieces(
     shapes_wanted: Wanted = everything,
     views_wanted: Wanted = everything,
 ) -> Iterator[tuple[Sample, Sample]]:
-    """(shape, views) of the samples with these ascending numbers of joined shards, with their wanted members.
+    """(shape, views) of samples of joined shards, with their wanted members.
 
-    Of local tars nothing else is read, but for headers where a record does not tell the sizes of members. Raises
-    DamagedShard naming the tar and the key when a tar ends early, is damaged or holds another key, Stopped naming the
-    tar when a store goes on failing.
+    pieces: shards, each with the ascending numbers of its samples. Raises DamagedShard naming the tar and the key when
+    a tar ends early, is damaged or holds another key, Stopped naming the tar when an object store goes on failing.
     """
     pieces = [(shard, numbers) for shard, numbers in pieces if len(numbers)]
     following: _Piece | None = None

@@ -1,7 +1,8 @@
-"""Which objects, classes and views of a build are used: those of the paper's tables without a build for each.
+"""Selects objects and classes of a build, so that the subsets of the paper's tables need no builds of their own.
 
-Only names and classes of OUT/assets.jsonl are looked at, and only where a subset is asked for. Choosing training
-objects by class uses their classes once, as cutting a dataset does; no label reaches a batch.
+A subset is found from the names and classes in OUT/assets.jsonl, which is read only where a subset is asked for.
+Choosing training objects by class uses their classes once, as a dataset of fewer classes would; no label reaches a
+batch.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ FIRST = {"train": 80, "test": 20}  # objects of each class in MVCNN's 12-view pi
 
 @dataclass(frozen=True)
 class Subset:
-    """keys: of the objects that are used, None for all. manifest: the build's, with the candidate classes.
+    """Objects of a split and candidate classes.
 
-    labels: for each class of the build its number among the candidates, None where it is none of them.
+    keys: of the objects, None for all. manifest: the build's, with the candidate classes alone. labels: for each class
+    of the build its number among the candidates, or None if it is not a candidate.
     """
 
     keys: frozenset[str] | None
@@ -59,7 +61,7 @@ def subset_of(
 
 
 def class_names(manifest: BuildManifest, classes: str | tuple[str, ...]) -> tuple[str, ...]:
-    """The classes of a named subset of the build's dataset, or those that are listed; () for all."""
+    """The classes of a named subset of the build's dataset, or a list of classes; () for all."""
     if not classes:
         return ()
     if isinstance(classes, str):
@@ -74,7 +76,7 @@ def class_names(manifest: BuildManifest, classes: str | tuple[str, ...]) -> tupl
 
 
 def _keys(out: str, split: str, names: frozenset[str], objects: str) -> frozenset[str]:
-    """Keys of the split's objects of these classes (all where there are none), of the division `objects`."""
+    """Keys of the split's objects in these classes (all if empty) and in the division or list `objects`."""
     path = store.join(out, ASSETS)
     listed = _listed(objects) if objects and objects != MVCNN else None
     taken: Counter[str | None] = Counter()
@@ -106,7 +108,7 @@ def _assets(path: str, split: str) -> list[tuple[str, str, str | None]]:
 
 
 def _listed(path: str) -> frozenset[str]:
-    """The lines of a file, each the key or the id of an object. Raises Refused where it cannot be read."""
+    """Keys or ids of objects, one in each line of a file. Raises Refused where it cannot be read."""
     try:
         lines = (line.strip() for line in store.read_text(path).splitlines())
         return frozenset(line for line in lines if line and not line.startswith("#"))

@@ -1,7 +1,7 @@
-"""Every object of a split once, unaugmented and without labels, in the order of the shards.
+"""Reads every object of a split once, unaugmented and in the order of the shards: for evaluation and prediction.
 
-Batches are cut by position, so that an object is always computed beside the same others: several processes that share
-the batches, and reader processes, change no figure.
+Batches are cut by position, so an object is always computed beside the same others. Neither the number of processes
+that share the batches nor the number of reader processes changes a figure.
 
 Shape letters: B batch, V views, S side of a picture, N points.
 """
@@ -12,12 +12,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, islice
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from manifests.picture_mapping import mean_and_deviation
 from manifests.rng import generator
@@ -26,27 +25,30 @@ from training.data.batch import normalized
 from training.data.dataset import Shard, Source
 from training.data.decode import cloud_of, num_views, picture_of
 from training.data.image_augment import normalize_cloud, weak_picture
-from training.data.reader_processes import Readers
+from training.data.reader_processes import Readers, this_reader
 from training.data.sample_index import naming
 from training.data.shard_reader import read_pieces
 from training.settings.data import DataSettings
 
 BATCH = 32  # objects
-ViewOf = Callable[[str, int], int]  # (key, number of views in use) -> the one that is read
-Note = Callable[[Shard, Sample], Any]
+UNKNOWN = -1  # the label of an object without one, or whose label was not read
+ViewOf = Callable[[str, int], int]  # (key, number of views in use) -> the view to read
+LabelOf = Callable[[Shard, Sample], int | None]  # a label, or None to leave the object out
 
 
 @dataclass(frozen=True)
 class WholeBatch:
-    """Objects as they are: pictures uint8 (B, V, 3, S, S), clouds float32 (B, N, 3) about their centroid, radius 1.
+    """Unaugmented objects: pictures uint8 (B, V, 3, S, S), clouds float32 (B, N, 3) with centroid 0 and radius 1.
 
-    num_views: of each object; its further pictures are zero. mean, deviation: of RGB in [0, 1].
+    num_views: of each object; its further pictures are zero. labels: UNKNOWN unless the reader was told to read them.
+    mean, deviation: of RGB in [0, 1].
     """
 
     keys: tuple[str, ...]
     pictures: Tensor
     points: Tensor
     num_views: tuple[int, ...]
+    labels: tuple[int, ...]
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
@@ -59,25 +61,22 @@ class WholeBatch:
         return normalized(self.pictures.flatten(0, 1)[numbers].to(device), self.mean, self.deviation)
 
 
-@dataclass(frozen=True)
-class NotedBatch:
-    """A batch and what was noted of each of its objects."""
-
-    batch: WholeBatch
-    notes: tuple[Any, ...]
-
-
 def batch_numbers(total: int, batch_size: int, rank: int = 0, world: int = 1) -> range:
-    """Which of the batches of `total` objects a process computes: neighbours, and all of them in the order of ranks."""
+    """Numbers of the batches that process `rank` of `world` computes; the ranks' ranges follow one another."""
     count = -(-total // batch_size)
     return range(count * rank // world, count * (rank + 1) // world)
 
 
-class SplitReader(IterableDataset):
-    """The batches with the given numbers, each reader process taking every so manieth of them.
+def unknown_label(shard: Shard, shape: Sample) -> int:
+    """Reads no label."""
+    return UNKNOWN
 
-    view_of: else all views in use are read. note: what is noted of an object as its shape is read; an object of which
-    that is None is left out before its pictures are decoded, and a batch without any is not given.
+
+class SplitReader(IterableDataset[WholeBatch]):
+    """The batches with the given numbers. Of n reader processes, process i reads every n-th of them, from the i-th on.
+
+    view_of: chooses the one view that is read; without it all views in use are. label_of: of an object, from its shape;
+    an object whose label is None is left out before its pictures are decoded, and so is a batch that is then empty.
     """
 
     def __init__(
@@ -88,24 +87,27 @@ class SplitReader(IterableDataset):
         numbers: Sequence[int],
         batch_size: int = BATCH,
         view_of: ViewOf | None = None,
-        note: Note | None = None,
+        label_of: LabelOf = unknown_label,
     ) -> None:
         self.source, self.settings, self.image_size = source, settings, image_size
-        self.numbers, self.batch_size, self.view_of, self.note = numbers, batch_size, view_of, note
+        self.numbers, self.batch_size, self.view_of, self.label_of = numbers, batch_size, view_of, label_of
         self._ends = list(accumulate(len(shard.keys) for shard in source.shards))
 
     @property
     def batch_bytes(self) -> int:
-        """Of a batch of objects with as many views as the preset says, or one where each object has its own number."""
+        """Bytes of a batch; where objects differ in their number of views, of a batch with one view each."""
         views = 1
         if self.view_of is None:
             views = len(self.settings.views_of(max(self.source.view_set.preset.num_views, 1)))
         clouds = self.settings.num_points * 3 * np.float32().nbytes
         return self.batch_size * (views * 3 * self.image_size**2 + clouds)
 
-    def __iter__(self) -> Iterator[NotedBatch]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+    def batches(self, workers: int = 0) -> Iterator[WholeBatch]:
+        """The batches in order, read by `workers` processes beside this one. Raises as `Readers` does."""
+        return iter(Readers(self, workers, self.batch_bytes))
+
+    def __iter__(self) -> Iterator[WholeBatch]:
+        worker, workers = this_reader()
         firsts = [number * self.batch_size for number in self.numbers[worker::workers]]
         batches = [list(self._pieces(range(n, min(n + self.batch_size, self.source.total)))) for n in firsts]
         joined = read_pieces([piece for pieces in batches for piece in pieces], views_wanted=self._pictured)
@@ -115,7 +117,7 @@ class SplitReader(IterableDataset):
                 yield self._collate(found)
 
     def _pieces(self, positions: range) -> Iterator[tuple[Shard, list[int]]]:
-        """Shards with numbers of their samples: those at these positions of the split."""
+        """The shards that hold these positions of the split, each with the numbers of its samples there."""
         for index, inside in groupby(positions, lambda position: bisect_right(self._ends, position)):
             shard = self.source.shards[index]
             start = self._ends[index] - len(shard.keys)
@@ -123,13 +125,13 @@ class SplitReader(IterableDataset):
 
     def _objects(
         self, pieces: list[tuple[Shard, list[int]]], joined: Iterator[tuple[Sample, Sample]]
-    ) -> Iterator[tuple[str, np.ndarray, np.ndarray, Any]]:
-        """(key, pictures, points, note) of the next objects of `joined`, which are those of `pieces`."""
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
+        """(key, pictures, points, label) of the next objects of `joined`, which are those of `pieces`."""
         for shard, numbers in pieces:
             for shape, views in islice(joined, len(numbers)):
-                noted = () if self.note is None else self.note(shard, shape)
-                if noted is not None:
-                    yield shape.key, *self._whole(shard, shape, views), noted
+                label = self.label_of(shard, shape)
+                if label is not None:
+                    yield shape.key, *self._whole(shard, shape, views), label
 
     def _pictured(self, views: Sample, suffix: str) -> bool:
         """Whether a member of an object's views is read."""
@@ -146,22 +148,20 @@ class SplitReader(IterableDataset):
         preset, channel = self.source.view_set.preset, self.settings.channel
         with naming(shard.views, views.key):
             pictures = [weak_picture(picture_of(views, v, channel, preset), self.image_size) for v in self._used(views)]
-        with naming(shard.shapes, shape.key):
-            points = cloud_of(shape, self.settings.num_points, generator(0, 0, shape.key))
-        return np.stack(pictures), normalize_cloud(points)
+        return np.stack(pictures), whole_cloud(shard, shape, self.settings.num_points)
 
-    def _collate(self, found: list[tuple[str, np.ndarray, np.ndarray, Any]]) -> NotedBatch:
-        keys, views, points, notes = zip(*found, strict=True)
+    def _collate(self, found: list[tuple[str, np.ndarray, np.ndarray, int]]) -> WholeBatch:
+        keys, views, points, labels = zip(*found, strict=True)
         counts = tuple(map(len, views))
         pictures = np.zeros((len(keys), max(counts), *views[0].shape[1:]), np.uint8)
         for row, each in zip(pictures, views, strict=True):
             row[: len(each)] = each
         mean, deviation = mean_and_deviation(self.settings.channel, self.source.view_set.preset)
         whole = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).contiguous()
-        batch = WholeBatch(keys, whole, torch.from_numpy(np.stack(points)), counts, mean, deviation)
-        return NotedBatch(batch, notes)
+        return WholeBatch(keys, whole, torch.from_numpy(np.stack(points)), counts, labels, mean, deviation)
 
 
-def loader_of(reader: SplitReader, workers: int = 0) -> Readers:
-    """The batches of a reader in order, read by so many processes beside this one; iterate by `data.batches_of`."""
-    return Readers(reader, workers, reader.batch_bytes)
+def whole_cloud(shard: Shard, shape: Sample, num_points: int) -> np.ndarray:
+    """An object's cloud as evaluation sees it, float32 (num_points, 3). Raises DamagedShard."""
+    with naming(shard.shapes, shape.key):
+        return normalize_cloud(cloud_of(shape, num_points, generator(0, 0, shape.key)))

@@ -1,4 +1,4 @@
-"""A trained model from Python: pictures, clouds and texts in, features and answers out. `training.load` makes one.
+"""The Python interface of a trained model, which `training.load` makes: features and answers from pictures and clouds.
 
 Shape letters: B inputs, N points, S the tower's picture side, E embedding, C classes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from manifests import store
-from manifests.errors import Refused
+from manifests.errors import Refused, one_line
 from manifests.picture_mapping import NORMALIZE
 from manifests.records import json_text, parse_json
 from manifests.rng import generator
+from training.data.batch import normalized
 from training.data.decode import pad_cloud
-from training.data.image_augment import normalize_cloud, to_tensor, weak_picture
+from training.data.image_augment import normalize_cloud, weak_picture
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
 from training.models.point_bert import farthest_points
@@ -41,14 +43,16 @@ from training.weights.checkpoint import (
 )
 from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about
 
-ORDERED = 1024  # so many points of a longer cloud are in farthest-point order, as in shards; the rest are drawn
+ORDERED = 1024  # the first points of a longer cloud, in farthest-point order as in shards; the rest is random
 _ABOUT = ("dataset", "classes", "prompt_names", "pixel_mean", "pixel_deviation")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """names: the answer for each input. label: int64 (B,), its number among `classes`. confidence: float32 (B,), its
-    probability. probabilities: float32 (B, C). from_image: bool (B,), whether the picture gave the answer.
+    """Classes of B inputs.
+
+    names: the answers. label: int64 (B,), their numbers among the classes. confidence: float32 (B,), their
+    probabilities. probabilities: float32 (B, C). from_image: bool (B,), whether the picture gave the answer.
     """
 
     names: tuple[str, ...]
@@ -61,19 +65,27 @@ class Answers:
 class Classifier:
     """Both towers, the text tower and the classifier of a checkpoint, in eval mode on one device.
 
-    classes: the names that it answers with, in the order of its columns. Everything it returns is float32 on the CPU,
-    and no gradient is kept; the towers themselves are `model` (training.models.cross_modal.CrossModalModel).
+    classes: the names of its answers, in the order of its columns. It returns float32 tensors on the CPU, without
+    gradients. model: the towers (training.models.cross_modal.CrossModalModel). text_is_loaded: else the weights of the
+    text tower are read when they are first needed.
     """
 
-    def __init__(self, model: CrossModalModel, text: TextTower, checkpoint: Checkpoint, about: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: CrossModalModel,
+        text: TextTower,
+        checkpoint: Checkpoint,
+        about: dict[str, Any],
+        text_is_loaded: bool,
+    ) -> None:
         self.model, self.classes = model.eval().requires_grad_(False), checkpoint.classes
         self.checkpoint = checkpoint
-        self._text, self._text_is_loaded = text.eval(), bool(about.get("text_is_loaded"))
+        self._text, self._text_is_loaded = text.eval(), text_is_loaded
         self._about = about
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device on which it computes."""
         return self.model.classifier.device
 
     @property
@@ -82,9 +94,9 @@ class Classifier:
         return self.model.image.image_size
 
     def preprocess(self, picture: Any) -> Tensor:
-        """float32 (3, S, S): what the image tower sees of a PIL image or a uint8 array (H, W, 3), RGB.
+        """Prepares a PIL image or a uint8 array (H, W, 3), RGB, for the image tower: float32 (3, S, S).
 
-        Short side resized to S, bicubic, middle cut out, mean and deviation taken off: as in evaluation.
+        As in evaluation: resizes the short side to S, bicubic, cuts out the middle and normalises the colours.
         """
         if isinstance(picture, Image.Image):
             picture = picture.convert("RGB")
@@ -93,15 +105,16 @@ class Classifier:
             raise ValueError(f"a picture is uint8 (H, W, 3), RGB, not {array.dtype} {array.shape}")
         clip_mean, clip_deviation = NORMALIZE["clip"]
         mean = tuple(self._about.get("pixel_mean", clip_mean))
-        return to_tensor(
-            weak_picture(array, self.image_size), mean, tuple(self._about.get("pixel_deviation", clip_deviation))
-        )
+        deviation = tuple(self._about.get("pixel_deviation", clip_deviation))
+        pixels = np.ascontiguousarray(weak_picture(array, self.image_size).transpose(2, 0, 1))
+        return normalized(torch.from_numpy(pixels), mean, deviation)
 
     def fit_cloud(self, points: Any) -> Tensor:
-        """float32 (N, 3): what the point tower sees of a cloud (any number of points, 3), +Y up, in any unit.
+        """Prepares a cloud (any number of points, 3), +Y up, in any unit, for the point tower: float32 (N, 3).
 
-        N is the recipe's data.num_points: of a longer cloud the first 1,024 in farthest-point order and others drawn, a
-        shorter one filled up by repeating points; then centred, the farthest point at 1. Colours are not used.
+        N is the recipe's data.num_points. A longer cloud gives 1,024 points in farthest-point order and a random choice
+        of the others; a shorter cloud is filled up by repeating points. Then the centroid is at 0, the farthest point
+        at distance 1. Colours are not used.
         """
         array = np.ascontiguousarray(torch.as_tensor(points).detach().cpu().numpy(), dtype=np.float32)
         if array.ndim != 2 or array.shape[1] != 3 or not len(array) or not np.isfinite(array).all():
@@ -125,8 +138,9 @@ class Classifier:
 
     @torch.inference_mode()
     def encode_points(self, clouds: Any) -> Tensor:
-        """Unit features (B, E) of a cloud (points, 3), of a sequence of such, or of an array (B, points, 3); each is
-        made what the tower sees by `fit_cloud`.
+        """Unit features (B, E) of a cloud (points, 3), a sequence of clouds, or an array (B, points, 3).
+
+        `fit_cloud` prepares each of them.
         """
         many = not isinstance(clouds, np.ndarray | Tensor) or clouds.ndim == 3
         batch = torch.stack([self.fit_cloud(cloud) for cloud in (clouds if many else [clouds])])
@@ -134,16 +148,16 @@ class Classifier:
 
     @torch.inference_mode()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Unit features (B, E) of texts as they stand, such as "a photo of a mug."."""
+        """Unit features (B, E) of texts, taken literally, such as "a photo of a mug."."""
         text = self._loaded_text()
         tokens = text.tokens([texts] if isinstance(texts, str) else list(texts))
         return normalize(text.encode(tokens.to(self.device)), dim=1).cpu()
 
     @torch.inference_mode()
     def classify(self, pictures: Any = None, points: Any = None, classes: Sequence[str] | None = None) -> Answers:
-        """Answers about pictures, clouds or both (then the surer of the two answers, and B of each).
+        """Classifies pictures, clouds, or as many of both; then the surer of the two answers counts.
 
-        classes: other names than the checkpoint's, whose classifier is made from text by the recipe's prompts.
+        classes: replace the checkpoint's; their classifier is made from text by the recipe's prompts.
         """
         if pictures is None and points is None:
             raise ValueError("classify needs pictures, points or both")
@@ -166,11 +180,12 @@ class Classifier:
         state = self.model.state_dict() | {f"text.{name}": value for name, value in text.items()}
         return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
-    def save(self, path: str | Path) -> None:
-        """One safetensors file with everything, recipe and class names in its header: `training.load` and `init.all`
-        read it. Raises Stopped when the disk is full.
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes everything as one safetensors file, which `training.load` and `init.all` read.
+
+        Recipe and class names are in its header. Raises Stopped when the disk is full.
         """
-        about = {"classes": list(self.classes), "prompt_names": list(self.checkpoint.prompt_names)}
+        about: dict[str, Any] = {"classes": list(self.classes), "prompt_names": list(self.checkpoint.prompt_names)}
         about |= {"dataset": self.checkpoint.dataset, "step": self.checkpoint.step}
         about |= {name: self._about[name] for name in _ABOUT if name in self._about}
         recipe = self.checkpoint.recipe.model_dump_json()
@@ -207,8 +222,8 @@ class Classifier:
         return (model.logit_scale.exp() * feature @ torch.stack(columns, dim=1)).softmax(dim=1).cpu()
 
 
-def load(path: str | Path, who: Who = "student", device: str | torch.device = "cpu") -> Classifier:
-    """The docstring of `training.load` says it all."""
+def load(path: str | PathLike[str], who: Who = "student", device: str | torch.device = "cpu") -> Classifier:
+    """See `training.load`."""
     given = Path(path)
     if given.is_file():
         checkpoint, about, tensors = _read_file(given)
@@ -220,27 +235,27 @@ def load(path: str | Path, who: Who = "student", device: str | torch.device = "c
         refuse_broken_other(checkpoint.folder, who)
         about, tensors = read_about(checkpoint.folder.parent.parent), read_weights(file)
     model, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names, blank=True)
-    about["text_is_loaded"] = model.text is not None
+    text_is_loaded = model.text is not None
     own = {n.removeprefix("text."): t for n, t in tensors.items() if n.startswith("text.")}
     if own and model.text is None:
         _fill(text, own, path)
         tensors = {name: value for name, value in tensors.items() if not name.startswith("text.")}
-        about["text_is_loaded"] = True
+        text_is_loaded = True
     _fill(model, tensors, path)
     text.to(device)
-    return Classifier(model.to(device), text, checkpoint, about)
+    return Classifier(model.to(device), text, checkpoint, about, text_is_loaded)
 
 
-def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
-    """Every tensor of a module, no more and no fewer. Raises Refused naming what does not fit."""
+def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], path: str | PathLike[str]) -> None:
+    """Sets every tensor of a module. Raises Refused naming what is missing, left over or of another shape."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error
+        raise Refused(f"{path}: {one_line(error)}") from error
 
 
 def _read_file(path: Path) -> tuple[Checkpoint, dict[str, Any], dict[str, Tensor]]:
-    """What `Classifier.save` wrote. Raises Refused for any other file."""
+    """Reads a file of `Classifier.save`. Raises Refused for any other file."""
     try:
         with safe_open(path, "pt") as opened:
             header = opened.metadata() or {}

@@ -1,4 +1,4 @@
-"""Features of every object of a split as one file of arrays, and a picture of them in the plane.
+"""Writes the features of every object of a split as one file of arrays, and draws them in the plane.
 
 Shape letters: N objects, V views, E embedding.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,12 +21,11 @@ from manifests.config import Value
 from manifests.errors import Refused
 from manifests.rng import seed_digest
 from training import distributed
-from training.data.dataset import Source, open_source
+from training.data.dataset import open_source
 from training.data.labels import labelled
-from training.data.loader import batches_of
-from training.data.whole_split import BATCH, batch_numbers, loader_of
+from training.data.whole_split import BATCH, batch_numbers
 from training.evaluation.evaluate import settings_of
-from training.evaluation.features import features_of, require_finite
+from training.evaluation.features import features_of, gathered, gathered_keys, require_finite
 from training.plots.scatter import scatter_picture
 from training.weights.checkpoint import Checkpoint
 from training.weights.open_models import open_models
@@ -38,11 +38,12 @@ PERPLEXITY = 30.0
 
 @dataclass(frozen=True)
 class Embedding:
-    """What one model makes of a split.
+    """The features of a split by one model.
 
     image: float32 (N, E), the mean of the unit features of an object's views (of length 1 at most). points: float32
-    (N, E), unit features. views: float32 (N, V, E), each view's unit features, zero where an object has no such view;
-    None unless asked for. num_views: int64 (N,). label: int64 (N,), a number among `classes`, -1 where unknown.
+    (N, E), unit features. num_views: int64 (N,). label: int64 (N,), a number among `classes`, -1 where unknown. views:
+    float32 (N, V, E), the unit features of each view, zero beyond an object's views; None unless asked for. about: what
+    was embedded (dataset, split, who, step).
     """
 
     keys: tuple[str, ...]
@@ -55,34 +56,12 @@ class Embedding:
     about: dict[str, Any]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything by name, texts as fixed-width Unicode: no object arrays, so nothing is pickled."""
+        """Everything by name; texts are fixed-width Unicode, so that nothing is pickled."""
         found = {"keys": _texts(self.keys), "image": self.image, "points": self.points, "num_views": self.num_views}
         found |= {"label": self.label, "classes": _texts(self.classes)}
         if self.views is not None:
             found["views"] = self.views
         return found | {name: np.array(value) for name, value in self.about.items()}
-
-
-@dataclass
-class _Parts:
-    """Rows of this process, a batch at a time."""
-
-    keys: list[str] = field(default_factory=list)
-    rows: dict[str, list[Tensor]] = field(default_factory=dict)
-
-    def add(self, keys: tuple[str, ...], **rows: Tensor) -> None:
-        self.keys += keys
-        for name, value in rows.items():
-            self.rows.setdefault(name, []).append(value.cpu())
-
-    def whole(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> np.ndarray:
-        """The rows of all processes, in order; shape: of a row, to which shorter ones are filled up with zeros."""
-        parts = [torch.zeros(0, *shape, dtype=dtype)]
-        for part in self.rows.get(name, []):
-            padded = torch.zeros(len(part), *shape, dtype=dtype)
-            padded[tuple(slice(size) for size in part.shape)] = part
-            parts.append(padded)
-        return distributed.gather_rows(torch.cat(parts)).numpy()
 
 
 @torch.inference_mode()
@@ -107,38 +86,30 @@ def embed(
         model = open_models(checkpoint, who).to(device).models[who]
         numbers = batch_numbers(source.total, BATCH, distributed.rank(), distributed.world())
         reader = labelled(source, settings, model.image.image_size, numbers, unknown=True)
-    parts = _Parts()
+    keys: list[str] = []
+    rows: dict[str, list[Tensor]] = defaultdict(list)
     with distributed.together():
-        for noted in batches_of(loader_of(reader, settings.workers if workers is None else workers)):
-            features = features_of(model, noted.batch, device)
-            counts, label = (torch.tensor(values) for values in (noted.batch.num_views, noted.notes))
-            require_finite(noted.batch.keys, features.views, features.points)
-            extra = {"views": features.views} if per_view else {}
-            parts.add(
-                noted.batch.keys,
-                image=features.mean(),
-                points=features.points,
-                num_views=counts,
-                label=label,
-                **extra,
-            )
-            on_progress(min(len(parts.keys) * distributed.world(), source.total), source.total)
+        for batch in reader.batches(settings.workers if workers is None else workers):
+            features = features_of(model, batch, device)
+            require_finite(batch.keys, features.views, features.points)
+            found = {"image": features.mean(), "points": features.points}
+            found |= {"num_views": torch.tensor(batch.num_views), "label": torch.tensor(batch.labels)}
+            found |= {"views": features.views} if per_view else {}
+            keys += batch.keys
+            for name, value in found.items():
+                rows[name].append(value.cpu())
+            on_progress(min(len(keys) * distributed.world(), source.total), source.total)
     about = {"dataset": source.manifest.dataset, "split": split, "who": who, "step": checkpoint.step}
-    return _gathered(parts, source, model.image.embed_dim, per_view, about)
-
-
-def _gathered(parts: _Parts, source: Source, embed_dim: int, per_view: bool, about: dict[str, Any]) -> Embedding:
-    keys = [key for each in distributed.gather_values(parts.keys) for key in each]
-    num_views = parts.whole("num_views", dtype=torch.int64)
-    views = parts.whole("views", int(num_views.max()), embed_dim) if per_view else None
+    embed_dim = model.image.embed_dim
+    num_views = gathered(rows["num_views"], dtype=torch.int64)
     return Embedding(
-        tuple(keys),
-        parts.whole("image", embed_dim),
-        parts.whole("points", embed_dim),
-        num_views,
-        parts.whole("label", dtype=torch.int64),
+        gathered_keys(keys),
+        gathered(rows["image"], embed_dim).numpy(),
+        gathered(rows["points"], embed_dim).numpy(),
+        num_views.numpy(),
+        gathered(rows["label"], dtype=torch.int64).numpy(),
         source.manifest.classes,
-        views,
+        gathered(rows["views"], int(num_views.max()), embed_dim).numpy() if per_view else None,
         about,
     )
 
@@ -159,12 +130,12 @@ def require(out: str, method: Method | None) -> None:
 
 
 def write(embedding: Embedding, out: str, method: Method | None = None, seed: int = 0) -> list[str]:
-    """Writes OUT, `np.load(OUT, allow_pickle=False)`, and OUT with .<method>.png for .npz, whole or not at all.
+    """Writes OUT, which `np.load(OUT, allow_pickle=False)` reads, and the picture beside it, OUT with .<method>.png.
 
     Gives their paths. Raises Refused where they cannot be written.
     """
     file = io.BytesIO()
-    np.savez(file, **embedding.arrays())
+    np.savez(file, allow_pickle=False, **embedding.arrays())
     files = {out: file.getvalue()}
     if method is not None:
         files[f"{out.removesuffix('.npz')}.{method}.png"] = picture(embedding, method, seed)
@@ -190,7 +161,7 @@ def picture(embedding: Embedding, method: Method, seed: int = 0) -> bytes:
 
 
 def in_plane(features: np.ndarray, method: Method, seed: int) -> np.ndarray:
-    """float (M, 2) of unit features (M, E): the same for the same features, library and seed."""
+    """Projects unit features (M, E): float (M, 2), the same for the same features, library and seed."""
     if len(features) < 5:
         raise Refused(f"--picture {method}: {len(features) // 2} objects are too few for a picture")
     if method == "umap":

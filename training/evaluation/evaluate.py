@@ -1,7 +1,7 @@
-"""What a checkpoint answers about a split: student and teacher, image and points (training/evaluation/metrics.py says
-what of it is measured). With the objectives of SUPERVISED and the oracle, the only reader of labels.
+"""Asks a checkpoint about every object of a split: student and teacher, image and points.
 
-Several processes (torchrun) share the batches and give what one gives: each object once, in the order of the shards.
+training/evaluation/metrics.py measures the answers. Several processes (torchrun) share the batches; together they give
+the figures of one process. Beside the objectives in SUPERVISED, this is the only reader of labels.
 
 Shape letters: B batch, N objects of a split, V views, C classes.
 """
@@ -21,37 +21,35 @@ from manifests.errors import Refused
 from manifests.rng import seed_digest
 from training import distributed
 from training.data.dataset import Source, open_source
-from training.data.labels import UNKNOWN, labelled
-from training.data.loader import batches_of
-from training.data.whole_split import BATCH, SplitReader, WholeBatch, batch_numbers, loader_of
-from training.evaluation.features import Features, features_of, require_finite
-from training.evaluation.metrics import COLUMNS, MODALITIES, PREDICTED, Answers, Examined, pseudo_label_quality
+from training.data.labels import labelled
+from training.data.whole_split import BATCH, SplitReader, WholeBatch, batch_numbers
+from training.evaluation.features import Features, features_of, gathered, gathered_keys, require_finite
+from training.evaluation.metrics import MODALITIES, PREDICTED, Examined, SplitAnswers, pseudo_label_quality
 from training.models.cross_modal import CrossModalModel
 from training.settings.data import DataSettings
 from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
 from training.weights.open_models import Opened, fit_classes, open_models
 
-__all__ = ["COLUMNS", "Answers", "Examined", "Unlabelled", "evaluate", "examine", "teacher_labels"]
-
 Progress = Callable[[int, int], None]
 
 
 class Unlabelled(Refused):
-    """A split none of whose objects has a label: no accuracy can be measured."""
+    """A split without labels was given where accuracies are measured."""
 
 
 def _silent(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Shows no progress."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a split is read. every_view: else only the one view of `image` is looked at. labels: else none is read.
+    """How a split is read and judged.
 
-    classes_from_text: the classifier is made anew, from the shards' class names. workers: reader processes, None for
-    those of `changes`, else none. precision: of the towers, whatever a run was trained in. changes: keys of `data` laid
-    over each recipe's, such as classes, candidates, objects, num_views, workers, cache.
+    classes_from_text: makes a new classifier from the shards' class names. every_view: reads all views; else only the
+    one that the column `image` judges. labels: reads labels. workers: reader processes; None: data.workers, if that is
+    among `changes`, else 0. precision: of the towers, independent of that in training. changes: keys of `data` that
+    replace the recipe's, such as classes, candidates, objects, num_views, workers, cache.
     """
 
     classes_from_text: bool = False
@@ -65,18 +63,6 @@ class Options:
 WHOLE = Options()
 
 
-def evaluate(
-    checkpoint: Checkpoint,
-    shards: str,
-    split: str = "test",
-    device: torch.device | None = None,
-    options: Options = WHOLE,
-    on_progress: Progress = _silent,
-) -> dict[str, Any]:
-    """The object that `evaluate --json` prints. Raises Refused as `examine` does."""
-    return examine([checkpoint], shards, split, device, options, on_progress)[0].result()
-
-
 @torch.inference_mode()
 def examine(
     checkpoints: Sequence[Checkpoint],
@@ -86,7 +72,7 @@ def examine(
     options: Options = WHOLE,
     on_progress: Progress = _silent,
 ) -> list[Examined]:
-    """The answers of several checkpoints, in one pass over the shards for those that read the same of them.
+    """The answers of several checkpoints. Those that read the same data share one pass over the shards.
 
     Raises Refused when the shards have no such split or view set, no labels, or other classes than a checkpoint;
     Stopped where answers are not finite.
@@ -112,14 +98,14 @@ def examine(
 
 
 def settings_of(checkpoint: Checkpoint, split: str, changes: dict[str, Value]) -> DataSettings:
-    """What is read to judge a checkpoint. Raises Refused for a key that `data` has not."""
+    """The data settings for judging a checkpoint. Raises Refused for an unknown key of `data`."""
     values = merge(checkpoint.recipe.data.model_dump(mode="json") | {"split": split}, changes)
     return parse_recipe(DataSettings, values, "data")
 
 
 @dataclass
 class _Examinee:
-    """A checkpoint being examined; logits: of each model, by column, a batch at a time."""
+    """A checkpoint being examined. logits: by model, then a table by column for each batch."""
 
     opened: Opened
     columns: tuple[str, ...]
@@ -133,19 +119,19 @@ class _Examinee:
     def image_size(self) -> int:
         return self.opened.models["student"].image.image_size
 
-    def answer(self, batch: WholeBatch, label_B: Tensor, every_view: bool, device: torch.device) -> None:
+    def answer(self, batch: WholeBatch, every_view: bool, device: torch.device) -> None:
         """Adds the answers of student and teacher about a batch."""
         asked: dict[int, dict[str, Tensor]] = {}
         for who, model in self.opened.models.items():
             if id(model) not in asked:
                 features = features_of(model, batch, device)
-                found = logits_of(model, batch, features, label_B, self.checkpoint.recipe.seed, every_view)
+                found = logits_of(model, batch, features, self.checkpoint.recipe.seed, every_view)
                 require_finite(batch.keys, *(found[name] for name in self.columns))
                 asked[id(model)] = found
             self.logits.setdefault(who, []).append(asked[id(model)])
 
     def examined(self, source: Source, split: str, keys: tuple[str, ...], label_N: Tensor, labels: bool) -> Examined:
-        """What all processes were answered."""
+        """The answers in all processes."""
         found = {who: self._answers(who, label_N) for who in self.opened.models}
         return Examined(
             source.manifest.dataset,
@@ -159,17 +145,16 @@ class _Examinee:
             self.checkpoint.recipe.labels,
         )
 
-    def _answers(self, who: str, label_N: Tensor) -> Answers:
+    def _answers(self, who: str, label_N: Tensor) -> SplitAnswers:
         parts = self.logits.get(who, [])
         classes = self.opened.models[who].classifier.shape[1]
-        empty = {"views_right": torch.zeros(0)} | dict.fromkeys(self.columns, torch.zeros(0, classes))
-        whole = {name: distributed.gather_rows(torch.cat([e, *(p[name] for p in parts)])) for name, e in empty.items()}
-        return Answers(label_N, whole, whole.pop("views_right"))
+        logits = {name: gathered([part[name] for part in parts], classes) for name in self.columns}
+        return SplitAnswers(label_N, logits, gathered([part["views_right"] for part in parts]))
 
 
 @dataclass
 class _Stream:
-    """Checkpoints that read the same of a split, and the reader of this process's part of it."""
+    """Checkpoints that read the same data of a split, and the reader of this process's part of it."""
 
     source: Source
     settings: DataSettings
@@ -177,24 +162,22 @@ class _Stream:
     examinees: list[_Examinee]
 
     def ask(self, options: Options, device: torch.device, on_progress: Progress) -> tuple[tuple[str, ...], Tensor]:
-        """Every examinee answers each batch. Gives keys and labels (N,) of all processes' objects."""
+        """Lets every examinee answer each batch. Gives keys and labels (N,) of all processes' objects."""
         workers = self.settings.workers if options.workers is None else options.workers
         keys: list[str] = []
         labels: list[int] = []
         with distributed.together():
-            for noted in batches_of(loader_of(self.reader, workers)):
-                label_B = torch.tensor([UNKNOWN if note == () else note for note in noted.notes])
+            for batch in self.reader.batches(workers):
                 for examinee in self.examinees:
-                    examinee.answer(noted.batch, label_B, options.every_view, device)
-                keys += noted.batch.keys
-                labels += label_B.tolist()
+                    examinee.answer(batch, options.every_view, device)
+                keys += batch.keys
+                labels += batch.labels
                 on_progress(min(len(keys) * distributed.world(), self.source.total), self.source.total)
-        keys = [key for part in distributed.gather_values(keys) for key in part]
-        return tuple(keys), distributed.gather_rows(torch.tensor(labels, dtype=torch.int64))
+        return gathered_keys(keys), distributed.gather_rows(torch.tensor(labels, dtype=torch.int64))
 
 
 def _streams(opened: list[_Examinee], shards: str, split: str, options: Options) -> list[_Stream]:
-    """One stream for all that read the same settings, picture size and, of one view, the same view."""
+    """One stream for all checkpoints that share settings, picture size and, where one view is read, its seed."""
     alike: dict[tuple[DataSettings, int, int | None], list[_Examinee]] = {}
     for examinee in opened:
         settings = settings_of(examinee.checkpoint, split, options.changes)
@@ -214,14 +197,15 @@ def _streams(opened: list[_Examinee], shards: str, split: str, options: Options)
 
 
 def logits_of(
-    model: CrossModalModel, batch: WholeBatch, features: Features, label_B: Tensor, seed: int, every_view: bool
+    model: CrossModalModel, batch: WholeBatch, features: Features, seed: int, every_view: bool
 ) -> dict[str, Tensor]:
-    """Of a batch, on the CPU: logits (B, C) by column, and `views_right` (B,), or (0,) without every_view."""
+    """On the CPU: logits (B, C) of a batch by column, and `views_right` (B,), which is (0,) without every_view."""
     by_view = model.image_logits(features.views)
     if every_view:
         views = [one_view(seed, key, count) for key, count in zip(batch.keys, batch.num_views, strict=True)]
         there = batch.there().to(by_view.device)
-        right = (by_view.argmax(dim=2) == label_B.to(by_view.device)[:, None]) & there
+        label_B = torch.tensor(batch.labels, device=by_view.device)
+        right = (by_view.argmax(dim=2) == label_B[:, None]) & there
         found = {
             "image": by_view[torch.arange(len(views)), views],
             "image_star": model.image_logits(features.image()),
@@ -234,7 +218,7 @@ def logits_of(
 
 
 def one_view(seed: int, key: str, num_views: int) -> int:
-    """The view of the column `image`: the same for every model and machine."""
+    """The view that the column `image` judges: the same for every model and machine."""
     return int.from_bytes(seed_digest(seed, key)[:8], "big") % num_views
 
 
@@ -245,10 +229,10 @@ def teacher_labels(
     device: torch.device | None = None,
     on_progress: Progress = _silent,
 ) -> list[dict[str, Any]]:
-    """Pseudo-labels that the teachers of checkpoints give on whole pictures and clouds, one view an object, against
-    the labels: `{step, n, image {selected, precision}, points, joint}` each. A label is looked at here only.
+    """Compares the pseudo-labels of the checkpoints' teachers, on unaugmented objects with one view, with the labels.
 
-    Raises Unlabelled where no object of the split has a label.
+    Gives `{step, n, image {selected, precision}, points, joint}` for each checkpoint. Raises Unlabelled where no object
+    of the split has a label.
     """
     found = []
     examined = examine(checkpoints, shards, split, device, Options(every_view=False), on_progress)

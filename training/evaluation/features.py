@@ -1,6 +1,6 @@
-"""Unit features of whole objects, as one model sees them: what evaluation, embeddings and predictions are made of.
+"""Unit features of whole objects by one model: the basis of evaluation, embeddings and predictions.
 
-Shape letters: B batch, V views, E embedding.
+Shape letters: B batch, N objects of a split, V views, E embedding.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from manifests.errors import Stopped
+from training import distributed
 from training.data.whole_split import WholeBatch
 from training.models.cross_modal import CrossModalModel
 
@@ -31,17 +32,19 @@ class Features:
     points: Tensor
 
     def mean(self) -> Tensor:
-        """(B, E): the mean of the unit features of an object's views; at most of length 1."""
+        """(B, E): the mean of the unit features of an object's views, of length 1 at most."""
         return self.views.sum(dim=1) / self.num_views
 
     def image(self) -> Tensor:
-        """(B, E): the same, of length 1."""
+        """(B, E): that mean, scaled to length 1."""
         return normalize(self.mean(), dim=1)
 
 
 def require_finite(keys: Sequence[str], *values: Tensor) -> None:
-    """Raises Stopped, naming the object, where a row of some values (B, ...) is not finite: weights that are finite can
-    still overflow, and NaN would be counted as an answer."""
+    """Raises Stopped, naming the object, where a row of some values (B, ...) is not finite.
+
+    Finite weights can still overflow, and NaN would count as an answer.
+    """
     for rows in values:
         sound = torch.isfinite(rows.flatten(1)).all(dim=1)
         if not sound.all():
@@ -62,3 +65,21 @@ def features_of(model: CrossModalModel, batch: WholeBatch, device: torch.device)
     counts = torch.tensor(batch.num_views, dtype=found.dtype, device=device)[:, None]
     points = model.point_features(batch.points.to(device))
     return Features(views.unflatten(0, there.shape), counts, points)
+
+
+def gathered(parts: Sequence[Tensor], *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(N, *shape): the rows of all batches of all processes, in order. Smaller rows are filled up with zeros.
+
+    parts: of this process, a tensor (B, ...) for each batch.
+    """
+    rows = [torch.zeros(0, *shape, dtype=dtype)]
+    for part in parts:
+        padded = torch.zeros(len(part), *shape, dtype=dtype)
+        padded[tuple(slice(size) for size in part.shape)] = part
+        rows.append(padded)
+    return distributed.gather_rows(torch.cat(rows))
+
+
+def gathered_keys(keys: list[str]) -> tuple[str, ...]:
+    """The keys of all processes' objects, in order."""
+    return tuple(key for part in distributed.gather_values(keys) for key in part)

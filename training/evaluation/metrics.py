@@ -1,7 +1,8 @@
-"""What one model answers about a split, and the figures of that: some need the labels, the analysis needs none.
+"""Measures a model's answers about a split: accuracies with labels, the paper's analysis without.
 
-`image`: one view an object, chosen by sha256(seed, key); `image_mean`: mean over single views; `image_star`: the views'
-unit features averaged; `points`: the stored cloud. Percent of objects; `mean_per_class` averages the classes.
+Columns, in percent of objects: `image`, one view an object, chosen by sha256(seed, key); `image_mean`, the mean over
+single views; `image_star`, from the averaged unit features of the views; `points`, the stored cloud. `mean_per_class`
+is the mean over classes.
 
 Shape letters: N objects of a split, C classes.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,12 +32,12 @@ def percent(share: Tensor | float) -> float:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What one model answers about the objects of a split.
+class SplitAnswers:
+    """The answers of one model about the objects of a split.
 
-    label: int64 (N,), -1 where it was not looked at. logits: float32 (N, C) of the columns `image`, `image_star` and
-    `points`. views_right: float32 (N,), the share of an object's views that are right. Without `every_view` the second
-    has no `image_star` and the third is empty.
+    label: int64 (N,), -1 where it was not read. logits: float32 (N, C) of the columns `image`, `image_star` and
+    `points`. views_right: float32 (N,), the share of an object's views that are right. Where one view was read, there
+    is no `image_star`, and views_right is empty.
     """
 
     label: Tensor
@@ -48,7 +50,7 @@ class Answers:
         return self.logits["points"].shape[1]
 
     def right(self, column: str) -> Tensor:
-        """Float32 (N,): 1 where the answer is the label, 0 elsewhere; a share for `image_mean`."""
+        """float32 (N,): 1 where the answer is the label, 0 elsewhere; a share for `image_mean`."""
         if column == "image_mean":
             return self.views_right
         return (self.logits[column].argmax(dim=1) == self.label).float()
@@ -78,14 +80,14 @@ class Answers:
         shares = {name: self.class_shares(name).tolist() for name in COLUMNS}
         return {name: [None if x != x else percent(x) for x in each] for name, each in shares.items()}
 
-    def confusion(self, column: str) -> Tensor:
+    def confusion(self, column: str) -> np.ndarray:
         """int64 (C, C): objects by true class (rows) and predicted class (columns)."""
-        classes = self.num_classes
-        pairs = self.label * classes + self.logits[column].argmax(dim=1)
-        return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        from sklearn.metrics import confusion_matrix
+
+        return confusion_matrix(self.label, self.logits[column].argmax(dim=1), labels=range(self.num_classes))
 
     def analysis(self, settings: LabelSettings | None = None) -> dict[str, Any]:
-        """The figures of the paper's analysis (figures 3 and 4), of which none needs a label; natural log.
+        """The figures of the paper's analysis (figures 3 and 4), which need no label; natural log.
 
         For `image` and `points`: `biasedness` of the hard predictions over the split (0 is even), `entropy`, the mean
         KL(prediction || uniform), `confident`, percent surer than the branch's threshold, and `histogram`, how often
@@ -94,9 +96,9 @@ class Answers:
         those; `histogram`.
         """
         settings = settings or LabelSettings()
-        both = [self.logits[name] for name in MODALITIES]
-        own = pseudo_labels(*both, settings.model_copy(update={"mode": "own"}))
-        joint = pseudo_labels(*both, settings.model_copy(update={"mode": "joint"}))
+        image, points = self.logits["image"], self.logits["points"]
+        own = pseudo_labels(image, points, settings.model_copy(update={"mode": "own"}))
+        joint = pseudo_labels(image, points, settings.model_copy(update={"mode": "joint"}))
         confident = {"image": own.image_confident, "points": own.points_confident}
         found: dict[str, Any] = {}
         for name in MODALITIES:
@@ -108,7 +110,7 @@ class Answers:
                 "confident": percent(confident[name].mean()),
                 "histogram": count.tolist(),
             }
-        found["agreement"] = percent((both[0].argmax(dim=1) == both[1].argmax(dim=1)).float().mean())
+        found["agreement"] = percent((image.argmax(dim=1) == points.argmax(dim=1)).float().mean())
         found["joint"] = _selected(joint.image_label, joint.image_confident > 0, joint.from_image, self.num_classes)
         return found
 
@@ -136,8 +138,10 @@ def _selected(label: Tensor, chosen: Tensor, from_image: Tensor, classes: int) -
 def pseudo_label_quality(
     image_logits_NC: Tensor, points_logits_NC: Tensor, label_N: Tensor, settings: LabelSettings
 ) -> dict[str, dict[str, float | None]]:
-    """For the modes `image`, `points` and `joint`: percent of objects selected at the threshold, and percent of those
-    whose pseudo-label is the label (`precision`; None where none is selected).
+    """How many pseudo-labels there are and how many are right, for the modes `image`, `points` and `joint`.
+
+    selected: percent of objects above the threshold. precision: percent of those whose pseudo-label is the label; None
+    if the threshold selects nothing.
     """
     found = {}
     for mode in LABEL_MODES:
@@ -151,9 +155,10 @@ def pseudo_label_quality(
 
 @dataclass(frozen=True)
 class Examined:
-    """A checkpoint's answers about a split; keys: of the N objects, in the order of the shards.
+    """A checkpoint's answers about a split.
 
-    labelled: whether labels were looked at. settings: of the checkpoint's pseudo-labels.
+    keys: of the N objects, in the order of the shards. labelled: whether labels were read. settings: of the
+    checkpoint's pseudo-labels.
     """
 
     dataset: str
@@ -161,13 +166,13 @@ class Examined:
     classes: tuple[str, ...]
     step: int
     keys: tuple[str, ...]
-    student: Answers
-    teacher: Answers | None
+    student: SplitAnswers
+    teacher: SplitAnswers | None
     labelled: bool = True
     settings: LabelSettings = field(default_factory=LabelSettings)
 
     @property
-    def models(self) -> dict[str, Answers]:
+    def models(self) -> dict[str, SplitAnswers]:
         """Student and, where there is one, teacher, by name."""
         both = {"student": self.student, "teacher": self.teacher}
         return {who: answers for who, answers in both.items() if answers is not None}
@@ -191,7 +196,7 @@ class Examined:
             "per_class": self._per_class() if self.labelled else None,
         }
 
-    def _analysis(self, answers: Answers) -> dict[str, Any]:
+    def _analysis(self, answers: SplitAnswers) -> dict[str, Any]:
         found = answers.analysis(self.settings)
         if self.labelled:
             for name, value in answers.balanced_biasedness().items():

@@ -1,7 +1,7 @@
-"""A checkpoint's answers about files, or about shards: labels of single objects, with the modality that is surer.
+"""Predicts the labels of single objects, from files or from shards, by the surer of image and point cloud.
 
-Files become shards first, by `python -m pipeline build` as a process of its own, with the view preset and the shape
-keys that the checkpoint was trained on: one loader, one renderer, no import across.
+Files first become shards by `python -m pipeline build` in a process of its own, with the view preset and the shape keys
+of the checkpoint's training. So there is one loader and one renderer, and no import of the pipeline.
 
 Shape letters: B batch, C classes.
 """
@@ -23,11 +23,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
-from manifests import store
 from manifests.config import to_toml
 from manifests.dataset_info import axes_matrix, default_prompt_name, load_table, table_names
 from manifests.errors import Refused, Stopped, first_problem
-from manifests.layout import require_manifest, shapes_tar, views_tar
+from manifests.layout import read_manifest
 from manifests.presets import (
     AnyViews,
     is_files_preset,
@@ -37,30 +36,29 @@ from manifests.presets import (
     preset_names,
 )
 from manifests.process_info import environment
-from manifests.records import read_record, record_path
 from training.child_commands import ENDING_SECONDS, Watch, end
 from training.data.dataset import open_source
-from training.data.loader import batches_of
-from training.data.whole_split import BATCH, SplitReader, batch_numbers, loader_of
+from training.data.whole_split import BATCH, SplitReader, batch_numbers
 from training.evaluation.features import features_of, require_finite
 from training.settings.data import DataSettings
 from training.weights.checkpoint import Checkpoint
 from training.weights.open_models import Opened, open_models
 from training.weights.run_folder import CLASSES, read_about
 
-CLOUDS = (".pcd", ".npy", ".txt", ".xyz", ".csv", ".pts")  # read by the recipe `points`; all else by `meshes`
+CLOUDS = (".pcd", ".npy", ".txt", ".xyz", ".csv", ".pts")  # for the recipe `points`; other files for `meshes`
 UPRIGHT = (".glb", ".gltf")  # formats that say which way is up
 SHAPE_KEYS = ("seed", "num_points", "fps_prefix", "normalize")
 SPLIT = "all"
 TOP = 5
-BUILD_SECONDS = 600.0  # without a sign of life; of one file a build takes asset_seconds at most
+BUILD_SECONDS = 600.0  # without a sign of life; a build gives one file asset_seconds at most
+ENDED = (0, 1, 2, 3, 130)  # exit codes of a build that ended by itself
 POLL_SECONDS = 1.0
 PLAIN = ("x", "y", "z")
 Say = Callable[[str], None]
 
 
 class _Shapes(BaseModel):
-    """How shapes were made, as run.json says: plain values that go into a build's recipe, and no path among them."""
+    """How shapes were made, according to run.json: plain values without paths, which go into a build's recipe."""
 
     dataset: str
     seed: int
@@ -71,10 +69,10 @@ class _Shapes(BaseModel):
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """How the objects that a checkpoint was trained on were made: its view preset and shape keys.
+class BuildKeys:
+    """How the objects of a checkpoint's training were built: view preset and shape keys.
 
-    view_set: the preset's name there. axes: as in a build's recipe, of files that do not say which way is up.
+    view_set: the preset's name in that build. axes: as in a build's recipe, for files that do not define "up".
     """
 
     view_set: str
@@ -83,8 +81,8 @@ class Drawn:
     axes: tuple[str, ...]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Drawn:
-        """What run.json says. Raises Refused where it says too little, or where no file can be drawn like that."""
+    def of(cls, checkpoint: Checkpoint) -> BuildKeys:
+        """Reads run.json. Raises Refused where keys are missing, or where the preset cannot draw files."""
         path = checkpoint.folder.parent.parent / CLASSES
         about = read_about(path.parent)
         try:
@@ -106,7 +104,7 @@ class Drawn:
         return cls(name, preset, made.model_dump(include=set(SHAPE_KEYS)), made.axes or tuple(known))
 
     def recipe(self, dataset: str, listing: Path, axes: Sequence[str]) -> str:
-        """TOML of a build that makes shapes and views as these were made."""
+        """TOML of a build that makes shapes and views in the same way."""
         base = next(name for name in self._bases() if load_preset(name)[1].backend == self.preset.backend)
         views = {base: {"name": self.view_set} | self.preset.model_dump(mode="json")}
         values = {"dataset": dataset, **self.shape_keys, "axes": list(axes), "listing": str(listing)}
@@ -127,17 +125,17 @@ def predict_files(
     workers: int = 0,
     say: Say = lambda words: None,
 ) -> list[dict[str, Any]]:
-    """One object for each file, in their order: `{file, label, confidence, surer, top5, error}`.
+    """Predicts files: `{file, label, confidence, surer, top5, error}` for each, in their order.
 
-    surer: `image` (all views of the preset, averaged) or `points`, whose label and confidence these are; an exact tie
-    is the image's. top5: `{label, confidence}` of the surer one. error: why a file has no label, else None. classes:
-    other names than the checkpoint's, whose classifier is made from text. axes: as in a build's recipe, such as `y,z,x`
-    for files with +Z up; else as of the dataset that the checkpoint was trained on, and +Y up for glTF. workers: of
-    the build; 0: in one process.
+    surer: the modality that gave label and confidence: `image` (all views of the preset, averaged) or `points`; in an
+    exact tie `image`. top5: `{label, confidence}` of that modality. error: why a file has no label, else None.
+    classes: replace the checkpoint's; their classifier is made from text. axes: as in a build's recipe, such as `y,z,x`
+    for files with +Z up; by default those of the training dataset, and +Y up for glTF. workers: of the build; 0: in
+    one process.
 
     Raises Refused when the checkpoint does not say how to draw, or the pipeline cannot run; Stopped when a build hangs.
     """
-    drawn = Drawn.of(checkpoint)
+    drawn = BuildKeys.of(checkpoint)
     groups = _groups(files, drawn.axes, axes)
     opened = _opened(checkpoint, classes, who, device)
     found: dict[int, dict[str, Any]] = {}
@@ -161,15 +159,15 @@ def predict_shards(
     device: torch.device | None = None,
     say: Say = lambda words: None,
 ) -> list[dict[str, Any]]:
-    """The same for every object of a split; `file` is its key. No label is read. Raises Refused as `evaluate` does."""
+    """Predicts every object of a split; `file` is its key. Reads no label. Raises Refused as `evaluate` does."""
     settings = _settings(checkpoint, split)
-    open_source(shards, settings)  # what is refused is refused before weights are read
+    open_source(shards, settings, warn=False)  # what is refused is refused before weights are read
     found = _ask(_opened(checkpoint, classes, who, device), shards, settings, classes, say)
     return [{"file": key} | row for key, row in found.items()]
 
 
 def _settings(checkpoint: Checkpoint, split: str) -> DataSettings:
-    """All objects of a split, whatever classes the checkpoint was trained on."""
+    """The checkpoint's data settings, for all objects of a split."""
     return checkpoint.recipe.data.model_copy(
         update={"split": split, "classes": (), "objects": "", "candidates": "subset"}
     )
@@ -185,12 +183,12 @@ def _opened(checkpoint: Checkpoint, classes: Sequence[str], who: str, device: to
 
 
 def _groups(files: Sequence[str], trained: tuple[str, ...], asked: str) -> dict[tuple[str, tuple[str, ...]], list[int]]:
-    """(dataset, axes) -> numbers of the files of one build; files that are not there are in none."""
+    """(dataset, axes) -> numbers of the files of one build; files that cannot be built are left out."""
     given = tuple(part.strip() for part in asked.split(",")) if asked else None
     if given is not None and len(given) != 3:
         raise Refused(f"--axes {asked}: three signed axes, such as y,z,x")
     try:
-        axes_matrix(given or trained)
+        axes_matrix(list(given or trained))
     except ValueError as error:
         raise Refused(f"--axes {asked}: {error}") from error
     groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
@@ -203,15 +201,17 @@ def _groups(files: Sequence[str], trained: tuple[str, ...], asked: str) -> dict[
 
 
 def _absence(file: str) -> str:
-    """Why a file cannot be given to a build at all, or nothing."""
+    """Why a file cannot be given to a build; empty if it can."""
     if not Path(file).exists():
         return "no such file"
     named = os.path.realpath(file)
     return "" if named.isprintable() and named.strip() == named else "rename it: its path is no plain text"
 
 
-def _build(scratch: Path, drawn: Drawn, dataset: str, axes: Sequence[str], files: dict[str, str], workers: int) -> Path:
-    """Shards of files by the name of each, which is its key. Raises Refused where the pipeline refuses."""
+def _build(
+    scratch: Path, drawn: BuildKeys, dataset: str, axes: Sequence[str], files: dict[str, str], workers: int
+) -> Path:
+    """Builds shards of files. files: path by key. Raises Refused where the pipeline refuses, Stopped where it stops."""
     paths = {name: os.path.realpath(file) for name, file in files.items()}  # links out of a source are not followed
     source = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
     listing, recipe, out = scratch / "list.jsonl", scratch / "recipe.toml", scratch / "shards"
@@ -227,23 +227,21 @@ def _build(scratch: Path, drawn: Drawn, dataset: str, axes: Sequence[str], files
         done = _run([*command, "--workers", str(workers)], scratch)
     except Stopped:
         done = None
-    if done is None or done.returncode not in (0, 1, 2, 3, 130):
-        # a file took the process with it, or made it hang: one at a time, in a child
+    if done is None or done.returncode not in ENDED:
+        # a file crashed the process or made it hang: build one file at a time, in a child
         done = _run([*command, "--workers", "1"], scratch)
     last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
     if done.returncode == 130:
         raise KeyboardInterrupt
-    if "No module named" in last or "is missing: pip install" in last:
-        raise Refused(f"predict FILE draws files by the pipeline: pip install 'cross-most[build]' ({last})")
     if done.returncode == 3:
         raise Stopped(last)
-    if done.returncode == 2 or not (out / "manifest.json").is_file():
-        raise Refused(f"python -m pipeline build: {last}")
+    if done.returncode == 2 or read_manifest(str(out)) is None:
+        raise Refused(f"predict FILE draws files by `python -m pipeline build`: {last}")
     return out
 
 
 def _run(command: list[str], scratch: Path) -> subprocess.CompletedProcess[str]:
-    """A build that has ended, with what it said on stderr. Raises Stopped naming the command where it hangs."""
+    """Runs a build to its end; gives exit code and stderr. Raises Stopped naming the command where it hangs."""
     said = scratch / "said.txt"
     with open(said, "w") as file:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment())
@@ -265,22 +263,21 @@ def _run(command: list[str], scratch: Path) -> subprocess.CompletedProcess[str]:
 def _ask(
     opened: Opened, shards: str, settings: DataSettings, classes: Sequence[str], say: Say
 ) -> dict[str, dict[str, Any]]:
-    """key -> label, confidence, surer, top5, error of every object of a split, in the order of the shards."""
-    source = open_source(shards, settings)
+    """The row of every object of a split by its key, in the order of the shards."""
+    source = open_source(shards, settings, warn=False)  # each object without views gets a row that says why
     (model,) = opened.models.values()
     device, names = model.classifier.device, tuple(classes) or opened.checkpoint.classes
     reader = SplitReader(source, settings, model.image.image_size, batch_numbers(source.total, BATCH))
     found: dict[str, dict[str, Any]] = {}
-    for noted in batches_of(loader_of(reader, settings.workers)):
-        features = features_of(model, noted.batch, device)
+    for batch in reader.batches(settings.workers):
+        features = features_of(model, batch, device)
         image = model.image_logits(features.image()).softmax(dim=1).cpu()
         points = model.points_logits(features.points).softmax(dim=1).cpu()
-        require_finite(noted.batch.keys, image, points)
-        for key, *both in zip(noted.batch.keys, image, points, strict=True):
-            found[key] = _row(*both, names)
+        require_finite(batch.keys, image, points)
+        for key, image_C, points_C in zip(batch.keys, image, points, strict=True):
+            found[key] = _row(image_C, points_C, names)
         say(f"{len(found):,} of {source.total:,} objects")
-    reasons = failures(shards, settings)
-    return found | {key: _failed(reason) for key, reason in reasons.items() if key not in found}
+    return found | {key: _failed(reason) for key, reason in source.absent.items() if key not in found}
 
 
 def _failed(reason: str) -> dict[str, Any]:
@@ -295,20 +292,3 @@ def _row(image_C: torch.Tensor, points_C: torch.Tensor, names: tuple[str, ...]) 
         for number, share in zip(label.tolist(), confidence.tolist(), strict=True)
     ]
     return {**top[0], "surer": surer, "top5": top, "error": None}
-
-
-def failures(shards: str, settings: DataSettings) -> dict[str, str]:
-    """key -> why an object of a split has no shape, or no pictures in the view set."""
-    out = store.absolute(shards)
-    manifest = require_manifest(out, f"--shards {shards}")
-    found: dict[str, str] = {}
-    for number in range(manifest.num_shards[settings.split]):
-        for tar in (
-            shapes_tar(out, settings.split, number),
-            views_tar(out, settings.views, settings.split, number),
-        ):
-            record = read_record(record_path(tar))
-            if record is not None:
-                found |= {failure.key: f"{failure.stage}: {failure.reason}" for failure in record.failures}
-                found |= {skipped.key: f"{skipped.reason}, which {settings.views} draws" for skipped in record.skipped}
-    return found

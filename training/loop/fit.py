@@ -21,7 +21,7 @@ from manifests.process_info import peak_resident_mb
 from manifests.records import json_text
 from training import distributed
 from training.data.dataset import Source, open_source
-from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
+from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples
 from training.loop.metric_log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
 from training.loop.run_lock import held
 from training.loop.shutdown import Interrupted, Pending, remembered
@@ -246,7 +246,7 @@ def _agreed(state: Run, pace: Pace, pending: Pending) -> Iterator[Any]:
 
     A signal is acted upon here, between two steps: a checkpoint is written, then Interrupted raised.
     """
-    batches = iter(batches_of(state.loader))
+    batches = iter(state.loader)
     while True:
         batch, error = None, None
         with pace.waiting():

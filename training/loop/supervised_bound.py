@@ -29,7 +29,7 @@ from manifests.records import json_text
 from training import distributed
 from training.data.batch import LabelledBatch
 from training.data.dataset import open_source
-from training.data.loader import Form, Loader, SupervisedSamples, batches_of
+from training.data.loader import Form, Loader, SupervisedSamples
 from training.loop.fit import run_information, write_seconds
 from training.loop.update import adamw, learning_rate, steps_of
 from training.models.cross_modal import CrossModalModel
@@ -79,7 +79,7 @@ def _endless(samples, loader):
     epoch = 0
     while True:
         samples.set_epoch(epoch)
-        yield from batches_of(loader)
+        yield from loader
         epoch += 1
 
 

@@ -1,19 +1,16 @@
-"""Pictures of what is predicted: confusion matrices, and how often each class is.
+"""Draws predictions: confusion matrices, and how often each class is predicted.
 
 Shape letters: C classes.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from training.plots.curves import BLACK, BLUE, DPI, GREEN, VERMILLION, literal
+from training.plots.figure import BLACK, BLUE, GREEN, VERMILLION, literal, new_figure, png
 
 MANY = 20  # classes beyond which cells are too small for their counts
 DARK = 0.55  # share of a row beyond which a cell's count is written in white
@@ -27,8 +24,7 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str], title: str) ->
     """
     number, classes = len(classes), [literal(name) for name in classes]
     side = max(5.6, 1.6 + 0.22 * number)
-    figure = Figure(figsize=(side + 0.9, side), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(side + 0.9, side, title)
     axis = figure.add_subplot()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -41,7 +37,6 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str], title: str) ->
     axis.tick_params(which="both", length=0)
     axis.set_xlabel("predicted class", fontsize=10)
     axis.set_ylabel("true class", fontsize=10)
-    figure.suptitle(literal(title), x=0.01, ha="left", fontsize=10)
     if number <= MANY:
         for row, column in np.argwhere(counts):
             colour = "white" if share[row, column] > DARK else BLACK
@@ -49,14 +44,13 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str], title: str) ->
     bar = figure.colorbar(image, ax=axis, shrink=0.6, aspect=30, pad=0.02, format=PercentFormatter(1.0))
     bar.set_label("of the true class's objects", fontsize=9)
     bar.outline.set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def histogram_picture(counts: Mapping[str, Sequence[int]], classes: Sequence[str], title: str) -> bytes:
     """PNG: bars by class, a colour a series; the dotted line is an even share of the first."""
     number, several, classes = len(classes), len(counts), [literal(name) for name in classes]
-    figure = Figure(figsize=(max(7.0, 1.5 + 0.28 * number), 3.8), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(7.0, 1.5 + 0.28 * number), 3.8, title)
     axis = figure.add_subplot()
     width = 0.8 / several
     for place, ((name, count), colour) in enumerate(zip(counts.items(), COLOURS, strict=False)):
@@ -68,12 +62,5 @@ def histogram_picture(counts: Mapping[str, Sequence[int]], classes: Sequence[str
     axis.set_ylabel("objects", fontsize=9)
     axis.tick_params(axis="y", labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(literal(title), x=0.01, ha="left", fontsize=10)
     figure.legend(loc="outside lower left", fontsize=8, frameon=False, ncols=several + 1)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()
+    return png(figure)

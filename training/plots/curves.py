@@ -1,25 +1,24 @@
-"""Curves of log.csv: losses, pseudo-labels, and the figures of the paper's analysis.
+"""Draws curves of log.csv: losses, pseudo-labels, and the figures of the paper's analysis.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in their dashes too.
+Lines differ in colour and in dashes, for colour-blind readers.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from manifests.plain_text import for_terminal
+from training.plots.figure import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, literal, new_figure, png
 
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000"
-LINES = ((BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"), (BLACK, "--"))
-DPI = 150
+Dashes = Literal["-", "--", "-.", ":"]
+Line = tuple[str, Dashes]  # colour, dashes
+LINES: tuple[Line, ...] = ((BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"), (BLACK, "--"))
 ACROSS = 4  # panels in a row
 WIDTH = 10.0  # inches: 1000 pixels as shown, 1500 as drawn
 LOSSES = {
@@ -33,11 +32,6 @@ LOSSES = {
 Columns = dict[str, list[float]]
 
 
-def literal(text: str) -> str:
-    """Text of others as matplotlib draws it letter by letter: else $...$ is a formula, and a wrong one an error."""
-    return for_terminal(text).replace("$", r"\$")
-
-
 @dataclass(frozen=True)
 class Curves:
     """A run's log: columns of log.csv by name, each as long as `step`. own_labels: each branch has its own."""
@@ -48,7 +42,7 @@ class Curves:
 
 
 def losses(runs: Sequence[Curves]) -> bytes | None:
-    """PNG: the total and each weighted loss by step, a line a run. None where no log has a row."""
+    """PNG: the total and each weighted loss by step, a line for each run. None if every log is empty."""
     names = {name: None for run in runs for name in run.columns if name.startswith("weighted_")}
     panels = {"loss": "total"} | {name: _loss_name(name.removeprefix("weighted_")) for name in names}
     return _by_column(runs, panels, "weighted loss")
@@ -59,7 +53,7 @@ def _loss_name(name: str) -> str:
 
 
 def analysis(runs: Sequence[Curves]) -> bytes | None:
-    """PNG: entropy and biasedness of the teacher's predictions by step, a line a run (the paper's figure 3)."""
+    """PNG: entropy and biasedness of the teacher's predictions by step, a line for each run (the paper's figure 3)."""
     panels = {
         f"{figure}_{modality}": f"{figure}: {shown}"
         for figure in ("entropy", "biasedness")
@@ -86,16 +80,18 @@ def _by_column(runs: Sequence[Curves], panels: dict[str, str], unit: str, from_z
 
 
 def pseudo_labels(runs: Sequence[Curves]) -> bytes | None:
-    """PNG: percent of a batch selected as pseudo-labels by modality, and agreement of the branches, a panel a run.
+    """PNG: percent of a batch with a pseudo-label by modality, and agreement of the branches; a panel for each run.
 
-    That is the paper's figure 4. With a joint label, the modality is the one whose label was taken; else each branch
-    selects for itself.
+    The paper's figure 4. A joint label counts for the modality that gave it; otherwise each branch has its own labels.
     """
     runs = [run for run in runs if "confident_image" in run.columns]
     if not runs:
         return None
     figure, axes = _grid(len(runs), across=min(len(runs), 3), height=2.9)
-    named = [("label from the image", BLUE, "-"), ("label from the point cloud", VERMILLION, "--")]
+    named: list[tuple[str, str, Dashes]] = [
+        ("label from the image", BLUE, "-"),
+        ("label from the point cloud", VERMILLION, "--"),
+    ]
     named.append(("both branches predict the same class", BLACK, ":"))
     for number, (axis, run) in enumerate(zip(axes, runs, strict=True)):
         shares = (*selected_by_modality(run), np.array(run.columns["agreement"]))
@@ -108,9 +104,9 @@ def pseudo_labels(runs: Sequence[Curves]) -> bytes | None:
 
 
 def selected_by_modality(run: Curves) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of the batch with a pseudo-label of the image, and of the points.
+    """Shares of the batch with a pseudo-label from the image, and from the points.
 
-    With a joint label the log has the share selected and, among those, the share from the image.
+    Of joint labels the log has the share of the batch and, among those, the share from the image.
     """
     image, points, from_image = (
         np.array(run.columns[name]) for name in ("confident_image", "confident_points", "from_image")
@@ -118,7 +114,7 @@ def selected_by_modality(run: Curves) -> tuple[np.ndarray, np.ndarray]:
     return (image, points) if run.own_labels else (image * from_image, image * (1 - from_image))
 
 
-def _lines(count: int) -> list[tuple[str, str]]:
+def _lines(count: int) -> list[Line]:
     return [LINES[number % len(LINES)] for number in range(count)]
 
 
@@ -126,8 +122,7 @@ def _grid(count: int, across: int = ACROSS, height: float = 2.2) -> tuple[Figure
     """A figure of `count` panels, up to `across` in a row."""
     across = min(across, count)
     down = -(-count // across)
-    figure = Figure(figsize=(WIDTH, height * down + 0.4), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH, height * down + 0.4)
     return figure, [figure.add_subplot(down, across, number + 1) for number in range(count)]
 
 
@@ -141,11 +136,9 @@ def _finish(axis: Axes, title: str, unit: str) -> None:
     axis.locator_params(axis="x", nbins=4, integer=True)
 
 
-def _png(figure: Figure, named: Sequence[tuple[str, str, str]]) -> bytes:
+def _png(figure: Figure, named: Sequence[tuple[str, str, Dashes]]) -> bytes:
     """The figure with one legend of (name, colour, dashes) above its panels."""
     lines = [(literal(name), colour, dashes) for name, colour, dashes in named]
-    handles = [matplotlib.lines.Line2D([], [], color=c, linestyle=d, linewidth=1.6, label=n) for n, c, d in lines]
+    handles = [Line2D([], [], color=c, linestyle=d, linewidth=1.6, label=n) for n, c, d in lines]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(named), frameon=False, fontsize=10)
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()
+    return png(figure)

@@ -1,4 +1,4 @@
-"""A folder about one evaluation: its figures as JSON and CSV, confusion matrices and class histograms as pictures."""
+"""Writes a folder about one evaluation: figures as JSON and CSV, confusion matrices and histograms as pictures."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from manifests import store
 from manifests.errors import Refused
 from manifests.plain_text import csv_text
 from manifests.records import json_text
-from training.evaluation.metrics import COLUMNS, PREDICTED, Answers, Examined
+from training.evaluation.metrics import COLUMNS, PREDICTED, Examined, SplitAnswers
 from training.plots.confusion import confusion_picture, histogram_picture
 
 TITLES = {"image": "one view", "image_star": "averaged views (Image*)", "points": "point cloud"}
 
 
 def write(examined: Examined, out: str) -> Path:
-    """Writes OUT/evaluate.json, histogram_WHO.csv and .png; with labels also per_class.csv and, of student and teacher,
-    confusion_WHO_COLUMN.csv and .png (rows: true classes, columns: predicted ones). Gives OUT.
+    """Writes OUT/evaluate.json and, of student and teacher, histogram_WHO.csv and .png. Gives OUT.
 
+    With labels also per_class.csv and confusion_WHO_COLUMN.csv and .png (rows: true classes, columns: predicted ones).
     Raises Refused where OUT cannot be written.
     """
-    folder = store.local_path(out, "--out")
     files = {"evaluate.json": (json_text(examined.result(), indent=1) + "\n").encode()}
     for who, answers in examined.models.items():
         files |= _histograms(examined, who, answers)
@@ -31,6 +30,12 @@ def write(examined: Examined, out: str) -> Path:
                 files |= _confusion(examined, who, answers, column)
     if examined.labelled:
         files["per_class.csv"] = _per_class(examined)
+    return write_files(out, files)
+
+
+def write_files(out: str, files: dict[str, bytes]) -> Path:
+    """Writes files by name into the folder of --out, and gives it. Raises Refused where it cannot be written."""
+    folder = store.local_path(out, "--out")
     try:
         for name, data in files.items():
             store.write_bytes(str(folder / name), data)
@@ -47,8 +52,8 @@ def _title(examined: Examined, who: str, what: str) -> str:
     return f"{examined.dataset} {examined.split}, step {examined.step}, {who}: {what}"
 
 
-def _confusion(examined: Examined, who: str, answers: Answers, column: str) -> dict[str, bytes]:
-    counts, classes = answers.confusion(column).numpy(), examined.classes
+def _confusion(examined: Examined, who: str, answers: SplitAnswers, column: str) -> dict[str, bytes]:
+    counts, classes = answers.confusion(column), examined.classes
     rows = [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
     right = answers.percent()[column]
     title = _title(examined, who, f"{TITLES[column]}, {right:.1f}% of {len(answers.label):,} right")
@@ -58,7 +63,7 @@ def _confusion(examined: Examined, who: str, answers: Answers, column: str) -> d
     }
 
 
-def _histograms(examined: Examined, who: str, answers: Answers) -> dict[str, bytes]:
+def _histograms(examined: Examined, who: str, answers: SplitAnswers) -> dict[str, bytes]:
     found = answers.analysis(examined.settings)
     series = {
         "predicted, one view": found["image"]["histogram"],

@@ -1,12 +1,13 @@
-"""A report in words: a page of headings, paragraphs, tables and pictures, as Markdown or as one HTML file."""
+"""Writes the report as a page of paragraphs, tables and pictures, in Markdown or as one HTML file."""
 
 from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from manifests.plain_text import for_html, for_markdown
+from manifests.plain_text import for_markdown, html_page
 
 COLUMNS = {"image": "Image", "image_star": "Image*", "points": "Point cloud", "mean": "Mean"}
 ZERO_SHOT, ORACLE = "zero_shot", "oracle"
@@ -25,20 +26,12 @@ CAPTIONS = {
     "A tick on green is right, a cross on red is wrong.",
     "source": "Objects of the labelled source domain, on which the towers were pre-trained.",
 }
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #111; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .9em .25em 0; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-img { width: 100%; height: auto; }
-p.note, figcaption { color: #555; font-size: .9em; } figure { margin: 1em 0; }
-"""
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 @dataclass(frozen=True)
-class Table:
-    """The first row is the head, the first column names the rows."""
+class PageTable:
+    """A table of texts; the first column names the rows."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -52,13 +45,18 @@ class Picture:
     png: bytes
     caption: str
 
+    @property
+    def uri(self) -> str:
+        """The picture itself as the address of an image."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, then paragraphs, tables and pictures in their order."""
+    """A heading, then paragraphs, tables and pictures in this order."""
 
     title: str
-    parts: tuple[str | Table | Picture, ...]
+    parts: tuple[str | PageTable | Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Page:
 
 
 def row_name(row: str) -> str:
-    """The name of a row as a person reads it; a second run of a method has its number."""
+    """The name of a row for people; a second run of a method has a number."""
     method, _, number = row.rpartition("_")
     return f"{NAMES.get(method, method)} {number}" if number.isdigit() else NAMES.get(row, row)
 
@@ -81,7 +79,7 @@ def picture_file(name: str) -> str:
 
 
 def page_of(values: dict[str, Any], pictures: dict[str, bytes]) -> Page:
-    """The page of report.json's object and its pictures by name."""
+    """The page about the object of report.json. pictures: PNG by name."""
     shown = {name: Picture(picture_file(name), png, CAPTIONS[name]) for name, png in pictures.items()}
     sections = [
         Section("Accuracy", _accuracy(values)),
@@ -97,7 +95,7 @@ def page_of(values: dict[str, Any], pictures: dict[str, bytes]) -> Page:
     return Page(f"{values['dataset']}: self-training without labels of the target domain", tuple(sections))
 
 
-def accuracy_table(values: dict[str, Any]) -> Table:
+def accuracy_table(values: dict[str, Any]) -> PageTable:
     """Percent right of the students, with 95% intervals."""
     rows = {row: (cells, values["interval"][row]) for row, cells in values["table"].items()}
     if values["oracle"]:
@@ -109,14 +107,14 @@ def accuracy_table(values: dict[str, Any]) -> Table:
         )
         for row, (found, ends) in rows.items()
     )
-    return Table(("percent right", *COLUMNS.values()), tuple(cells))
+    return PageTable(("percent right", *COLUMNS.values()), tuple(cells))
 
 
 def gain_lines(values: dict[str, Any]) -> list[str]:
-    """What each run gained over others in the mean column, signed."""
+    """The signed gain of each run over others in the mean column."""
     lines = []
     for row, others in values["gains"].items():
-        told = []
+        told: list[str] = []
         for other, found in others.items():
             low, high = found["interval"]
             told.append(f"minus {row_name(other)}: {found['gain']:+.1f} points [{low:+.1f}, {high:+.1f}]")
@@ -124,9 +122,9 @@ def gain_lines(values: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _accuracy(values: dict[str, Any]) -> tuple[str | Table, ...]:
+def _accuracy(values: dict[str, Any]) -> tuple[str | PageTable, ...]:
     n, split = values["n"], values["split"]
-    parts: list[str | Table] = [
+    parts: list[str | PageTable] = [
         f"Percent of the {n:,} objects of the {split} split that the student of the last step names right. Image: one "
         "view an object; Image*: features of all views averaged; Point cloud: the cloud alone; Mean: of the three. "
         "No label of this domain was used in training, except by an oracle.",
@@ -139,12 +137,12 @@ def _accuracy(values: dict[str, Any]) -> tuple[str | Table, ...]:
         rows = (
             (row_name(row), *(f"{cells[name]:.1f}" for name in COLUMNS)) for row, cells in values["teacher"].items()
         )
-        parts += ["The same of the teachers:", Table(("percent right", *COLUMNS.values()), tuple(rows))]
+        parts += ["The same of the teachers:", PageTable(("percent right", *COLUMNS.values()), tuple(rows))]
     return tuple(parts)
 
 
-def _pseudo_labels(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[str | Table | Picture, ...]:
-    parts: list[str | Table | Picture] = [shown["pseudo_labels"]] if "pseudo_labels" in shown else []
+def _pseudo_labels(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[str | PageTable | Picture, ...]:
+    parts: list[str | PageTable | Picture] = [shown["pseudo_labels"]] if "pseudo_labels" in shown else []
     if values["pseudo_labels"] is None:
         return (*parts, "The training split has no labels: how many pseudo-labels are right is not known.")
     rows = []
@@ -159,7 +157,7 @@ def _pseudo_labels(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[s
         "What the teachers' pseudo-labels are worth on the training split, by labels that training never saw: percent "
         f"of objects above the threshold ({thresholds}), and percent of those that are right. Joint: the surer of "
         "image and cloud gives the label, as in Cross-MoST; self-training takes each branch's own.",
-        Table(("run", "step", *head), tuple(rows)),
+        PageTable(("run", "step", *head), tuple(rows)),
         *parts,
     )
 
@@ -167,7 +165,7 @@ def _pseudo_labels(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[s
 _QUALITY = [(mode, name) for mode in ("image", "points", "joint") for name in ("selected", "precision")]
 
 
-def _analysis(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[str | Table | Picture, ...]:
+def _analysis(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[str | PageTable | Picture, ...]:
     figures = [(modality, name) for name in ("biasedness", "entropy") for modality in ("image", "points")]
     rows = tuple(
         (row_name(row), *(f"{found['student'][modality][name]:.3f}" for modality, name in figures))
@@ -179,12 +177,12 @@ def _analysis(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[str | 
         f"On the {values['split']} split, in nats. Biasedness: KL between how often each class is predicted and a "
         f"uniform distribution (0 is even; the labels themselves have {values['labels_biasedness']:.3f}). Entropy, as "
         "the paper names it: mean KL between a prediction and a uniform distribution (more is surer).",
-        Table(head, rows),
+        PageTable(head, rows),
         *([shown["analysis"]] if "analysis" in shown else []),
     )
 
 
-def _runs(values: dict[str, Any]) -> tuple[str | Table, ...]:
+def _runs(values: dict[str, Any]) -> tuple[str | PageTable, ...]:
     def told(value: float | None) -> str:
         return f"{value:,.0f}" if value else "-"
 
@@ -198,7 +196,7 @@ def _runs(values: dict[str, Any]) -> tuple[str | Table, ...]:
         )
         for row, found in values["runs"].items()
     )
-    parts: list[str | Table] = [Table(("run", "folder", "began with", "steps", *_COST.values()), rows)]
+    parts: list[str | PageTable] = [PageTable(("run", "folder", "began with", "steps", *_COST.values()), rows)]
     if values["seconds"] is not None or values["max_rss_mb"] is not None:
         parts.append(f"In all: {told(values['seconds'])} s, {told(values['max_rss_mb'])} MB of memory at most.")
     versions = ", ".join(f"{name} {version}" for name, version in values["versions"].items())
@@ -214,7 +212,7 @@ def to_markdown(page: Page) -> str:
     for section in page.sections:
         lines += [f"## {section.title}", ""]
         for part in section.parts:
-            if isinstance(part, Table):
+            if isinstance(part, PageTable):
                 lines += _markdown_table(part)
             elif isinstance(part, Picture):
                 caption = for_markdown(part.caption)
@@ -225,34 +223,12 @@ def to_markdown(page: Page) -> str:
     return "\n".join(lines)
 
 
-def _markdown_table(table: Table) -> list[str]:
+def _markdown_table(table: PageTable) -> list[str]:
     head, *rows = ([for_markdown(cell) for cell in row] for row in (table.head, *table.rows))
     rows = [head, ["---", *("---:" for _ in head[1:])], *rows]
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def to_html(page: Page) -> str:
-    """The page as one HTML file that needs no other: its pictures are part of it."""
-    parts = [f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{for_html(page.title)}</title>']
-    parts += [f"<style>{STYLE}</style>", f"<h1>{for_html(page.title)}</h1>"]
-    for section in page.sections:
-        parts.append(f"<h2>{for_html(section.title)}</h2>")
-        for part in section.parts:
-            if isinstance(part, Table):
-                parts += _html_table(part)
-            elif isinstance(part, Picture):
-                data, caption = base64.b64encode(part.png).decode(), for_html(part.caption)
-                parts.append(
-                    f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-                    f"<figcaption>{caption}</figcaption></figure>"
-                )
-            else:
-                parts.append(f"<p>{for_html(part)}</p>")
-    return "\n".join(parts) + "\n"
-
-
-def _html_table(table: Table) -> list[str]:
-    def row(cells: tuple[str, ...], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{for_html(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return ["<table>", row(table.head, "th"), *(row(cells, "td") for cells in table.rows), "</table>"]
+    """The page as one HTML file, with its pictures inside."""
+    return html_page(TEMPLATE, page=page)

@@ -1,6 +1,6 @@
-"""Contact sheets: objects of shards with views and cloud, and what models answered about them.
+"""Draws contact sheets: objects of shards with views and cloud, and the models' answers about them.
 
-Right and wrong answers differ in their marks too, for colour-blind readers.
+Right and wrong answers differ in colour and in their marks, for colour-blind readers.
 """
 
 from __future__ import annotations
@@ -15,23 +15,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from manifests.plain_text import for_terminal
-from manifests.rng import generator, seed_digest
+from manifests.rng import seed_digest
 from manifests.samples import Sample
 from training.data.dataset import Shard, Source
-from training.data.decode import cloud_of, num_views, picture_of
-from training.data.image_augment import normalize_cloud
+from training.data.decode import num_views, picture_of
 from training.data.sample_index import naming
 from training.data.shard_reader import read_joined
-from training.evaluation.evaluate import Examined
+from training.data.whole_split import whole_cloud
+from training.evaluation.metrics import Examined
 from training.settings.data import DataSettings
 
-BLACK, RIGHT, WRONG, QUIET, RULE = (
-    "#000000",
-    "#00664A",
-    "#B8420A",
-    "#666666",
-    "#cccccc",
-)  # on white, dark enough for small print
+# Colours that are dark enough on white for small print.
+BLACK, RIGHT, WRONG, QUIET, RULE = "#000000", "#00664A", "#B8420A", "#666666", "#cccccc"
 SHARPNESS = 1.5  # pixels drawn for each pixel shown
 NUM_VIEWS = 4
 NUM_SHOWN = 12
@@ -50,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Shown:
-    """An object of a contact sheet. pictures: uint8 (H, W, 3) each; points: float32 (N, 3); answers: by model."""
+    """An object of a contact sheet. pictures: uint8 (H, W, 3) each; points: float32 (N, 3); answers: of each model."""
 
     name: str
     pictures: tuple[np.ndarray, ...]
@@ -59,7 +54,7 @@ class Shown:
 
 
 def spread(keys: Sequence[str], labels: Sequence[int], count: int, seed: int) -> list[int]:
-    """Numbers of up to `count` objects, spread over the classes; which ones and their order follow from the seed."""
+    """Numbers of up to `count` objects, spread over the classes. Choice and order depend on the seed."""
     by_class: dict[int, list[int]] = {}
     for number in sorted(range(len(keys)), key=lambda number: seed_digest(seed, keys[number])):
         by_class.setdefault(labels[number], []).append(number)
@@ -69,7 +64,7 @@ def spread(keys: Sequence[str], labels: Sequence[int], count: int, seed: int) ->
 
 
 def target_objects(source: Source, settings: DataSettings, rows: Mapping[str, Examined], seed: int) -> list[Shown]:
-    """Objects of an evaluated split, with the answers of students, by the name that the sheet gives them."""
+    """Objects of an evaluated split, with the answers of the students. rows: by the name that the sheet shows."""
     some = next(iter(rows.values()))
     labels = some.student.label.tolist()
     wanted = {some.keys[number]: number for number in spread(some.keys, labels, NUM_SHOWN, seed)}
@@ -93,7 +88,7 @@ def _answers(examined: Examined, number: int) -> tuple[Answer, ...]:
 
 
 def source_objects(source: Source, settings: DataSettings) -> list[Shown]:
-    """Objects of as many classes, the first of the first shards, which are in random order."""
+    """Up to NUM_SHOWN objects of different classes, from the first shards (their order is random)."""
     found: dict[str, Shown] = {}
     for shard in source.shards:
         for shape, views in read_joined(shard, range(len(shard.keys))):
@@ -120,9 +115,7 @@ def _shown(
         count = min(NUM_VIEWS, len(used))
         numbers = [used[number * len(used) // count] for number in range(count)]
         pictures = tuple(np.asarray(picture_of(views, number, settings.channel, preset)) for number in numbers)
-    with naming(shard.shapes, shape.key):
-        points = normalize_cloud(cloud_of(shape, settings.num_points, generator(0, 0, shape.key)))
-    return Shown(title, pictures, points, answers)
+    return Shown(title, pictures, whole_cloud(shard, shape, settings.num_points), answers)
 
 
 def sheet(objects: Sequence[Shown], across: int = 1) -> bytes:
@@ -172,8 +165,9 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def cloud_picture(points: np.ndarray, size: int) -> np.ndarray:
-    """A cloud within the unit sphere, +Y up, as uint8 (size, size, 3): from the front right, a little from above;
-    nearer points are darker.
+    """Draws a cloud within the unit sphere, +Y up, from the front right and a little above: uint8 (size, size, 3).
+
+    Nearer points are darker.
     """
     azimuth, elevation = np.deg2rad(30), np.deg2rad(20)
     right = np.array([np.cos(azimuth), 0, np.sin(azimuth)])

@@ -1,6 +1,6 @@
-"""The report of runs: what they gained over zero-shot, how, and what it looks like. HTML, Markdown and JSON.
+"""Reports on runs, as HTML, Markdown and JSON: accuracies, gains over zero-shot, curves and example objects.
 
-Rows: zero-shot (step 0 of the first run), one for each run by its method, and an oracle that was trained with labels.
+Rows: zero-shot (step 0 of the first run), each run under the name of its method, and an oracle (trained with labels).
 Columns: percent right of the student at its last step on single views (`image`), averaged views (`image_star`) and
 clouds (`points`), and their mean.
 """
@@ -23,13 +23,15 @@ from manifests.errors import Refused
 from manifests.layout import BuildManifest, library_versions, require_manifest
 from manifests.records import json_text
 from training.data.dataset import open_source
-from training.evaluation.evaluate import Answers, Examined, Unlabelled, examine, teacher_labels
+from training.evaluation.evaluate import Unlabelled, examine, teacher_labels
+from training.evaluation.metrics import Examined, SplitAnswers, percent
 from training.loop.fit import LIBRARIES
 from training.loop.metric_log import LOG
 from training.objectives import SUPERVISED
 from training.objectives.losses import biasedness
 from training.plots import curves
 from training.reports import page, prediction_sheet
+from training.reports.evaluation_files import write_files
 from training.reports.page import COLUMNS, ORACLE, ZERO_SHOT, row_name
 from training.weights.checkpoint import Checkpoint, open_checkpoint, step_folders
 from training.weights.run_folder import read_about
@@ -40,15 +42,15 @@ NORMAL_95 = 1.959964  # two-sided 95% quantile of the normal distribution
 
 @dataclass(frozen=True)
 class Report:
-    """values: the object of report.json. pictures: PNG by name, such as `losses`; absent where there is none."""
+    """values: the object of report.json. pictures: the PNG files that could be drawn, by name, such as `losses`."""
 
     values: dict[str, Any]
     pictures: dict[str, bytes]
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A run that was opened. row: its name in the tables; path: as it was given; about: its run.json."""
+class _OpenRun:
+    """A run of the report. row: its name in the tables; path: as given; about: its run.json; columns: of its log."""
 
     row: str
     path: str
@@ -94,8 +96,8 @@ def collect(
 ) -> Report:
     """Everything of a report; writes nothing.
 
-    Raises Refused when a run is none, was trained with labels (or the oracle without), or on other shards or classes
-    than `shards`; or when the shards have no such split or no labels there.
+    Raises Refused when a path is no run, a run was trained with labels (or the oracle without), or on other shards or
+    classes than `shards`; or when the shards have no such split or no labels there.
     """
     manifest = require_manifest(store.absolute(shards), f"--shards {shards}")
     opened = _open_runs(runs, shards, manifest)
@@ -134,22 +136,16 @@ def write(report: Report, out: str | Path, seconds: float | None = None, max_rss
 
     seconds, max_rss_mb: of all the work that the report stands for. Raises Refused where OUT cannot be written.
     """
-    folder = store.local_path(str(out), "--out")
     report = replace(report, values=report.values | {"seconds": seconds, "max_rss_mb": max_rss_mb})
     shown = page.page_of(report.values, report.pictures)
     files = {"report.json": (json_text(report.values, indent=1) + "\n").encode()}
     files |= {page.picture_file(name): png for name, png in report.pictures.items()}
     files |= {"report.md": page.to_markdown(shown).encode(), "report.html": page.to_html(shown).encode()}
-    try:
-        for name, data in files.items():
-            store.write_bytes(str(folder / name), data)
-    except OSError as error:
-        raise Refused(f"--out {out} cannot be written: {error.strerror or error}") from error
-    return folder / "report.html"
+    return write_files(str(out), files) / "report.html"
 
 
-def _open_runs(paths: Sequence[str | Path], shards: str, manifest: BuildManifest) -> list[_Run]:
-    opened: list[_Run] = []
+def _open_runs(paths: Sequence[str | Path], shards: str, manifest: BuildManifest) -> list[_OpenRun]:
+    opened: list[_OpenRun] = []
     for path in map(str, paths):
         folders = step_folders(Path(path))
         last = open_checkpoint(path)
@@ -166,7 +162,7 @@ def _open_runs(paths: Sequence[str | Path], shards: str, manifest: BuildManifest
             raise Refused(f"{path} was trained with labels: it can be the --oracle alone")
         same = [run for run in opened if run.last.recipe.method == last.recipe.method]
         row = last.recipe.method + (f"_{len(same) + 1}" if same else "")
-        opened.append(_Run(row, path, about, first, last, columns))
+        opened.append(_OpenRun(row, path, about, first, last, columns))
     return opened
 
 
@@ -192,7 +188,7 @@ def _same_shards(path: str, shards: str, manifest: BuildManifest) -> dict[str, A
 
 
 def _read_log(path: Path) -> curves.Columns | None:
-    """Columns of log.csv by name, None where there is none. Raises Refused naming it when it is damaged."""
+    """Columns of log.csv by name; None if the file or its rows are missing. Raises Refused when it is damaged."""
     try:
         rows = list(csv.DictReader(io.StringIO(store.read_text(path), newline="")))
         return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else None
@@ -202,32 +198,28 @@ def _read_log(path: Path) -> curves.Columns | None:
         raise Refused(f"{path} is damaged: {error}") from error
 
 
-def _score(answers: Answers) -> dict[str, Tensor]:
-    """By column, float (N,): 1 where an object is right; `mean`: the mean of its three."""
+def _score(answers: SplitAnswers) -> dict[str, Tensor]:
+    """By column, float (N,): 1 where an object is right; `mean`: the mean of its three columns."""
     right = {name: answers.right(name) for name in COLUMNS if name != "mean"}
     return right | {"mean": torch.stack(list(right.values())).mean(dim=0)}
 
 
-def _percent(share: float) -> float:
-    return round(100 * share, 2)
-
-
 def _table(score: dict[str, Tensor]) -> dict[str, float]:
-    return {name: _percent(float(each.double().mean())) for name, each in score.items()}
+    return {name: percent(each.double().mean()) for name, each in score.items()}
 
 
 def _intervals(score: dict[str, Tensor]) -> dict[str, list[float]]:
     """95% intervals of a row.
 
-    The mean of an object's three answers varies at most as one answer does: the interval of `mean` is rather too wide.
+    The mean of an object's three answers varies at most as much as one answer. So the interval of `mean` is too wide.
     """
-    return {name: [_percent(x) for x in wilson(float(s.double().mean()), len(s))] for name, s in score.items()}
+    return {name: [percent(x) for x in wilson(float(s.double().mean()), len(s))] for name, s in score.items()}
 
 
 def _values(
-    runs: list[_Run], rows: dict[str, Examined], labels: dict[str, Any] | None, dataset: str, split: str
+    runs: list[_OpenRun], rows: dict[str, Examined], labels: dict[str, Any] | None, dataset: str, split: str
 ) -> dict[str, Any]:
-    """The object of report.json; without seconds and max_rss_mb, which `write` is told."""
+    """The object of report.json, without seconds and max_rss_mb, which `write` adds."""
     scores = {row: _score(each.student) for row, each in rows.items()}
     oracle = scores.pop(ORACLE, None)
     some = rows[ZERO_SHOT]
@@ -239,7 +231,7 @@ def _values(
         "interval": {row: _intervals(score) for row, score in scores.items()},
         "oracle": oracle and _table(oracle) | {"interval": _intervals(oracle)},
         "gains": _gains(scores),
-        "teacher": {row: _table(_score(rows[row].teacher)) for row in scores if rows[row].teacher},
+        "teacher": {row: _table(_score(teacher)) for row in scores if (teacher := rows[row].teacher) is not None},
         "pseudo_labels": labels,
         "analysis": {row: each.result()["analysis"] for row, each in rows.items()},
         "labels_biasedness": _labels_biasedness(some),
@@ -250,7 +242,7 @@ def _values(
 
 
 def _gains(scores: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """In the mean column, points, {gain, interval}: of every run over zero-shot, of Cross-MoST over other methods."""
+    """{gain, interval} in the mean column, in points: of each run over zero-shot, of Cross-MoST over other methods."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in scores:
         others = [other for other in scores if not other.startswith(OURS)] if row.startswith(OURS) else [ZERO_SHOT]
@@ -261,7 +253,7 @@ def _gains(scores: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, dict[str
 
 def _gain(new: Tensor, old: Tensor) -> dict[str, Any]:
     gain, *interval = paired_gain(new, old)
-    return {"gain": _percent(gain), "interval": [_percent(x) for x in interval]}
+    return {"gain": percent(gain), "interval": [percent(x) for x in interval]}
 
 
 def _labels_biasedness(some: Examined) -> float:
@@ -275,11 +267,11 @@ def _about(path: str, checkpoint: Checkpoint, about: dict[str, Any]) -> dict[str
 
 
 def _pseudo_labels(
-    runs: list[_Run], shards: str, device: torch.device | None, progress: Callable[[int, int], None]
+    runs: list[_OpenRun], shards: str, device: torch.device | None, progress: Callable[[int, int], None]
 ) -> dict[str, Any] | None:
-    """Of each run's teacher at its first and its last step, on the split that it was trained on.
+    """Quality of the pseudo-labels of each run's teacher, at its first and last step, on its training split.
 
-    None where such a split has no labels.
+    None where a training split has no labels.
     """
     found: dict[str, Any] = {}
     for split in {run.last.recipe.data.split: None for run in runs}:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from manifests.plain_text import for_terminal
-from training.evaluation.metrics import COLUMNS
+from training.evaluation.metrics import COLUMNS, MODALITIES
 
-NONE = "-"
+ABSENT = "-"
 
 
 def split_line(result: dict[str, Any]) -> str:
@@ -21,53 +21,61 @@ def split_line(result: dict[str, Any]) -> str:
 
 def accuracies(result: dict[str, Any]) -> Table:
     """Percent right of student and teacher, over objects and over classes."""
-    table = _table(f"{result['dataset']} {split_line(result)}", "accuracy, %", COLUMNS)
+    rows = []
     for who in [who for who in ("student", "teacher") if result[who]]:
-        table.add_row(who, *(f"{result[who][name]:.1f}" for name in COLUMNS))
-        table.add_row(f"{who}, mean per class", *(f"{result[who]['mean_per_class'][name]:.1f}" for name in COLUMNS))
-    return table
+        rows.append([who, *(f"{result[who][name]:.1f}" for name in COLUMNS)])
+        rows.append([f"{who}, mean per class", *(f"{result[who]['mean_per_class'][name]:.1f}" for name in COLUMNS)])
+    return table(f"{result['dataset']} {split_line(result)}", ["accuracy, %", *COLUMNS], rows)
 
 
 def analysis(result: dict[str, Any]) -> Table:
-    """What needs no label: entropy, biasedness, confident shares, agreement, whose the pseudo-labels are; and, where
-    there are labels, how many of those are right.
+    """What needs no label: entropy, biasedness, confident shares, agreement, and which modality gave the pseudo-labels.
+
+    Where the split has labels, also how many pseudo-labels are right.
     """
     models = {who: found for who, found in result["analysis"].items() if found}
-    table = _table(f"analysis, {split_line(result)}", "", models)
-    for name, unit in (("entropy", "nats"), ("biasedness", "nats"), ("confident", "%")):
-        for modality, shown in (("image", "image"), ("points", "points")):
-            table.add_row(f"{name}: {shown}, {unit}", *(_number(each[modality][name]) for each in models.values()))
-    table.add_row("agreement, %", *(_number(each["agreement"]) for each in models.values()))
-    table.add_row("joint pseudo-labels, % of objects", *(_number(m["joint"]["selected"]) for m in models.values()))
-    table.add_row("  of these from the image, %", *(_number(m["joint"]["from_image"]) for m in models.values()))
+    rows = [
+        [f"{name}: {modality}, {unit}", *(_number(each[modality][name]) for each in models.values())]
+        for name, unit in (("entropy", "nats"), ("biasedness", "nats"), ("confident", "%"))
+        for modality in MODALITIES
+    ]
+    rows.append(["agreement, %", *(_number(each["agreement"]) for each in models.values())])
+    joint = [each["joint"] for each in models.values()]
+    rows.append(["joint pseudo-labels, % of objects", *(_number(each["selected"]) for each in joint)])
+    rows.append(["  of these from the image, %", *(_number(each["from_image"]) for each in joint)])
     if result["pseudo_labels"]:
         quality = [result["pseudo_labels"][who]["joint"]["precision"] for who in models]
-        table.add_row("  of these right, %", *map(_number, quality))
-    return table
+        rows.append(["  of these right, %", *map(_number, quality)])
+    return table(f"analysis, {split_line(result)}", ["", *models], rows)
 
 
 def predictions(rows: Sequence[dict[str, Any]]) -> Table:
     """A line a file: its label, how sure, by which modality, the next best; or what is wrong with it."""
-    table = Table()
+    shown = Table()
     for name in ("file", "label", "sure, %", "by", "next best, or what is wrong"):
-        table.add_column(name, overflow="fold", justify="right" if name == "sure, %" else "left")
+        shown.add_column(name, overflow="fold", justify="right" if name == "sure, %" else "left")
     for row in rows:
         if row["error"]:
-            table.add_row(row["file"], NONE, NONE, NONE, Text(for_terminal(row["error"]), style="red"))
+            shown.add_row(row["file"], ABSENT, ABSENT, ABSENT, Text(for_terminal(row["error"]), style="red"))
             continue
         others = ", ".join(f"{each['label']} {100 * each['confidence']:.1f}" for each in row["top5"][1:3])
         sure = f"{100 * row['confidence']:.1f}"
-        table.add_row(row["file"], row["label"], sure, row["surer"], others)
-    return table
+        shown.add_row(row["file"], row["label"], sure, row["surer"], others)
+    return shown
 
 
 def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4g}"
+    return ABSENT if value is None else f"{value:.4g}"
 
 
-def _table(title: str, first: str, columns: Any) -> Table:
-    table = Table(title=title)
-    table.add_column(first, overflow="fold")
-    for name in columns:
-        table.add_column(name, justify="right")
-    return table
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], whole: bool = False) -> Table:
+    """Figures, right-justified, with a name before each row. whole: a cell of figures is never broken."""
+    shown = Table(title=title)
+    for number, name in enumerate(head):
+        if number:
+            shown.add_column(name, justify="right", no_wrap=whole)
+        else:
+            shown.add_column(name, overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    return shown

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from builders import REPOSITORY, Commands, tar_hashes
+from builders import miniature, tar_hashes
 
 from manifests.layout import BuildManifest, read_manifest
 from manifests.records import record_path
@@ -23,9 +23,7 @@ FOLDERS = ("shapes", "meshes", "views/small")
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("built") / "out"
-    Commands(REPOSITORY)("build", "parametric", "--out", out, "--workers", 0, *OBJECTS)
-    return out
+    return miniature(tmp_path_factory.mktemp("built") / "out", *OBJECTS)
 
 
 @pytest.fixture

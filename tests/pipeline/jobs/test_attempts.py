@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from planted import plant
+
 PLANTED = """
 import os, time
 from pathlib import Path
@@ -68,14 +70,8 @@ print(json.dumps([[p.objects, p.failures] for p in reports]))
 """
 
 
-def plant(tree: Path, dataset: str = PLANTED) -> None:
-    (tree / "pipeline/datasets/planted.py").write_text(dataset)
-    (tree / "manifests/datasets/planted.toml").write_text(
-        'name = "planted"\nclasses = ["thing"]\nprompt_names = ["thing"]\n'
-    )
-    (tree / "pipeline/recipes/planted.toml").write_text(
-        'dataset = "planted"\nviews = ["depth10"]\nnum_points = 64\nfps_prefix = 16\nasset_seconds = 1.7\n'
-    )
+def plant_slow(tree: Path, dataset: str = PLANTED) -> None:
+    plant(tree, dataset, asset_seconds=1.7)
     (tree / "renderers/slow.py").write_text(SLOW_VIEWS)
     backends = tree / "renderers/backend_table.py"
     backends.write_text(backends.read_text().replace('("renderers.point_depth"', '("renderers.slow"'))
@@ -96,7 +92,7 @@ def run(pipeline, tree: Path, program: str, out: Path) -> object:
 
 
 def test_what_becomes_of_objects_that_kill_their_process(pipeline, planted_tree, tmp_path) -> None:
-    plant(planted_tree)
+    plant_slow(planted_tree)
     found = run(pipeline, planted_tree, PROGRAM, tmp_path / "out")
     tries = Path(str(tmp_path / "out") + ".tries").read_text().split()
     assert {name: tries.count(name) for name in found} == {"once": 2, "always": 2, "slow": 1, "hangs": 2}
@@ -116,6 +112,6 @@ def test_what_becomes_of_objects_that_kill_their_process(pipeline, planted_tree,
 def test_each_object_of_a_shard_has_its_own_time(pipeline, planted_tree, tmp_path) -> None:
     """A shard takes longer than asset_seconds as a whole; its worker must not be ended for that."""
     reading = '    time.sleep(0.8)\n    return RawShape(mesh=generate("mug", 0, 1))\n'
-    plant(planted_tree, PLANTED.partition("    with open")[0].replace(', "hangs"', "") + reading)
+    plant_slow(planted_tree, PLANTED.partition("    with open")[0].replace(', "hangs"', "") + reading)
     told = run(pipeline, planted_tree, WHOLE_SHARD, tmp_path / "out")
     assert sum(objects for objects, _ in told) == 3

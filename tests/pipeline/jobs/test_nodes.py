@@ -12,19 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import REPOSITORY, SMALL, Commands, tar_hashes
+from builders import REPOSITORY, SMALL, Commands, miniature, tar_hashes
 from clusters import TOKEN, Nodes, bare_environment
+from planted import plant
 
 pytestmark = pytest.mark.slow
 OBJECTS = ("parametric.objects=12", "shard_size=4", *SMALL)
 WHERE = """
 import json, sys
-from pipeline import cluster
+from pipeline.jobs import ray_cluster
 def where():
     import manifests, pipeline, renderers
     from pipeline.plan.plan import RECIPES
     return [m.__file__ for m in (manifests, renderers, pipeline)], len(list(RECIPES.glob("*.toml")))
-with cluster.connected(0, sys.argv[1]) as ray:
+with ray_cluster.connected(0, sys.argv[1]) as ray:
     print(json.dumps([where(), ray.get(ray.remote(where).remote())]))
 """
 LARGE = """
@@ -60,9 +61,7 @@ def nodes(tmp_path_factory) -> Iterator[Nodes]:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory) -> dict[str, str]:
     """The bytes of the same build in one process."""
-    out = tmp_path_factory.mktemp("here") / "out"
-    Commands(REPOSITORY)("build", "parametric", "--out", out, "--workers", 0, *OBJECTS)
-    return tar_hashes(out)
+    return tar_hashes(miniature(tmp_path_factory.mktemp("here") / "out", *OBJECTS))
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +114,7 @@ def test_our_code_travels_to_nodes_that_have_none(nodes, here, tree, tmp_path, w
 
 def test_a_job_that_no_node_has_room_for_is_refused_at_once(nodes, planted_tree, tmp_path) -> None:
     """Ray itself would wait for ever. 900 MB an object are measured by a worker; the nodes have 800 MB each."""
-    (planted_tree / "pipeline/datasets/large.py").write_text(LARGE)
-    (planted_tree / "manifests/datasets/large.toml").write_text(
-        'name = "large"\nclasses = ["thing"]\nprompt_names = ["thing"]\n'
-    )
-    (planted_tree / "pipeline/recipes/large.toml").write_text('dataset = "large"\nviews = ["depth10"]\n')
-    commands, out = Commands(planted_tree), tmp_path / "out"
+    commands, out = plant(planted_tree, LARGE, "large"), tmp_path / "out"
     commands.environment |= TOKEN
     message = commands("build", "large", "--out", out, "--ray", nodes.address, *SMALL[:2], code=2).stderr
     assert "a job needs 1 core, 1," in message

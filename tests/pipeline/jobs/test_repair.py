@@ -7,16 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from builders import REPOSITORY, SMALL, Commands, tar_hashes, write_off
+from builders import SMALL, Commands, miniature, tar_hashes, write_off
 
-OBJECTS = ("parametric.objects=12", "shard_size=4", *SMALL)
+OBJECTS = ("shard_size=4", *SMALL)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("built") / "out"
-    Commands(REPOSITORY)("build", "parametric", "--out", out, "--workers", 0, *OBJECTS)
-    return out
+    return miniature(tmp_path_factory.mktemp("built") / "out", *OBJECTS)
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from builders import SMALL, Commands, interruptible, stored, tar_hashes, write_off
+from planted import plant
 
 from manifests.samples import decode_array
 
@@ -59,20 +61,14 @@ def read(asset, root, options):
 """
 
 
-def plant(tree) -> Commands:
-    (tree / "pipeline/datasets/planted.py").write_text(PLANTED)
-    (tree / "manifests/datasets/planted.toml").write_text(
-        'name = "planted"\nclasses = ["thing"]\nprompt_names = ["thing"]\n'
-    )
-    (tree / "pipeline/recipes/planted.toml").write_text(
-        'dataset = "planted"\nshard_size = 8\nviews = ["rgb12", "depth10"]\nasset_seconds = 3\nasset_memory_mb = 900\n'
-    )
-    return Commands(tree)
+def plant_faults(tree: Path) -> Commands:
+    limits = {"asset_seconds": 3, "asset_memory_mb": 900}
+    return plant(tree, PLANTED, shard_size=8, views=["rgb12", "depth10"], num_points=8192, fps_prefix=1024, **limits)
 
 
 def test_crashes_hangs_and_memory_are_failures_of_their_asset(planted_tree, tmp_path) -> None:
     """Each is tried three times at most (the plain way, then twice in a child), and costs no byte of the others."""
-    commands, out, tries = plant(planted_tree), tmp_path / "out", tmp_path / "tries"
+    commands, out, tries = plant_faults(planted_tree), tmp_path / "out", tmp_path / "tries"
     commands.environment["TRIES"] = str(tries)
     command = ("build", "planted", "--out", out, "--workers", 2, *SMALL)
     message = commands(*command, code=1).stderr

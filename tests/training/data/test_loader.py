@@ -20,7 +20,7 @@ from manifests.errors import Refused
 from training.data.batch import Batch, RawBatch
 from training.data.dataset import open_source
 from training.data.labels import labelled
-from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
+from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples
 from training.data.sample_index import DamagedShard
 from training.data.sampler import went_on
 from training.settings.data import AugmentSettings, DataSettings
@@ -180,10 +180,10 @@ def test_skipped_batches_change_nothing_of_the_others(shards, workers: int) -> N
         samples = UnlabelledSamples(open_source(str(shards), settings), settings, AugmentSettings(), FORM, 4, 0)
         loader = Loader(samples)
         samples.set_epoch(1)
-        whole = list(batches_of(loader))
+        whole = list(loader)
         for skip in (1, 4, samples.num_batches):
             samples.set_epoch(1, [(1, workers, skip)])
-            rest = list(batches_of(loader))
+            rest = list(loader)
             assert len(rest) == samples.num_batches - skip
             for batch, again in zip(whole[skip:], rest, strict=True):
                 assert batch.keys == again.keys
@@ -204,16 +204,16 @@ def test_readers_go_on_over_the_ends_of_epochs(shards, workers: int) -> None:
         found, readers = [], []
         for epoch, given in ((0, [(1, workers, first)]), (1, [])):
             samples.set_epoch(epoch, given)
-            found.append([key for batch in batches_of(loader) for key in batch.keys])
+            found.append([key for batch in loader for key in batch.keys])
             readers.append(sorted(child.pid for child in multiprocessing.active_children()))
         assert found == [expected[0][8 * first :], expected[1]]
         assert len(readers[0]) == workers
         assert readers[0] == readers[1]
     samples.set_epoch(1)  # not what comes next: the readers begin anew
-    assert [key for batch in batches_of(loader) for key in batch.keys] == expected[1]
-    batches_of(loader).close()
+    assert [key for batch in loader for key in batch.keys] == expected[1]
+    iter(loader).close()
     samples.set_epoch(1, [(1, workers, 2)])
-    assert next(iter(batches_of(loader))).keys == tuple(expected[1][16:24])
+    assert next(iter(loader)).keys == tuple(expected[1][16:24])
 
 
 def test_other_ranks_and_workers_share_the_rest_of_an_epoch(shards) -> None:
@@ -289,17 +289,17 @@ def test_evaluation_sees_all_views_and_labels(shards) -> None:
     settings = SETTINGS.model_copy(update={"split": "test"})
     source = open_source(str(shards), settings)
     found = list(labelled(source, settings, 64, range(3), 8))
-    assert sum(len(part.notes) for part in found) == source.total
-    assert found[0].batch.pictures.shape == (8, 3, 3, 64, 64)
-    assert source.manifest.classes[found[0].notes[0]] == found[0].batch.keys[0].rpartition("_")[0]
+    assert sum(len(part.labels) for part in found) == source.total
+    assert found[0].pictures.shape == (8, 3, 3, 64, 64)
+    assert source.manifest.classes[found[0].labels[0]] == found[0].keys[0].rpartition("_")[0]
 
 
 def test_evaluation_sees_clouds_about_their_centre_at_radius_one(shards) -> None:
     """As the weak clouds of training are but for a tenth; a shorter prefix of a cloud has another centre."""
     settings = SETTINGS.model_copy(update={"split": "test"})
     for part in labelled(open_source(str(shards), settings), settings, 64, range(3), 8):
-        assert part.batch.points.mean(dim=1).abs().max() < 1e-5
-        torch.testing.assert_close(part.batch.points.norm(dim=2).amax(dim=1), torch.ones(len(part.batch.keys)))
+        assert part.points.mean(dim=1).abs().max() < 1e-5
+        torch.testing.assert_close(part.points.norm(dim=2).amax(dim=1), torch.ones(len(part.keys)))
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_damaged_bytes_raise_one_line_naming_file_and_key(shards, tmp_path, work
         tar.write_bytes(whole[:first] + whole[first:second].replace(member, flipped) + whole[second:])
         loader = Loader(UnlabelledSamples(open_source(str(out), settings), settings, AugmentSettings(), FORM, 1, 0))
         with pytest.raises(DamagedShard) as caught:
-            list(batches_of(loader))
+            list(loader)
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith(f"{tar}: {record['keys'][1]}: ")
         tar.write_bytes(whole)
@@ -459,7 +459,7 @@ def test_supervised_batches_hold_one_view_and_the_label(shards) -> None:
         plain = {}
         for batch in unlabelled_epoch(source, epoch):
             plain |= dict(zip(batch.keys, batch.weak_image, strict=True))
-        for batch in batches_of(loader):
+        for batch in loader:
             assert batch.images.shape == (4, 1, 3, 64, 64)
             assert batch.images.dtype == torch.uint8
             assert batch.points.shape == (4, 128, 3)
@@ -477,7 +477,7 @@ def unlabelled_epoch(source, epoch: int) -> list[RawBatch]:
     samples = UnlabelledSamples(source, SETTINGS, AugmentSettings(), FORM, 4, 0)
     loader = Loader(samples)
     samples.set_epoch(epoch)
-    return list(batches_of(loader))
+    return list(loader)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -502,7 +502,7 @@ def test_an_object_without_a_label_is_named(shards, tmp_path, workers: int) -> N
     source = open_source(str(out), settings)
     loader = Loader(SupervisedSamples(source, settings, AugmentSettings(), FORM, 1, 0))
     with pytest.raises(DamagedShard) as caught:
-        list(batches_of(loader))
+        list(loader)
     assert str(caught.value) == f"{tar}: {record['keys'][1]}: no label, which supervised training needs"
     loader = Loader(UnlabelledSamples(source, settings, AugmentSettings(), FORM, 1, 0))
-    assert record["keys"][1] in [key for batch in batches_of(loader) for key in batch.keys]
+    assert record["keys"][1] in [key for batch in loader for key in batch.keys]

@@ -26,18 +26,20 @@ class Linear:
         return feature @ torch.ones(3, 4)
 
 
-def batch_of(*samples: tuple[str, torch.Tensor, torch.Tensor]) -> WholeBatch:
+def batch_of(*samples: tuple[str, torch.Tensor, torch.Tensor], labels: tuple[int, ...] = ()) -> WholeBatch:
     keys, views, points = zip(*samples, strict=True)
     counts = tuple(map(len, views))
     pictures = torch.zeros(len(keys), max(counts), 3, 4, 4, dtype=torch.uint8)
     for row, each in zip(pictures, views, strict=True):
         row[: len(each)] = each
-    return WholeBatch(keys, pictures, torch.stack(points), counts, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    return WholeBatch(
+        keys, pictures, torch.stack(points), counts, labels or (0,) * len(keys), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+    )
 
 
-def answers(batch: WholeBatch, label: torch.Tensor) -> dict[str, torch.Tensor]:
+def answers(batch: WholeBatch) -> dict[str, torch.Tensor]:
     features = features_of(Linear(), batch, torch.device("cpu"))
-    return logits_of(Linear(), batch, features, label, 7, True)
+    return logits_of(Linear(), batch, features, 7, True)
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 64])
@@ -53,10 +55,10 @@ def test_answers_do_not_depend_on_the_other_objects_of_the_batch(monkeypatch, at
         )
         for n in (5, 2, 1)
     ]
-    batch, label = batch_of(*samples), torch.tensor([1, 2, 1])
-    together = answers(batch, label)
+    labels = (1, 2, 1)
+    together = answers(batch_of(*samples, labels=labels))
     for row, sample in enumerate(samples):
-        for name, value in answers(batch_of(sample), label[row : row + 1]).items():
+        for name, value in answers(batch_of(sample, labels=labels[row : row + 1])).items():
             torch.testing.assert_close(together[name][row], value[0], msg=name)
 
 
@@ -67,10 +69,10 @@ def test_views_that_are_not_there_are_never_right() -> None:
         (f"k{n}", torch.randint(256, (n, 3, 4, 4), dtype=torch.uint8, generator=generator), torch.randn(8, 3))
         for n in (6, 1, 2)
     ]
-    batch, total = batch_of(*samples), torch.zeros(3)
-    features = features_of(Linear(), batch, torch.device("cpu"))
+    total = torch.zeros(3)
+    features = features_of(Linear(), batch_of(*samples), torch.device("cpu"))
     for label in range(4):
-        share = answers(batch, torch.full((3,), label))["views_right"]
+        share = answers(batch_of(*samples, labels=(label,) * 3))["views_right"]
         total += share
         for row, (_, views, _) in enumerate(samples):
             predicted = Linear().image_logits(features.views[row, : len(views)]).argmax(dim=1)
@@ -83,7 +85,7 @@ def test_the_averaged_views_are_a_unit_feature() -> None:
     generator = torch.Generator().manual_seed(0)
     views = [torch.randint(256, (n, 3, 4, 4), dtype=torch.uint8, generator=generator) for n in (4, 2)]
     batch = batch_of(*((f"k{n}", each, torch.randn(8, 3)) for n, each in enumerate(views)))
-    found = answers(batch, torch.tensor([0, 0]))["image_star"]
+    found = answers(batch)["image_star"]
     single = features_of(Linear(), batch, torch.device("cpu")).views
     unit = torch.nn.functional.normalize(single.sum(dim=1), dim=1)
     torch.testing.assert_close(found, Linear().image_logits(unit))
@@ -101,7 +103,7 @@ def test_the_view_that_is_judged_depends_on_seed_and_object() -> None:
     features = features_of(Linear(), batch, torch.device("cpu"))
     logits = Linear().image_logits(features.views)
     for seed in (0, 7):
-        found = logits_of(Linear(), batch, features, torch.zeros(8, dtype=torch.int64), seed, True)["image"]
+        found = logits_of(Linear(), batch, features, seed, True)["image"]
         for row, key in enumerate(batch.keys):
             torch.testing.assert_close(found[row], logits[row, one_view(seed, key, 5)])
 
@@ -110,7 +112,7 @@ def test_features_by_hand() -> None:
     """Two views of one object and one of another: unit features, their mean, and the same made unit."""
     pictures = torch.zeros(2, 2, 3, 4, 4, dtype=torch.uint8)
     pictures[0, 0, 0, 0, 0] = pictures[0, 1, 0, 0, 1] = pictures[1, 0, 0, 0, 2] = 255
-    batch = WholeBatch(("a", "b"), pictures, torch.ones(2, 4, 3), (2, 1), (0.1 / 1,) * 3, (1.0,) * 3)
+    batch = WholeBatch(("a", "b"), pictures, torch.ones(2, 4, 3), (2, 1), (0, 0), (0.1 / 1,) * 3, (1.0,) * 3)
     found = features_of(Linear(), batch, torch.device("cpu"))
     axes = torch.eye(5)
     torch.testing.assert_close(found.views[:, 0], axes[[0, 2]])

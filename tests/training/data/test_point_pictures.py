@@ -58,7 +58,7 @@ def test_a_tower_sees_what_is_drawn(point_shards, name: str) -> None:
             picture = picture_of(views, number, channel, preset)
             assert picture.dtype == np.uint8
             np.testing.assert_allclose(picture / 255 * largest, exact, atol=1.02 * largest / 255)
-    batch = next(iter(SplitReader(source, settings, preset.upsample or preset.image_size, [0], 2))).batch
+    batch = next(iter(SplitReader(source, settings, preset.upsample or preset.image_size, [0], 2)))
     assert batch.pictures.shape[:3] == (2, preset.num_views, 3)
     images = batch.normalized(torch.arange(2 * preset.num_views), torch.device("cpu"))
     if name == "pointclip6":

@@ -14,7 +14,7 @@ from builders import REPOSITORY, Commands
 from manifests.errors import Refused
 from manifests.samples import JSON, POINTS
 from training.data.dataset import open_source
-from training.data.loader import EpochSamples, Form, Loader, SupervisedSamples, UnlabelledSamples, batches_of
+from training.data.loader import EpochSamples, Form, Loader, SupervisedSamples, UnlabelledSamples
 from training.data.sample_index import DamagedShard
 from training.data.shard_reader import read_joined
 from training.settings.data import AugmentSettings, DataSettings
@@ -126,7 +126,7 @@ def test_batches_lie_in_memory_that_a_gpu_reads(full) -> None:
     loader = Loader(
         UnlabelledSamples(open_source(str(full), settings), settings, AugmentSettings(), FORM, 2, 0), pin=True
     )
-    batch = next(iter(batches_of(loader)))
+    batch = next(iter(loader))
     assert batch.weak_image.is_pinned()
     assert batch.points.is_pinned()
     assert batch.to(torch.device("cuda")).strong_points.device.type == "cuda"

@@ -25,7 +25,7 @@ from manifests.patience import PATIENCE
 from manifests.read_ahead import AheadFile, blocks_of
 from training.data.dataset import open_source
 from training.data.labels import labelled
-from training.data.loader import Form, Loader, UnlabelledSamples, batches_of
+from training.data.loader import Form, Loader, UnlabelledSamples
 from training.data.sample_index import DamagedShard
 from training.data.shard_cache import FOLDER, Cache, open_cache
 from training.data.shard_reader import read_joined
@@ -63,7 +63,7 @@ def loader_of(shards: object, batch_size: int = 4, **changes: object) -> Loader:
 
 
 def epoch_of(loader: Loader) -> list:
-    return list(batches_of(loader))
+    return list(loader)
 
 
 def same(batches: list, others: list) -> bool:
@@ -91,7 +91,7 @@ def test_evaluation_takes_every_sample_once_from_a_store(server, shards, url) ->
                 key
                 for rank in range(world)
                 for part in labelled(source, settings, 64, numbers[rank::world], 8)
-                for key in part.batch.keys
+                for key in part.keys
             ]
             assert sorted(keys) == sorted(expected)
 

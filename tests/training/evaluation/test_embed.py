@@ -7,7 +7,6 @@ import io
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,11 @@ import pytest
 import torch
 from builders import REPOSITORY
 from PIL import Image
+from training_runs import typed
 
-from training.__main__ import main
 from training.evaluation import embed as embedding
 from training.evaluation.evaluate import examine
+from training.evaluation.features import gathered
 from training.plots.scatter import class_colours, scatter_picture
 from training.weights.checkpoint import open_checkpoint
 from training.weights.open_models import open_models
@@ -32,14 +32,6 @@ FEW = (
     "points.depth=1",
     "tensorboard=false",
 )
-
-
-def typed(*arguments: object, code: int = 0) -> tuple[str, str]:
-    """The command line in this process (importing torch takes seconds): what it says on stdout and on stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        assert main([str(argument) for argument in arguments]) == code, err.getvalue()
-    return out.getvalue(), err.getvalue().strip()
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
@@ -155,10 +147,7 @@ def test_a_picture_of_many_objects_draws_some_of_all(monkeypatch) -> None:
 
 def test_views_that_are_not_there_are_zero() -> None:
     """In a file of objects with different numbers of views, also where whole batches have fewer."""
-    parts, first, second = embedding._Parts(), torch.ones(2, 3, 4), torch.ones(1, 2, 4)
-    parts.add(("a", "b"), views=first)
-    parts.add(("c",), views=second)
-    found = parts.whole("views", 3, 4)
+    found = gathered([torch.ones(2, 3, 4), torch.ones(1, 2, 4)], 3, 4)
     assert (found[:2] == 1).all()
     assert (found[2, :2] == 1).all()
     assert (found[2, 2] == 0).all()
@@ -186,6 +175,7 @@ def test_what_is_refused_is_one_line_before_any_work(run, shards, tmp_path, monk
     assert not list(tmp_path.iterdir())
     assert "data.split=tset" in typed(*options, tmp_path / "f.npz", "--split", "tset", code=2)[1]
     assert "embed takes keys of data alone" in typed(*options, tmp_path / "f.npz", "seed=1", code=2)[1]
+    assert "name a key of data" in typed(*options, tmp_path / "f.npz", "data=5", code=2)[1]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("umap") is None, reason="umap-learn is not installed")

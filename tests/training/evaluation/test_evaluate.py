@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,12 +21,12 @@ import webdataset as wds
 from builders import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from training_runs import typed
 
 from manifests.samples import encode_json, read_samples
-from training.__main__ import main
 from training.data.whole_split import batch_numbers
 from training.evaluation.evaluate import Options, examine, one_view, teacher_labels
-from training.evaluation.metrics import Answers, Examined, pseudo_label_quality
+from training.evaluation.metrics import Examined, SplitAnswers, pseudo_label_quality
 from training.objectives.pseudo_labels import pseudo_labels
 from training.plots.confusion import confusion_picture, histogram_picture
 from training.settings.objective import LabelSettings
@@ -44,14 +43,6 @@ FEW = (
     "labels.threshold=0.06",  # of 19 classes: an untrained model gives some pseudo-labels
     "tensorboard=false",
 )
-
-
-def typed(*arguments: object, code: int = 0) -> tuple[str, str]:
-    """The command line in this process (importing torch takes seconds): what it says on stdout and on stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        assert main([str(argument) for argument in arguments]) == code, err.getvalue()
-    return out.getvalue(), err.getvalue().strip()
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +98,14 @@ def half(shards, tmp_path_factory) -> Path:
     return relabelled(shards, out, lambda key, label: label if key in known else None)
 
 
-def answers_by_hand() -> Answers:
+def answers_by_hand() -> SplitAnswers:
     """Four objects of classes 0, 0, 0, 1 of three; the image says 0, 0, 1, 1, the points 0, 1, 1, 0."""
     image = logits_of(0.9, 0.6, 0.8, 0.4, classes=(0, 0, 1, 1))
     points = logits_of(0.8, 0.9, 0.95, 0.4, classes=(0, 1, 1, 0))
     views_right = torch.tensor([1.0, 0.5, 0.0, 1.0])
-    return Answers(torch.tensor([0, 0, 0, 1]), {"image": image, "image_star": image, "points": points}, views_right)
+    return SplitAnswers(
+        torch.tensor([0, 0, 0, 1]), {"image": image, "image_star": image, "points": points}, views_right
+    )
 
 
 def test_figures_with_labels_by_hand() -> None:
@@ -143,7 +136,7 @@ def test_figures_without_labels_by_hand() -> None:
 
 def test_without_labels_nothing_that_needs_them_is_there() -> None:
     answers = answers_by_hand()
-    unseen = Answers(torch.full((4,), -1), answers.logits, torch.zeros(4))
+    unseen = SplitAnswers(torch.full((4,), -1), answers.logits, torch.zeros(4))
     result = Examined("d", "test", ("a", "b", "c"), 1, ("w", "x", "y", "z"), unseen, None, labelled=False).result()
     assert result["student"] is result["teacher"] is result["pseudo_labels"] is result["per_class"] is None
     assert "biasedness_balanced" not in result["analysis"]["student"]["image"]

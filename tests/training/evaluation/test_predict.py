@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import sys
 import tomllib
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -15,33 +13,17 @@ import pytest
 import torch
 import trimesh
 from builders import REPOSITORY
+from training_runs import ONE_STEP, typed
 
 from manifests.layout import read_view_set
 from manifests.presets import is_files_preset, is_frames_preset, load_preset, preset_names
 from manifests.samples import read_samples
-from training.__main__ import main
 from training.evaluation import predict
 from training.evaluation.evaluate import examine
-from training.evaluation.predict import Drawn
+from training.evaluation.predict import BuildKeys
 from training.weights.checkpoint import open_checkpoint
 
-FEW = (
-    "data.num_points=64",
-    "optimizer.batch_size=8",
-    "optimizer.steps=1",
-    "log_every=1",
-    "points.depth=1",
-    "tensorboard=false",
-)
 KEYS = {"file", "label", "confidence", "surer", "top5", "error"}
-
-
-def typed(*arguments: object, code: int = 0) -> tuple[str, str]:
-    """The command line in this process (importing torch takes seconds): what it says on stdout and on stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        assert main([str(argument) for argument in arguments]) == code, err.getvalue()
-    return out.getvalue(), err.getvalue().strip()
 
 
 def rows(*arguments: object, code: int = 0) -> list[dict]:
@@ -51,7 +33,7 @@ def rows(*arguments: object, code: int = 0) -> list[dict]:
 @pytest.fixture(scope="module")
 def run(shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "rgb"
-    typed("fit", "small_cross_most", "--shards", shards, "--run", folder, *FEW)
+    typed("fit", "small_cross_most", "--shards", shards, "--run", folder, *ONE_STEP)
     return folder
 
 
@@ -60,7 +42,7 @@ def of_points(shards, tmp_path_factory) -> Path:
     """A run on depth pictures of points, which clouds can be drawn like."""
     folder = tmp_path_factory.mktemp("runs") / "depth"
     changes = ("data.views=depth10", "data.channel=depth")
-    typed("fit", "small_cross_most", "--shards", shards, "--run", folder, *FEW, *changes)
+    typed("fit", "small_cross_most", "--shards", shards, "--run", folder, *ONE_STEP, *changes)
     return folder
 
 
@@ -158,7 +140,7 @@ def test_clouds_where_the_preset_draws_points(of_points, files) -> None:
 
 
 def test_the_preset_and_shapes_of_the_checkpoint_are_built(run, shards, files, tmp_path) -> None:
-    drawn = Drawn.of(open_checkpoint(str(run)))
+    drawn = BuildKeys.of(open_checkpoint(str(run)))
     assert drawn.shape_keys == {"seed": 0, "num_points": 256, "fps_prefix": 128, "normalize": "sphere_mean_points"}
     out = predict._build(tmp_path, drawn, "meshes", ("y", "z", "x"), {"box": str(files / "a box.off")}, 0)
     mine, trained = (read_view_set(str(each), "rgb12") for each in (out, shards))
@@ -188,7 +170,7 @@ def test_every_preset_that_is_drawn_survives_the_recipe_of_a_build() -> None:
             continue
         changed = preset.model_copy(update={"image_size": 96})
         keys = {"seed": 3, "num_points": 64, "fps_prefix": 8, "normalize": "none"}
-        text = Drawn("mine", changed, keys, ()).recipe("meshes", Path("list.jsonl"), ("y", "z", "x"))
+        text = BuildKeys("mine", changed, keys, ()).recipe("meshes", Path("list.jsonl"), ("y", "z", "x"))
         ((base, changes),) = tomllib.loads(text)["views"].items()
         assert load_preset(base, changes) == ("mine", changed), name
 
@@ -242,3 +224,31 @@ def test_a_file_that_takes_the_process_with_it_is_tried_in_a_child(run, files, t
     (row,) = rows(run, files / "a box.off")
     assert row["error"] is None
     assert [line.split("--workers ")[1] for line in calls.read_text().splitlines()] == ["0", "1"]
+
+
+def test_the_exit_code_of_a_build_counts_and_not_its_words(run, files, tmp_path, monkeypatch) -> None:
+    """A build that the machine stopped may say anything; the same command goes on later."""
+    wrapper = tmp_path / "python"
+    wrapper.write_text("#!/bin/sh\necho 'disk full: No module named store; is missing: pip install' >&2\nexit 3\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(predict.sys, "executable", str(wrapper))
+    assert typed("predict", run, files / "a box.off", code=3)[1].startswith("disk full")
+    wrapper.write_text("#!/bin/sh\necho 'views: refused' >&2\nexit 2\n")
+    assert typed("predict", run, files / "a box.off", code=2)[1].endswith("`python -m pipeline build`: views: refused")
+
+
+def test_objects_without_views_are_rows_and_no_warning(run, shards, tmp_path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    path = out / "views/rgb12/test-00000.json"
+    record = json.loads(path.read_text())
+    gone = record["keys"].pop(0)
+    record["offsets"].pop(0)
+    for name in ("sizes", "checks"):
+        record[name] = {suffix: numbers[1:] for suffix, numbers in record[name].items()}
+    record["failures"] = [{"key": gone, "id": gone, "stage": "render", "reason": "planted"}]
+    path.write_text(json.dumps(record))
+    told, warned = typed("predict", run, "--shards", out, "--json", code=1)
+    assert [row["error"] for row in json.loads(told) if row["file"] == gone] == ["render: planted"]
+    assert warned == ""
+    assert "1 objects are left out" in typed("evaluate", run, "--shards", out, "--json")[1]

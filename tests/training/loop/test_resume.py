@@ -22,7 +22,6 @@ from builders import REPOSITORY, torchrun
 from manifests import store
 from manifests.config import parse_changes, to_toml
 from manifests.errors import Refused
-from training.data.loader import batches_of
 from training.loop import fit
 from training.loop.metric_log import append_row, cut_rows
 from training.loop.run_lock import held
@@ -135,7 +134,7 @@ def test_another_number_of_processes_takes_what_is_left_each_sample_once(trainin
     state.resume(folder / "checkpoints/step-00000004")
     assert state.progress() == (0, [(2, 1, 4)])
     state.samples.set_epoch(*state.progress())
-    rest = [key for batch in batches_of(state.loader) for key in batch.keys]
+    rest = [key for batch in state.loader for key in batch.keys]
     assert len(before) == 24
     assert len(rest) == len(set(rest)) == 12
     assert not before & set(rest)

@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from training_runs import evaluated
 
 from manifests.config import parse_changes
 from training.data.batch import Batch
-from training.evaluation.evaluate import evaluate
 from training.loop.fit import fit
 from training.objectives.crosspoint import step, terms_of
 from training.objectives.losses import nt_xent
 from training.settings.fit_recipe import read_recipe
-from training.weights.checkpoint import build_model, open_checkpoint
+from training.weights.checkpoint import build_model
 
 FEW = ("data.num_points=128", "optimizer.batch_size=8", "points.depth=1", "log_every=5", "tensorboard=false")
 
@@ -93,6 +93,6 @@ def test_points_learn_the_space_of_a_frozen_image_tower(shards, tmp_path) -> Non
     assert [name for name in rows[0] if name.startswith("loss_")] == ["loss_intra", "loss_cross"]
     assert float(rows[-1]["loss"]) < 0.95 * float(rows[0]["loss"])
     assert not (run / "checkpoints/step-00000020/teacher.safetensors").exists()
-    first, last = (evaluate(open_checkpoint(str(run / f"checkpoints/step-{n:08d}")), str(shards)) for n in (0, 20))
+    first, last = (evaluated(run / f"checkpoints/step-{n:08d}", shards) for n in (0, 20))
     assert last["teacher"] is None
     assert first["student"]["image"] == last["student"]["image"]

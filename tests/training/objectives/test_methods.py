@@ -15,10 +15,10 @@ import torch
 from builders import interruptible
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import evaluated
 
 from manifests.config import parse_changes
 from manifests.errors import Stopped
-from training.evaluation.evaluate import evaluate
 from training.loop import fit
 from training.loop.throughput import TIMING
 from training.objectives import METHODS, SUPERVISED
@@ -81,7 +81,7 @@ def test_pretraining_has_three_losses_no_teacher_and_its_text_tower(pretrained, 
     assert {"right_image", "right_points"} <= set(log[0])
     assert not (pretrained / "checkpoints/step-00000006/teacher.safetensors").exists()
     assert not (pretrained / "text").exists()
-    result = evaluate(open_checkpoint(str(pretrained)), str(shards))
+    result = evaluated(pretrained, shards)
     assert result["teacher"] is None
     assert result["n"] == 22
 
@@ -102,8 +102,8 @@ def test_the_classifier_of_a_pretrained_checkpoint_is_that_of_its_text_tower(pre
 
 def test_zero_shot_is_what_pretraining_gave(training, shards, pretrained, self_trained) -> None:
     """Step 0 of a method evaluates as the run that it begins with; both classifiers are the text's."""
-    before = evaluate(open_checkpoint(str(pretrained)), str(shards))
-    zero_shot = evaluate(open_checkpoint(str(self_trained / "checkpoints/step-00000000")), str(shards))
+    before = evaluated(pretrained, shards)
+    zero_shot = evaluated(self_trained / "checkpoints/step-00000000", shards)
     assert zero_shot["student"] == before["student"]
     assert zero_shot["teacher"] == before["student"]
     weights = load_file(self_trained / "checkpoints/step-00000000/model.safetensors")

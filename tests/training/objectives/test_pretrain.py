@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
+from training_runs import evaluated
 
 from manifests.config import parse_changes
 from manifests.errors import Refused
 from training.data.batch import LabelledBatch
-from training.evaluation.evaluate import evaluate
 from training.loop.fit import fit
 from training.loop.update import adamw, learning_rate, steps_of
 from training.models.cross_modal import CrossModalModel
 from training.objectives.pretrain import freeze, step, terms_of
 from training.settings.fit_recipe import FitRecipe, read_recipe
 from training.settings.objective import PretrainSettings
-from training.weights.checkpoint import build_model, open_checkpoint
+from training.weights.checkpoint import build_model
 
 SMALL = (
     "image.model=cross_most_small",
@@ -238,8 +238,8 @@ def test_what_it_gives_is_where_cross_most_begins(shards, ulip, tmp_path) -> Non
     begun, given = weights_of(run, 0), weights_of(ulip, 3)
     for name in ("image.visual.proj", "points.projection", "logit_scale", "classifier"):
         torch.testing.assert_close(begun[name], given[name])
-    before = evaluate(open_checkpoint(str(ulip)), str(shards))
-    after = evaluate(open_checkpoint(str(run / "checkpoints/step-00000000")), str(shards))
+    before = evaluated(ulip, shards)
+    after = evaluated(run / "checkpoints/step-00000000", shards)
     assert after["student"] == before["student"]
 
 

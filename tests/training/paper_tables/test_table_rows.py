@@ -228,7 +228,7 @@ def test_training_reads_the_views_in_use_alone(shards, monkeypatch, choice: str,
 
 
 def first_batch(shards: Path, settings: DataSettings, view_of=None) -> whole_split.WholeBatch:
-    return next(iter(labelled(open_source(str(shards), settings), settings, 32, [0], 8, view_of))).batch
+    return next(iter(labelled(open_source(str(shards), settings), settings, 32, [0], 8, view_of)))
 
 
 def test_evaluation_averages_exactly_the_views_in_use(shards, monkeypatch) -> None:
@@ -279,7 +279,7 @@ def test_objects_of_some_classes_alone(shards) -> None:
         opened = open_source(str(shards), chosen_settings)
         batches = labelled(opened, chosen_settings, 32, range(10), 8)
         assert len(opened.manifest.classes) == (3 if candidates == "subset" else 19)
-        found = {key: label for each in batches for key, label in zip(each.batch.keys, each.notes, strict=True)}
+        found = {key: label for each in batches for key, label in zip(each.keys, each.labels, strict=True)}
         assert found == {key: number(of_key[key]) for key in found}
         assert set(map(of_key.get, found)) <= set(some)
         assert len(found) == opened.total > 0

@@ -15,18 +15,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_runs import evaluated
 
 from manifests.config import to_toml
 from training.__main__ import main
-from training.evaluation.evaluate import COLUMNS, Answers, Unlabelled, evaluate, pseudo_label_quality
+from training.evaluation.evaluate import Unlabelled
+from training.evaluation.metrics import COLUMNS, SplitAnswers, pseudo_label_quality
 from training.plots.curves import Curves, selected_by_modality
 from training.reports import report
-from training.reports.page import Page, Section, Table, gain_lines, page_of, row_name, to_html, to_markdown
+from training.reports.page import Page, PageTable, Section, gain_lines, page_of, row_name, to_html, to_markdown
 from training.reports.prediction_sheet import RIGHT, WRONG, Answer, Shown, sheet, spread
 from training.reports.report import collect, paired_gain, wilson, write
 from training.settings.fit_recipe import FitRecipe
 from training.settings.objective import LabelSettings
-from training.weights.checkpoint import Checkpoint, open_checkpoint
+from training.weights.checkpoint import Checkpoint
 
 FEW = (
     "data.num_points=64",
@@ -110,7 +112,7 @@ def test_precision_of_pseudo_labels_by_hand() -> None:
 def test_answers_by_hand() -> None:
     """Three objects of classes 0, 0, 1 (of 3): the image says 0 each time, the points 0, 1, 1."""
     image, points = logits_of(0.8, 0.8, 0.8, classes=(0, 0, 0)), logits_of(1 / 3, 0.5, 0.5, classes=(0, 1, 1))
-    answers = Answers(
+    answers = SplitAnswers(
         torch.tensor([0, 0, 1]), {"image": image, "image_star": image, "points": points}, torch.tensor([1.0, 0.5, 0.0])
     )
     found = answers.percent()
@@ -166,7 +168,7 @@ def test_values_are_those_of_evaluate(training, collected, runs, shards) -> None
         ("self_training", runs["one"]),
         ("cross_most", runs["two"]),
     ):
-        found = evaluate(open_checkpoint(str(path)), str(shards))
+        found = evaluated(path, shards)
         assert row != "cross_most" or found == typed
         for key, who in (("table", "student"), ("teacher", "teacher")):
             three = {name: found[who][name] for name in ("image", "image_star", "points")}
@@ -174,7 +176,7 @@ def test_values_are_those_of_evaluate(training, collected, runs, shards) -> None
         assert values["analysis"][row] == found["analysis"]
         for name, (low, high) in values["interval"][row].items():
             assert 0 <= low < values["table"][row][name] < high <= 100 or values["table"][row][name] in (0, 100)
-    known = evaluate(open_checkpoint(str(runs["known"])), str(shards))
+    known = evaluated(runs["known"], shards)
     assert (values["oracle"]["image"], known["teacher"]) == (known["student"]["image"], None)
     table = values["table"]
     assert any(table["cross_most"] != table[row] for row in ("zero_shot", "self_training"))
@@ -248,7 +250,9 @@ def test_a_second_run_of_a_method_and_no_labels(runs, shards, monkeypatch) -> No
 
 
 def test_what_is_shown_is_escaped() -> None:
-    page = Page("a < b", (Section("s", (Table(("x", "*"), (("<i>|", "1"),)), "5 * 3")),))
+    page = Page("a < b", (Section("s", (PageTable(("x", "*"), (("<i>|", "1"),)), "5 * 3\u202e")),))
+    assert "<title>a &lt; b</title>" in to_html(page)
+    assert r"<p>5 * 3\u202e</p>" in to_html(page)
     assert "<td>&lt;i&gt;|</td>" in to_html(page)
     assert r"| \<i>\| | 1 |" in to_markdown(page)
     assert r"5 \* 3" in to_markdown(page)

@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import shutil
 import types
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
 from builders import write_off
 from pydantic import BaseModel
+from training_runs import ONE_STEP, typed
 
 import training
 from manifests import remote
 from manifests.config import load_toml, merge, to_toml
 from manifests.errors import Refused
-from training.__main__ import main
 from training.evaluation.evaluate import settings_of
 from training.settings.fit_recipe import FitRecipe
 from training.weights.checkpoint import open_checkpoint
-
-FEW = (
-    "data.num_points=64",
-    "optimizer.batch_size=8",
-    "optimizer.steps=1",
-    "log_every=1",
-    "points.depth=1",
-    "tensorboard=false",
-)
-
-
-def typed(*arguments: object, code: int = 0) -> tuple[str, str]:
-    """The command line in this process: what it says on stdout and on stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    handler = logging.StreamHandler(err)
-    logging.getLogger().addHandler(handler)
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            assert main([str(argument) for argument in arguments]) == code, err.getvalue()
-    finally:
-        logging.getLogger().removeHandler(handler)
-    return out.getvalue(), err.getvalue().strip()
 
 
 @pytest.fixture(scope="module")
 def run(shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "own"
     cache = tmp_path_factory.mktemp("cache")
-    typed("fit", "small_cross_most", "--shards", shards, "--run", folder, *FEW, f"data.cache={cache}")
+    typed("fit", "small_cross_most", "--shards", shards, "--run", folder, *ONE_STEP, f"data.cache={cache}")
     return folder
 
 
@@ -188,8 +163,8 @@ def test_resume_compares_what_the_run_began_with(run, shards, tmp_path) -> None:
     """The checkpoints' recipes hold no policy, and a run goes on by RUN/recipe.toml, with any policy."""
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    typed("fit", "small_cross_most", "--shards", shards, "--run", copy, *FEW, "data.workers=1")
-    _, err = typed("fit", "small_cross_most", "--shards", shards, "--run", copy, *FEW, "seed=3", code=2)
+    typed("fit", "small_cross_most", "--shards", shards, "--run", copy, *ONE_STEP, "data.workers=1")
+    _, err = typed("fit", "small_cross_most", "--shards", shards, "--run", copy, *ONE_STEP, "seed=3", code=2)
     assert "holds a run of another recipe: seed: 0 -> 3" in err
 
 

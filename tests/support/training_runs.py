@@ -1,0 +1,47 @@
+"""Short trainings, and the command line of training in this process: importing torch takes seconds."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from training.__main__ import main
+from training.evaluation.evaluate import examine
+from training.weights.checkpoint import open_checkpoint
+
+ONE_STEP = (
+    "data.num_points=64",
+    "optimizer.batch_size=8",
+    "optimizer.steps=1",
+    "log_every=1",
+    "points.depth=1",
+    "tensorboard=false",
+)
+
+
+@contextmanager
+def _logged(err: io.StringIO) -> Iterator[None]:
+    """Logging writes to `err` too: its handlers hold the stderr of the first command."""
+    handler = logging.StreamHandler(err)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def typed(*arguments: object, code: int = 0) -> tuple[str, str]:
+    """A command as a person types it: what it says on stdout and, with log messages, on stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with _logged(err), redirect_stdout(out), redirect_stderr(err):
+        assert main([str(argument) for argument in arguments]) == code, err.getvalue()
+    return out.getvalue(), err.getvalue().strip()
+
+
+def evaluated(checkpoint: Path | str, shards: Path | str) -> dict[str, Any]:
+    """The object that `evaluate --json` prints."""
+    return examine([open_checkpoint(str(checkpoint))], str(shards))[0].result()

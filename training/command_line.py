@@ -1,0 +1,145 @@
+"""Arguments of every command of `python -m training`."""
+
+from __future__ import annotations
+
+import argparse
+
+AS_EVALUATE = "as of evaluate"
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """All commands; `command` is the name of the chosen one. prog: the program's name in its help."""
+    program = argparse.ArgumentParser(prog=prog, description="Shards into a label-free 3D classifier.")
+    commands = program.add_subparsers(dest="command", required=True)
+    _fit(commands.add_parser("fit", help="train"))
+    _evaluate(commands.add_parser("evaluate", help="accuracies of a checkpoint"))
+    _embed(commands.add_parser("embed", help="features of a split as one .npz file, and a picture of them"))
+    _predict(commands.add_parser("predict", help="labels of files, or of shards"))
+    _report(commands.add_parser("report", help="compare runs: a table, curves and contact sheets"))
+    _table(commands.add_parser("table", help="run a table of the paper and print it beside the paper's figures"))
+    _weights(commands.add_parser("weights", help="what a weights file holds, and what of our towers it fills"))
+    commands.add_parser("recipes", help="list the shipped recipes")
+    return program
+
+
+def _fit(fit: argparse.ArgumentParser) -> None:
+    fit.add_argument("recipe", help="name of a shipped recipe (`recipes` lists them) or a .toml file")
+    fit.add_argument("changes", nargs="*", metavar="key=value", help="changed keys, such as optimizer.steps=100")
+    fit.add_argument("--shards", required=True, help="a finished build")
+    fit.add_argument("--run", required=True, help="folder of this run; a run that was stopped goes on")
+    _add_device(fit)
+    fit.add_argument("--dry-run", action="store_true", help="steps, memory and time from one measured step; no writing")
+    fit.add_argument("--json", action="store_true", help="with --dry-run")
+
+
+def _evaluate(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("checkpoint", help="a run (its last step) or one of its checkpoints/step-* folders")
+    _add_data_changes(evaluate)
+    evaluate.add_argument("--shards", required=True)
+    evaluate.add_argument("--split", default="test")
+    _add_device(evaluate)
+    evaluate.add_argument("--classes-from-text", action="store_true", help="a classifier from the shards' class names")
+    evaluate.add_argument(
+        "--classes", metavar="NAME|A,B,...", help="objects of these classes alone: a subset (medium, hard) or a list"
+    )
+    evaluate.add_argument(
+        "--candidates", choices=("subset", "all"), help="with --classes: answers are among these, or among all classes"
+    )
+    evaluate.add_argument("--without-labels", action="store_true", help="read no label: the label-free analysis alone")
+    evaluate.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the towers")
+    evaluate.add_argument("--out", metavar="DIR", help="confusion matrices, histograms and per-class figures")
+    _add_workers(evaluate)
+    _add_json(evaluate)
+
+
+def _embed(embed: argparse.ArgumentParser) -> None:
+    embed.add_argument("checkpoint", help=AS_EVALUATE)
+    _add_data_changes(embed)
+    embed.add_argument("--shards", required=True)
+    embed.add_argument("--out", required=True, metavar="FILE.npz")
+    embed.add_argument("--split", default="test")
+    _add_who(embed)
+    embed.add_argument("--per-view", action="store_true", help="also the features of every view")
+    embed.add_argument("--picture", choices=("tsne", "umap"), help="also FILE.tsne.png or FILE.umap.png")
+    _add_device(embed)
+    _add_workers(embed)
+
+
+def _predict(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument("checkpoint", help=AS_EVALUATE)
+    predict.add_argument("files", nargs="*", metavar="FILE", help="meshes or clouds; drawn by `python -m pipeline`")
+    predict.add_argument("--shards", help="predict the objects of a build instead of files")
+    predict.add_argument("--split", default="test", help="of --shards")
+    predict.add_argument("--classes", metavar="A,B,...", help="other names than the checkpoint's, by its text tower")
+    predict.add_argument("--axes", default="", help="of FILEs, such as y,z,x where +Z is up; default: as trained")
+    _add_who(predict)
+    _add_device(predict)
+    predict.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that draw FILEs; 0: one")
+    _add_json(predict)
+
+
+def _report(report: argparse.ArgumentParser) -> None:
+    report.add_argument(
+        "runs", nargs="+", metavar="RUN", help="runs of the methods; zero-shot is the first one's step 0"
+    )
+    report.add_argument("--shards", required=True, help="what the runs were trained on")
+    report.add_argument("--source", help="shards of the source domain, to show some of them")
+    report.add_argument("--oracle", metavar="RUN", help="a run that was trained with labels: an upper bound")
+    report.add_argument("--split", default="test")
+    report.add_argument("--out", metavar="DIR", help="default: the folder that holds the first RUN")
+    _add_device(report)
+
+
+def _table(table: argparse.ArgumentParser) -> None:
+    table.add_argument("table", metavar="N", help="1 to 7, or a .toml file of one's own")
+    table.add_argument("changes", nargs="*", metavar="key=value", help="changed keys of every row; a row's own win")
+    table.add_argument(
+        "--shards",
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="a folder with a build for each variant, or a build, or VARIANT=BUILD; may be given again",
+    )
+    table.add_argument("--run", required=True, help="folder of all runs and results; what is finished is not run again")
+    table.add_argument("--rows", default="", metavar="a,b", help="these rows alone, by name; * and ? match")
+    table.add_argument("--recipe", default="", help="the base of every row in place of its own")
+    _add_device(table)
+    table.add_argument("--processes", type=int, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
+    table.add_argument("--dry-run", action="store_true", help="say what would be run")
+    _add_json(table)
+
+
+def _weights(weights: argparse.ArgumentParser) -> None:
+    weights.add_argument("file", help="a weights file of any kind, a run or one of its checkpoints")
+    weights.add_argument("--take", default="student", choices=("student", "teacher"), help="of a file that holds both")
+    weights.add_argument("--out", metavar="FILE", help="also write a run or checkpoint as one .safetensors file")
+    _add_json(weights)
+
+
+def _add_data_changes(command: argparse.ArgumentParser) -> None:
+    command.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: CUDA where torch sees a GPU"
+    )
+
+
+def _add_who(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--who", default="student", choices=("student", "teacher"))
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=_count, metavar="N", help="reader processes; default: data.workers, or 0")
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true")
+
+
+def _count(text: str) -> int:
+    """A number, 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, 0 or more")
+    return int(text)
