@@ -34,6 +34,7 @@ from manifests.layout import (
 )
 from manifests.presets import is_files_preset, is_mesh_preset
 from manifests.records import Failure, Record, parse_assets, record_path
+from pipeline.datasets import dataset_module
 from pipeline.jobs import ray_cluster
 from pipeline.jobs.build_lock import BuildLock, build_lock
 from pipeline.jobs.record_cache import FinishedRecords
@@ -42,7 +43,6 @@ from pipeline.plan.plan import (
     Plan,
     ViewSet,
     assets_file,
-    dataset_module,
 )
 from pipeline.shards.build_shard import JobEvent, PlainMaker, is_missing, missing_tars, run_job
 from renderers import backend_table
@@ -290,7 +290,7 @@ def _prepare(plan: Plan, jobs: list[Job]) -> None:
 
 def _write_splits(plan: Plan, jobs: list[Job]) -> None:
     """OUT/splits/<split>.txt, an id a line, where the division is the recipe's own and not the dataset's."""
-    if not getattr(dataset_module(plan.table), "SAVES_SPLITS", False):
+    if not dataset_module(plan.table).SAVES_SPLITS:
         return
     for split in sorted({job.split for job in jobs}):
         ids = sorted(asset.id for job in jobs if job.split == split for asset in job.assets)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from manifests import store
-from manifests.config import Value, parse_recipe
+from manifests.config import Value
 from manifests.dataset_info import DatasetTable, load_table
 from manifests.errors import Refused
 from manifests.layout import (
@@ -40,7 +40,7 @@ from pipeline.jobs.driver import (
     write_view_set_manifest,
 )
 from pipeline.jobs.record_cache import FinishedRecords
-from pipeline.plan.build_recipe import BuildRecipe
+from pipeline.plan.build_recipe import BuildRecipe, stored_recipe
 from pipeline.plan.plan import LIBRARIES, Job, Plan, ViewSet, cut_jobs, existing_folder, refuse_frames, source_folder
 from pipeline.shards.build_shard import is_missing, missing_tars
 from pipeline.shards.views_from_files import resolved
@@ -55,7 +55,7 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
     manifest = require_manifest(out, f"--shards {out}")
     if not manifest.complete:
         raise Refused(f"--shards {out} is not finished: run its build again first")
-    recipe = parse_recipe(BuildRecipe, manifest.recipe, f"{out}/manifest.json")
+    recipe = stored_recipe(manifest.recipe, f"{out}/manifest.json")
     table = load_table(manifest.dataset)
     assets = listed_assets(out, manifest)
     name, preset = load_preset(preset_name, changes)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from manifests import store
-from manifests.config import parse_recipe, parse_toml
+from manifests.config import parse_toml
 from manifests.dataset_info import load_table
 from manifests.errors import Refused
 from manifests.layout import (
@@ -21,13 +21,14 @@ from manifests.layout import (
 )
 from manifests.presets import is_files_preset, is_frames_preset, is_mesh_preset
 from manifests.records import read_record, record_path
+from pipeline.datasets import dataset_module
 from pipeline.formats.fingerprints import known_fingerprints
 from pipeline.jobs.build_lock import build_lock
 from pipeline.jobs.driver import OnEvent, OnStart, Workers, finish, ready, run_missing, run_on
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.jobs.redraw import listed_assets, plan_of
-from pipeline.plan.build_recipe import BuildRecipe
-from pipeline.plan.plan import Job, Plan, ViewSet, complete_table, cut_jobs, dataset_module, existing_folder
+from pipeline.plan.build_recipe import BuildRecipe, stored_recipe
+from pipeline.plan.plan import Job, Plan, ViewSet, complete_table, cut_jobs, existing_folder
 from pipeline.shards.build_shard import is_missing
 
 
@@ -87,7 +88,7 @@ def plan_again(out: str, source: str | None) -> tuple[Plan, list[Job]]:
     manifest = require_manifest(out, out)
     recipe = _recipe(out, manifest)
     table = load_table(manifest.dataset)
-    needs = getattr(dataset_module(table), "NEEDS_SOURCE", True)
+    needs = dataset_module(table).NEEDS_SOURCE
     root = existing_folder(source, table.name) if needs and source is not None else None
     table = table if needs and root is None else complete_table(table, root)
     plan = plan_of(out, manifest, recipe, table, root)
@@ -99,12 +100,12 @@ def _recipe(out: str, manifest: BuildManifest) -> BuildRecipe:
     """The recipe of a build with its limits, from OUT/recipe.toml; without them where that is gone or another's."""
     path = store.join(out, RECIPE)
     try:
-        recipe = parse_recipe(BuildRecipe, parse_toml((store.read_bytes(path) or b"").decode()), path)
+        recipe = stored_recipe(parse_toml((store.read_bytes(path) or b"").decode()), path)
         if recipe.shapes_hash() == manifest.shapes_hash:
             return recipe
     except (ValueError, Refused):
         pass  # the manifest holds what changes bytes
-    recipe = parse_recipe(BuildRecipe, manifest.recipe, f"{out}/manifest.json")
+    recipe = stored_recipe(manifest.recipe, f"{out}/manifest.json")
     if recipe.shapes_hash() != manifest.shapes_hash:
         raise Refused(f"{out} was made by another version of this program: it cannot make the same bytes")
     return recipe
@@ -123,7 +124,7 @@ def _view_sets(plan: Plan) -> Iterator[ViewSet]:
 
 def _reachable(plan: Plan, jobs: list[Job]) -> set[str]:
     """The tars that can be made with what there is: without the raw dataset only some views."""
-    if plan.source is not None or not getattr(dataset_module(plan.table), "NEEDS_SOURCE", True):
+    if plan.source is not None or not dataset_module(plan.table).NEEDS_SOURCE:
         return {tar for job in jobs for tar in _tars(job, plan)}
     stored = [s for s in plan.view_sets if not is_frames_preset(s.preset)]
     if not plan.recipe.store_meshes:
