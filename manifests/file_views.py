@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
+
+from manifests.view_preset import ViewPreset
 
 FIELDS = ("class", "split", "synset", "id", "view", "ext")
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
@@ -23,7 +25,7 @@ def _a_size(size: int) -> int:
 ShortSide = Annotated[int, Field(ge=0, le=4096), AfterValidator(_a_size)]
 
 
-class FileViews(BaseModel):
+class FileViews(ViewPreset):
     """Pictures of files, found below --source by `pattern`.
 
     pattern: a path with {id} and {view}, and {class}, {split}, {synset} or {ext} (png, jpg, ...) where the path tells
@@ -36,14 +38,15 @@ class FileViews(BaseModel):
     max_blank_views: how many pictures of one colour an object may have; more, or nothing else, is a Failure.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+    draws: ClassVar[None] = None
+    reads: ClassVar[Literal["files"]] = "files"
+    mapping: ClassVar[Literal["none"]] = "none"  # it has no depth
     title: str = ""
     backend: Literal["files"]
     pattern: str
     match: Literal["auto", "id", "key", "stem", "model"] = "auto"
     num_views: Annotated[int, Field(ge=0, le=1000)] = 0
-    view_numbers: list[Annotated[int, Field(ge=0)]] = []
+    view_numbers: list[Annotated[int, Field(ge=0)]] = Field(default=[])
     image_size: ShortSide = 0
     rgb_format: Literal["keep", "jpg", "png"] = "keep"
     max_blank_views: Annotated[int, Field(ge=0)] = 0

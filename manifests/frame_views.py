@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from manifests.file_views import ShortSide
+from manifests.view_preset import ViewPreset
 
 
-class FrameViews(BaseModel):
+class FrameViews(ViewPreset):
     """Frames that the dataset holds of each object, read from --source.
 
     num_frames: so many, one from each of as many equal stretches of the sequence; a sequence with fewer gives all.
@@ -19,13 +20,13 @@ class FrameViews(BaseModel):
     `crop_margin` of the box's longer side and cut off at the picture's edge; frames without a mask are passed over.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+    draws: ClassVar[None] = None
+    reads: ClassVar[Literal["frames"]] = "frames"
     title: str = ""
     backend: Literal["frames"]
     num_frames: Annotated[int, Field(ge=1, le=100)] = 20
     image_size: ShortSide = 256
-    channels: list[Literal["rgb", "depth"]] = ["rgb"]
+    channels: list[Literal["rgb", "depth"]] = Field(default=["rgb"])
     rgb_format: Literal["jpg", "png"] = "jpg"
     crop: Literal["none", "mask"] = "none"
     crop_margin: Annotated[float, Field(ge=0, le=2)] = 0.1

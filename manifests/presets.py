@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
 from manifests.config import Value, digest, load_toml, merge, names_in, refuse_invalid, unknown_name
 from manifests.errors import Refused
 from manifests.file_views import FileViews
 from manifests.frame_views import FrameViews
+from manifests.view_preset import ViewPreset
 
 FOLDER = Path(__file__).parent / "views"
 Positive = Annotated[float, Field(gt=0)]
@@ -46,7 +47,7 @@ class Gates(BaseModel):
     min_mask_iou: Share = 0.9
 
 
-class _Views(Gates):
+class _Views(Gates, ViewPreset):
     """What every preset holds.
 
     Views are given by `azimuth_deg` and `elevation_deg` (camera direction (cos e sin a, sin e, cos e cos a), +Y up) or
@@ -55,8 +56,6 @@ class _Views(Gates):
     makes the picture that the tower sees of depth (manifests.picture_mapping), `upsample` then enlarges that picture to
     this side, bilinear with aligned corners (0: as it is), `normalize` names mean and standard deviation.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     title: str = ""
     image_size: Annotated[int, Field(ge=8, le=4096)] = 224
@@ -71,6 +70,7 @@ class _Views(Gates):
     mapping: Literal["clip2point", "linear", "world", "none"] = "clip2point"
     upsample: Annotated[int, Field(ge=0, le=4096)] = 0
     normalize: Literal["clip", "imagenet", "none"] = "clip"
+    reads: ClassVar[None] = None
 
     @model_validator(mode="after")
     def _one_rig(self) -> _Views:
@@ -127,6 +127,7 @@ class MeshViews(_Views):
     winding; `flat` are the faces' own.
     """
 
+    draws: ClassVar[Literal["mesh"]] = "mesh"
     backend: Literal["raycast"]
     channels: list[Literal["rgb", "depth"]] = Field(default=["rgb", "depth"], min_length=1)
     rgb_format: Literal["jpg", "png"] = "jpg"
@@ -167,6 +168,11 @@ class RasterizedViews(MeshViews):
     device: Literal["cpu", "cuda"] = "cpu"
     views_at_once: Annotated[int, Field(ge=1, le=1024)] = 4
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether PyTorch3D draws on a GPU."""
+        return self.device == "cuda"
+
 
 class PointViews(_Views):
     """Depth of the first `points` points of the stored cloud (a farthest-point sample; CLIP2Point section 3.2).
@@ -175,6 +181,7 @@ class PointViews(_Views):
     renderer, nearest point within `disc_radius` (half image = 1) of a pixel's centre.
     """
 
+    draws: ClassVar[Literal["points"]] = "points"
     backend: Literal["depth"]
     points: Annotated[int, Field(ge=1)] = 1024
     merge: Literal["minimum", "weighted", "disc"] = "minimum"
@@ -203,6 +210,7 @@ class PointclipViews(_Views):
     nearest point before `background`, of objects whose points have colours. mirror: columns run from right to left.
     """
 
+    draws: ClassVar[Literal["points"]] = "points"
     backend: Literal["pointclip"]
     points: Annotated[int, Field(ge=1)] = 1024
     channels: list[Literal["depth", "rgb"]] = Field(default=["depth"], min_length=1)
@@ -228,6 +236,7 @@ class RealisticViews(_Views):
     drawn.
     """
 
+    draws: ClassVar[Literal["points"]] = "points"
     backend: Literal["realistic"]
     points: Annotated[int, Field(ge=1)] = 1024
     depth_cells: Annotated[int, Field(ge=3, le=256)] = 8
@@ -296,23 +305,3 @@ def load_preset(name: str, changes: dict[str, Value] | None = None) -> tuple[str
 def preset_hash(preset: AnyViews) -> str:
     """sha256 of everything in a preset but its title."""
     return digest(preset.model_dump(exclude={"title"}))
-
-
-def is_mesh_preset(preset: AnyViews) -> bool:
-    """Whether the preset draws the mesh (and so skips an object without one)."""
-    return isinstance(preset, MeshViews)
-
-
-def needs_colors(preset: AnyViews) -> bool:
-    """Whether the preset draws the colours of points (and so skips an object whose points have none)."""
-    return not isinstance(preset, (MeshViews, FileViews, FrameViews)) and "rgb" in preset.channels
-
-
-def is_files_preset(preset: AnyViews) -> bool:
-    """Whether the preset's pictures are a person's own files and not drawn."""
-    return isinstance(preset, FileViews)
-
-
-def is_frames_preset(preset: AnyViews) -> bool:
-    """Whether the preset's pictures are frames of the dataset's own sequences; an object may have fewer of them."""
-    return isinstance(preset, FrameViews)

@@ -6,35 +6,27 @@ import importlib
 
 import numpy as np
 
-from manifests.presets import (
-    AnyViews,
-    DrawnViews,
-    MeshViews,
-    RasterizedViews,
-    is_files_preset,
-    is_frames_preset,
-    needs_colors,
-)
+from manifests.presets import AnyViews, DrawnViews
 from renderers.cameras import Camera, orbit_rotation, rig
 from renderers.geometry import Mesh, with_ground
 from renderers.view import View
 
-# backend -> (module, function, what it draws)
+# backend -> (module, function)
 BACKENDS = {
-    "raycast": ("renderers.raycast", "draw_mesh", "mesh"),
-    "rasterize": ("renderers.rasterize", "draw_mesh", "mesh"),
-    "depth": ("renderers.point_depth", "draw_points", "points"),
-    "pointclip": ("renderers.pointclip", "draw_points", "points"),
-    "realistic": ("renderers.pointclip_v2", "draw_points", "points"),
+    "raycast": ("renderers.raycast", "draw_mesh"),
+    "rasterize": ("renderers.rasterize", "draw_mesh"),
+    "depth": ("renderers.point_depth", "draw_points"),
+    "pointclip": ("renderers.pointclip", "draw_points"),
+    "realistic": ("renderers.pointclip_v2", "draw_points"),
 }
 
 
 def require(preset: AnyViews) -> None:
     """Imports the preset's backend. Raises Refused, saying what to do, where its library or its device is missing."""
-    if is_files_preset(preset) or is_frames_preset(preset):
+    if preset.draws is None:
         return
     module = importlib.import_module(BACKENDS[preset.backend][0])
-    if isinstance(preset, RasterizedViews):
+    if preset.needs_gpu:
         module.device_of(preset)
 
 
@@ -69,11 +61,11 @@ def draw(
     colors: uint8 (N, 3) of the points, or None. Raises ValueError when what the backend draws is not given, Refused
     when the backend's library is missing.
     """
-    module, function, what = BACKENDS[preset.backend]
-    shape = mesh if what == "mesh" else points
+    module, function = BACKENDS[preset.backend]
+    shape = mesh if preset.draws == "mesh" else points
     if shape is None:
-        raise ValueError(f"backend {preset.backend} draws {what}, and there are none")
-    if isinstance(preset, MeshViews) and preset.ground:
-        shape = with_ground(shape, preset.ground_extent, preset.ground_color)
-    with_colors = {"colors": colors} if needs_colors(preset) else {}
+        raise ValueError(f"backend {preset.backend} draws {preset.draws}, and there are none")
+    if preset.draws == "mesh" and mesh is not None and preset.ground:
+        shape = with_ground(mesh, preset.ground_extent, preset.ground_color)
+    with_colors = {"colors": colors} if preset.needs_colors else {}
     return getattr(importlib.import_module(module), function)(shape, preset, preset_cameras(preset), **with_colors)

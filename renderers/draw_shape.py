@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from manifests.picture_mapping import tower_picture
-from manifests.presets import is_files_preset, is_frames_preset, is_mesh_preset, load_preset, needs_colors
+from manifests.presets import load_preset
 from renderers import backend_table
 from renderers.cameras import Camera
 from renderers.geometry import Mesh, from_trimesh
@@ -40,12 +40,12 @@ def draw(shape: Any, preset: str, **keys: Any) -> Views:
     finite, empty or not what the preset draws.
     """
     _, chosen = load_preset(preset, keys)
-    if is_files_preset(chosen) or is_frames_preset(chosen):
+    if chosen.draws is None:
         raise ValueError(f"preset {preset} is pictures of files: nothing is drawn")
-    if is_mesh_preset(chosen):
+    if chosen.draws == "mesh":
         views = backend_table.draw(chosen, mesh=_mesh(shape, preset))
     else:
-        if needs_colors(chosen):
+        if chosen.needs_colors:
             raise ValueError(f"preset {preset} draws the colours of points, and an (N, 3) array has none")
         views = backend_table.draw(chosen, points=_points(shape, preset))
     channel = next(name for name in ("rgb", "gray", "depth") if getattr(views[0], name) is not None)

@@ -79,7 +79,7 @@ def _view_set(build: Build) -> str:
             reasons.append(f"{name} has no RGB")
         elif getattr(preset, "projection", "perspective") != "perspective":
             reasons.append(f"{name} is orthographic, which COLMAP does not know")
-        elif preset.backend == "files":
+        elif preset.reads == "files":
             reasons.append(f"{name} has no cameras")
         else:
             return name

@@ -8,7 +8,6 @@ from typing import Any
 from manifests import store
 from manifests.errors import Refused
 from manifests.layout import SHAPES, VIEWS
-from manifests.presets import is_frames_preset
 from manifests.records import Record
 from manifests.samples import BLOCK, JSON, Sample, read_samples
 from pipeline.export.finished_build import Build, finished_record
@@ -75,7 +74,7 @@ def rows(build: Build, split: str, shard: int) -> Iterator[dict[str, Any]]:
             name = folder.removeprefix(f"{VIEWS}/")
             preset = build.view_sets[name].preset
             counts = dict.fromkeys(record.keys, preset.num_views)
-            if is_frames_preset(preset):
+            if preset.reads == "frames":
                 counts = {values["key"]: len(values["views"]) for values in _jsons(build.out, tar)}
             for key, count in counts.items():
                 places[folder][key][f"{_prefix(folder)}_num_views"] = count

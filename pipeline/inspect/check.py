@@ -32,7 +32,6 @@ from manifests.layout import (
     view_set_names,
     views_tar,
 )
-from manifests.presets import is_frames_preset
 from manifests.records import Failure, Record, read_record, record_path
 from manifests.samples import (
     COLORS,
@@ -417,7 +416,7 @@ def _view_values(sample: Sample, view_set: ViewSetManifest, deep: bool) -> dict[
         pictures = {s: split_view_member(s) for s in sample.members if s != JSON}
         whole = {p[0] for p in pictures.values() if p} == set(range(len(views)))
         expected = view_set.preset.num_views
-        fewer = is_frames_preset(view_set.preset) and 0 < len(views) < expected
+        fewer = view_set.preset.reads == "frames" and 0 < len(views) < expected
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"unreadable ({error})") from error
     if values.get("key") != sample.key or values.get("preset") != view_set.name:

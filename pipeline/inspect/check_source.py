@@ -13,7 +13,7 @@ from manifests.records import Asset
 from pipeline.datasets import dataset_module
 from pipeline.formats.fingerprints import fingerprint_of, stored_values
 from pipeline.formats.source_files import Fingerprint, SeenEnough, watched
-from pipeline.jobs.repair import plan_again
+from pipeline.plan.from_build import whole_plan
 from pipeline.plan.plan import Plan
 
 
@@ -39,7 +39,7 @@ def compare_source(out: str, source: str, on_object: Callable[[int, int], None] 
     source, or there is no such folder.
     """
     out = store.absolute(out)
-    plan, jobs = plan_again(out, source)
+    plan, jobs = whole_plan(out, source)
     if plan.source is None:
         raise Refused(f"--source {source}: {plan.table.name} is made, it has no source")
     total, done, compared, unknown = sum(len(job.assets) for job in jobs), 0, 0, 0

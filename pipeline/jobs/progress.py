@@ -46,7 +46,7 @@ class BuildProgress:
         self._total = todo
         self._started = time.monotonic()
         if there:
-            self._console.print(f"{there:,} objects are already there", highlight=False)
+            self._console.print(f"{there:,} objects are already there")
         if self._bar is not None:
             self._bar.add_task("objects", total=todo, rate="", failures=0)
 
@@ -56,9 +56,7 @@ class BuildProgress:
         if event.state == "again":
             objects, failures = self._running.pop(key, (0, 0))
             self._objects, self._failures = self._objects - objects, self._failures - failures
-            self._console.print(
-                f"shard {key[0]}-{key[1]:05d}: its worker died; again, an asset at a time", highlight=False
-            )
+            self._console.print(f"shard {key[0]}-{key[1]:05d}: its worker died; again, an asset at a time")
         if event.state == "done":
             self._running.pop(key, None)
         if event.progress is not None:
@@ -79,4 +77,4 @@ class BuildProgress:
             self._said = time.monotonic()
             left = (self._total - objects) / max(objects / seconds, 1e-9)
             line = f"{objects:,} of {self._total:,} objects, {rate}, {failures} failures, {left:.0f} s left"
-            self._console.print(line, highlight=False)
+            self._console.print(line)

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.errors import Refused, Stopped, one_line, with_type
-from manifests.presets import RasterizedViews
 from manifests.process_info import environment
 from pipeline.jobs.build_forecast import TRIALS, weigh
 from pipeline.jobs.ray_cleanup import (
@@ -258,7 +257,7 @@ def joined(address: str, plan: Plan, jobs: list[Job]) -> Iterator[Demand]:
 def _demand(ray: Any, address: str, plan: Plan, job: Job) -> Demand:
     """What each job asks for. Raises Refused where the machines of the cluster are not fit for it."""
     _refuse_other_versions(ray, address)
-    gpus = int(any(isinstance(s.preset, RasterizedViews) and s.preset.device == "cuda" for s in plan.view_sets))
+    gpus = int(any(s.preset.needs_gpu for s in plan.view_sets))
     _refuse_too_small(ray, address, Demand(gpus))
     demand = Demand(gpus, _memory_mb(ray, Demand(gpus), plan, job))
     _refuse_too_small(ray, address, demand)

@@ -1,8 +1,9 @@
-"""The records of finished tars as the driver of a build needs them: each read once, none kept whole."""
+"""The records of finished tars as the driver of a build needs them: read once, and kept in part."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,7 +16,7 @@ _AT_ONCE = 128  # records that are asked of an object store together
 
 
 class FinishedRecords:
-    """Records by the path of their tar, as the folders were when each of them was first looked into.
+    """Records of tars, as the folders were when each of them was first looked into.
 
     They are kept without keys, offsets, sizes and checks: those of a build of a million objects would fill the driver's
     memory, and making Python objects of them takes nine tenths of the time. `check` looks at them.
@@ -33,15 +34,34 @@ class FinishedRecords:
         except ValueError:
             return False
 
+    def with_failures(self, tars: Iterable[str], kinds: frozenset[str]) -> list[str]:
+        """Those of the finished tars that have failures of some kinds."""
+        found = []
+        for tar in tars if kinds else ():
+            try:
+                if any(failure.kind in kinds for failure in self[tar].failures):
+                    found.append(tar)
+            except ValueError:
+                continue  # not finished, and so made anyway
+        return found
+
+    def forget(self, tars: Iterable[str]) -> None:
+        """Removes the records of tars, which are made again."""
+        for path in map(record_path, tars):
+            folder, _, name = path.rpartition("/")
+            store.remove(path)
+            self._kept.pop(path, None)
+            self._names[folder] = [other for other in self._listed(folder) if other != name]
+
     def __getitem__(self, tar: str) -> Record:
         """The record of a tar. Raises ValueError, naming the file, where it is missing or damaged."""
-        if tar not in self._kept:
-            path = record_path(tar)
+        path = record_path(tar)
+        if path not in self._kept:
             data = self._data(path)
             if data is None:
                 raise ValueError(f"{tar} has no record")
-            self._kept[tar] = _parsed(path, data)
-        return self._kept[tar]
+            self._kept[path] = _parsed(path, data)
+        return self._kept[path]
 
     def _is_there(self, path: str) -> bool:
         folder, _, name = path.rpartition("/")

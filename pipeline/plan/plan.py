@@ -16,8 +16,8 @@ from pathlib import Path
 from manifests import store
 from manifests.dataset_info import DatasetTable, default_prompt_name, load_table
 from manifests.errors import Refused
-from manifests.layout import library_versions, view_set_hash
-from manifests.presets import AnyViews, is_files_preset, is_frames_preset, load_preset
+from manifests.layout import library_versions, meshes_tar, shapes_tar, view_set_hash, views_tar
+from manifests.presets import AnyViews, load_preset
 from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.rng import seed_digest
 from pipeline.datasets import dataset_module
@@ -73,6 +73,15 @@ class Plan:
     def axes(self) -> tuple[str, str, str]:
         return self.recipe.axes or self.table.axes
 
+    def raw_tars(self, job: Job) -> list[str]:
+        """Paths of what a job makes of the raw dataset: its tar of shapes and, where they are stored, of meshes."""
+        makers = (shapes_tar, meshes_tar) if self.recipe.store_meshes else (shapes_tar,)
+        return [path(self.out, job.split, job.shard) for path in makers]
+
+    def tars(self, job: Job) -> list[str]:
+        """Paths of all tars of a job, those of the plan's view sets last."""
+        return [*self.raw_tars(job), *(views_tar(self.out, s.name, job.split, job.shard) for s in self.view_sets)]
+
     def label(self, class_name: str | None) -> int | None:
         """The class's number in the manifest's order, or None."""
         return self.classes.index(class_name) if class_name in self.classes else None
@@ -80,14 +89,14 @@ class Plan:
 
 def make_view_sets(recipe: BuildRecipe, shapes_hash: str) -> tuple[ViewSet, ...]:
     """The view sets that a recipe asks for. Raises Refused on an unknown preset or when two get one name."""
-    sets = []
+    sets: list[ViewSet] = []
     for preset_name, changes in recipe.views.items():
         name, preset = load_preset(preset_name, changes)
-        if is_files_preset(preset):
+        if preset.reads == "files":
             raise Refused(
                 f"views.{preset_name} are pictures of files: build, then python -m pipeline views {preset_name}"
             )
-        if is_frames_preset(preset):
+        if preset.reads == "frames":
             refuse_frames(load_table(recipe.dataset), name)
         if any(known.name == name for known in sets):
             raise Refused(f"views: two view sets are named {name}")

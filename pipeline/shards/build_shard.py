@@ -19,7 +19,6 @@ from pydantic_core import from_json
 from manifests import store
 from manifests.errors import Stopped, with_type
 from manifests.layout import meshes_tar, shapes_tar, views_tar
-from manifests.presets import is_files_preset, is_mesh_preset
 from manifests.records import Asset, Failure, record_path
 from manifests.samples import (
     COLORS,
@@ -215,7 +214,7 @@ def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple
     except (ValueError, KeyError, TypeError) as error:
         what = f"{shape.key} is damaged in {plan.out}/shapes ({with_type(error, 150)})"
         raise Stopped(f"{what}: python -m pipeline check {plan.out} --repair") from error
-    files = {s.name: _pictures_of(asset, s, plan) for s in view_sets if is_files_preset(s.preset)}
+    files = {s.name: _pictures_of(asset, s, plan) for s in view_sets if s.preset.reads == "files"}
     files |= _frame_results(asset, world_from_source, plan, view_sets)
     if files:
         drawn = tuple(s for s in view_sets if s.name not in files)
@@ -226,7 +225,7 @@ def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple
             glb = _read_again(asset, values, plan)
         except (ValueError, OSError) as error:
             failure = Failure(shape.key, values["id"], "load", with_type(error))
-            points_only = tuple(s for s in view_sets if not is_mesh_preset(s.preset))
+            points_only = tuple(s for s in view_sets if not s.preset.needs_mesh)
             drawn = redraw_object(shape, None, plan, points_only) if points_only else {}
             return {s.name: drawn.get(s.name, failure) for s in view_sets}
     return draw_view_sets(shape.key, values["id"], points, colors, glb, view_sets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manifests.presets import DrawnViews, MeshViews
+from manifests.presets import DrawnViews
 from manifests.samples import FORMAT, JSON, depth_codes, encode_json, encode_picture, gray_codes, view_member
 from pipeline.plan.plan import ViewSet
 from pipeline.shards.view_quality import Judged, warnings_of
@@ -48,4 +48,4 @@ def view_members(key: str, view_set: ViewSet, views: list[View], judged: list[Ju
 
 
 def _rgb_format(preset: DrawnViews) -> str:
-    return preset.rgb_format if isinstance(preset, MeshViews) else "png"
+    return preset.rgb_format if preset.draws == "mesh" else "png"

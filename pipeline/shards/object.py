@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from manifests.errors import Refused, Stopped, with_type
-from manifests.presets import is_frames_preset, is_mesh_preset, needs_colors
 from manifests.records import Asset, Failure, Skipped
 from manifests.samples import (
     COLORS,
@@ -120,7 +119,7 @@ def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcom
         return Failure(asset.key, asset.id, stage, with_type(error))
     mesh_members = {MESH: glb} if glb is not None and plan.recipe.store_meshes else None
     report("render", BuiltObject(asset.key, members, mesh_members, {}))
-    drawn = tuple(s for s in plan.view_sets if not is_frames_preset(s.preset))
+    drawn = tuple(s for s in plan.view_sets if s.preset.draws)
     views = draw_view_sets(asset.key, asset.id, shape.points, shape.colors, glb, drawn)
     views |= _frame_results(asset, shape.world_from_source, plan, plan.view_sets)
     return BuiltObject(asset.key, members, mesh_members, views)
@@ -168,15 +167,15 @@ def draw_view_sets(
     results: ViewResults = {}
     mesh: Mesh | None = None
     for view_set in view_sets:
-        if is_mesh_preset(view_set.preset) and glb is None:
+        if view_set.preset.needs_mesh and glb is None:
             results[view_set.name] = Skipped(key, NO_MESH)
             continue
-        if needs_colors(view_set.preset) and colors is None:
+        if view_set.preset.needs_colors and colors is None:
             results[view_set.name] = Skipped(key, NO_COLORS)
             continue
         stage = "render"
         try:
-            if mesh is None and is_mesh_preset(view_set.preset):
+            if mesh is None and view_set.preset.needs_mesh:
                 mesh = decode_mesh(glb)
             views = backend_table.draw(view_set.preset, mesh=mesh, points=points, colors=colors)
             judged = [judge(view, view_set.preset, points) for view in views]
@@ -193,7 +192,7 @@ def draw_view_sets(
 
 
 def _any_mesh(view_sets: tuple[ViewSet, ...]) -> bool:
-    return any(is_mesh_preset(s.preset) for s in view_sets)
+    return any(s.preset.needs_mesh for s in view_sets)
 
 
 def _frame_results(
@@ -201,7 +200,7 @@ def _frame_results(
 ) -> ViewResults:
     """Members of those view sets that are frames of the object's own sequence; a Failure where there is none to use."""
     results: ViewResults = {}
-    for view_set in (s for s in view_sets if is_frames_preset(s.preset)):
+    for view_set in (s for s in view_sets if s.preset.reads == "frames"):
         try:
             with dataset_module(plan.table).frames(asset, plan.root, plan.recipe.options()) as frames:
                 members = frame_members(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manifests.presets import DrawnViews, MeshViews
+from manifests.presets import DrawnViews
 from renderers.cameras import Camera
 from renderers.view import View
 
@@ -40,7 +40,7 @@ def judge(view: View, preset: DrawnViews, points: np.ndarray) -> Judged:
         other = differs(view.rgb, preset.background)
         union = np.count_nonzero(other | mask)
         iou = np.count_nonzero(other & mask) / union if union else 1.0
-    with_ground = isinstance(preset, MeshViews) and preset.ground
+    with_ground = preset.draws == "mesh" and preset.ground
     blank = forgiven = None
     picture = view.rgb if view.rgb is not None else view.gray
     if not coverage:

@@ -26,10 +26,10 @@ from machine import describe_machine
 from manifests.config import parse_changes
 from manifests.layout import shapes_tar, views_tar
 from manifests.records import read_record, record_path, write_json
-from pipeline.jobs.driver import is_missing
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import Job, Plan, assets_file, make_plan
+from pipeline.shards.build_shard import is_missing
 from training.data.dataset import Source, open_source
 from training.settings.data import DataSettings
 

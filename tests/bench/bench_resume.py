@@ -24,7 +24,8 @@ from machine import describe_machine
 from manifests.config import parse_changes
 from manifests.layout import meshes_tar, shapes_tar, views_tar
 from manifests.records import Record, record_path
-from pipeline.jobs.driver import FinishedRecords, _prepare, finish
+from pipeline.jobs.build_manifest import write_finished, write_unfinished
+from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import Job, make_plan
 
@@ -53,14 +54,14 @@ def make_up(out: Path, changes: list[str]) -> None:
     """A finished build of empty tars with records of real length."""
     plan, jobs = make_plan(read_recipe("parametric", parse_changes(changes)), None, str(out))
     out.mkdir()
-    _prepare(plan, jobs)
+    write_unfinished(plan, jobs)
     for job in jobs:
         _record(shapes_tar(plan.out, job.split, job.shard), plan.shapes_hash, job, ["colors.npy", "json", "points.npy"])
         _record(meshes_tar(plan.out, job.split, job.shard), plan.shapes_hash, job, ["mesh.glb"])
         for view_set in plan.view_sets:
             names = [f"v{v:02d}.{c}.png" for v in range(view_set.preset.num_views) for c in view_set.preset.channels]
             _record(views_tar(plan.out, view_set.name, job.split, job.shard), view_set.hash, job, ["json", *names])
-    finish(plan, jobs, FinishedRecords())
+    write_finished(plan, jobs, FinishedRecords())
 
 
 def _record(tar: str, hash: str, job: Job, suffixes: list[str]) -> None:

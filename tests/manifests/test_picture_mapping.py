@@ -9,20 +9,10 @@ import torch
 from manifests.config import load_toml
 from manifests.errors import Refused
 from manifests.picture_mapping import NORMALIZE, mean_and_deviation, to_picture, tower_picture, upsampled, value_range
-from manifests.presets import (
-    FOLDER,
-    PointclipViews,
-    PointViews,
-    RealisticViews,
-    load_preset,
-    needs_colors,
-    preset_names,
-)
+from manifests.presets import FOLDER, PointclipViews, PointViews, load_preset, preset_names
 from renderers.backend_table import draw
 
-POINT_PRESETS = sorted(
-    name for name in preset_names() if isinstance(load_preset(name)[1], PointViews | PointclipViews | RealisticViews)
-)
+POINT_PRESETS = sorted(name for name in preset_names() if load_preset(name)[1].draws == "points")
 RAW = {"pointclip6", "pointclip10", "simpleview6"}
 
 
@@ -61,7 +51,7 @@ def test_the_range_of_what_a_tower_sees(name: str) -> None:
     preset = load_preset(name)[1]
     points = np.random.default_rng(0).normal(size=(1024, 3))
     points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
-    colors = np.full((1024, 3), 128, np.uint8) if needs_colors(preset) else None
+    colors = np.full((1024, 3), 128, np.uint8) if preset.needs_colors else None
     (channel,) = preset.channels
     for view in draw(preset, points=points, colors=colors):
         picture = tower_picture(getattr(view, channel), channel, preset)

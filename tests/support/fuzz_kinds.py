@@ -92,7 +92,8 @@ def build_and_check(recipe_name: str, case: Path, out: str = "out", **changes: A
     from manifests.errors import Refused
     from pipeline.datasets import dataset_module
     from pipeline.inspect.check import check
-    from pipeline.jobs.driver import Workers, build
+    from pipeline.jobs.build import build
+    from pipeline.jobs.driver import Workers
     from pipeline.plan.build_recipe import read_recipe
     from pipeline.plan.plan import make_plan
 
@@ -607,7 +608,7 @@ def run_recipes(case: Path) -> str:
 def _planned(case: Path, path: Path) -> bool:
     """A plan by a recipe, and the manifests of its view sets written."""
     from manifests.config import load_toml, to_toml
-    from pipeline.jobs.driver import write_view_set_manifest
+    from pipeline.jobs.build_manifest import write_view_set_manifest
     from pipeline.plan.build_recipe import read_recipe, stored_recipe
     from pipeline.plan.plan import make_plan
 

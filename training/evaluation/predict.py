@@ -27,14 +27,7 @@ from manifests.config import to_toml
 from manifests.dataset_info import axes_matrix, default_prompt_name, load_table, table_names
 from manifests.errors import Refused, Stopped, first_problem
 from manifests.layout import read_manifest
-from manifests.presets import (
-    AnyViews,
-    is_files_preset,
-    is_frames_preset,
-    load_preset,
-    parse_preset,
-    preset_names,
-)
+from manifests.presets import AnyViews, load_preset, parse_preset, preset_names
 from manifests.process_info import environment
 from training.child_commands import ENDING_SECONDS, Watch, end
 from training.data.dataset import open_source
@@ -96,7 +89,7 @@ class BuildKeys:
             raise Refused(
                 f"{path} has no {error}: its run is of an older version; build the files and predict with --shards"
             ) from error
-        if is_files_preset(preset) or is_frames_preset(preset):
+        if preset.reads:
             raise Refused(
                 f"the checkpoint reads {name}, pictures that come with its dataset and are not drawn: predict --shards"
             )

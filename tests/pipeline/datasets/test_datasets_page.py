@@ -11,7 +11,7 @@ from builders import REPOSITORY
 from manifests.cli import parse_arguments
 from manifests.config import names_in, parse_changes
 from manifests.dataset_info import load_table
-from pipeline.__main__ import _parser
+from pipeline.arguments import pipeline_parser
 from pipeline.plan.build_recipe import RECIPES, read_recipe
 
 PAGE = (REPOSITORY / "docs" / "datasets.md").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def test_every_recipe_has_its_place_and_its_counts(name: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_taken(command: str) -> None:
     words = shlex.split(command)[3:]
-    options = parse_arguments(_parser(), words)
+    options = parse_arguments(pipeline_parser(), words)
     if options.command == "build" and options.recipe != "RECIPE":
         read_recipe(options.recipe, parse_changes(options.changes))
 

@@ -16,7 +16,8 @@ from manifests.records import write_json
 from manifests.samples import decode_array, decode_picture, encode_array, encode_json, encode_picture, read_samples
 from pipeline.inspect.check import check
 from pipeline.inspect.compare_builds import compare
-from pipeline.jobs.driver import Workers, build
+from pipeline.jobs.build import build
+from pipeline.jobs.driver import Workers
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.shards.writer import ShardWriter

@@ -14,8 +14,9 @@ from builders import SMALL, write_off
 from manifests.records import Asset, Failure
 from manifests.samples import encode_array
 from pipeline.jobs import build_forecast as module
+from pipeline.jobs.build import build
 from pipeline.jobs.build_forecast import Cost, Forecast, Trial, forecast, lines, tar_bytes
-from pipeline.jobs.driver import Workers, build
+from pipeline.jobs.driver import Workers
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import Job, make_plan
 from pipeline.shards.object import BuiltObject

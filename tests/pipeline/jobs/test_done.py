@@ -21,7 +21,8 @@ from manifests.records import Failure
 from pipeline.__main__ import main
 from pipeline.datasets import meshes
 from pipeline.inspect.check import check
-from pipeline.jobs.driver import Workers, build
+from pipeline.jobs.build import build
+from pipeline.jobs.driver import Workers
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import Job, Plan, ViewSet, make_plan
 from pipeline.shards.build_shard import JobEvent, PlainMaker, build_shard, redraw_shard
@@ -136,6 +137,13 @@ def test_an_object_that_is_mended_is_built_and_drawn_in_every_view_set(source, t
     assert check(str(out)).problems == []
 
 
+def test_retry_refuses_a_view_set_whose_manifest_is_damaged(source, out) -> None:
+    """Its views would stay those of the shapes of before."""
+    (out / "views/rgb12/manifest.json").write_text("{")
+    with pytest.raises(Refused, match=r"views/rgb12/manifest.json.*delete its folder to draw it again"):
+        run(*planned(source, out, views={"depth10": VIEWS["depth10"]}), frozenset({"data"}))
+
+
 def test_views_that_failed_for_lack_of_time_are_drawn_again_when_asked(source, built, out) -> None:
     path = out / "views/depth10/all-00002.json"
     whole = json.loads(path.read_text())
@@ -177,7 +185,7 @@ def test_running_out_of_memory_is_told_from_bad_data(source, tmp_path, monkeypat
     outcome = make_object(jobs[0].assets[0], plan)
     assert isinstance(outcome, Failure)
     assert outcome.kind == "data"
-    monkeypatch.setattr("pipeline.shards.build_shard.backends.draw", lambda *_, **__: starve())
+    monkeypatch.setattr("pipeline.shards.object.backend_table.draw", lambda *_, **__: starve())
     points = np.zeros((8, 3), np.float32)
     results = draw_view_sets("k", "k", points, None, None, plan.view_sets[1:])
     assert [result.kind for result in results.values()] == ["memory"]

@@ -55,6 +55,17 @@ def test_records_are_kept_without_what_grows_with_objects(tmp_path) -> None:
     assert FinishedRecords()[tar] == replace(RECORD, keys=(), offsets=(), sizes={})
 
 
+def test_a_record_that_is_forgotten_is_gone_and_its_tar_is_to_be_made_again(tmp_path) -> None:
+    tars = [write(tmp_path, shard) for shard in range(3)]
+    write(tmp_path, 1, replace(RECORD, failures=()))
+    records = FinishedRecords()
+    assert records.with_failures(tars, frozenset()) == []
+    assert records.with_failures([*tars, f"{tmp_path}/no.tar"], frozenset({"timeout"})) == [tars[0], tars[2]]
+    records.forget([tars[2]])
+    assert not Path(record_path(tars[2])).exists()
+    assert [records.is_done(tar, "right") for tar in tars] == [True, True, False]
+
+
 def test_what_is_not_finished(tmp_path) -> None:
     tars = [write(tmp_path, shard) for shard in range(6)]
     Path(tars[1]).unlink()

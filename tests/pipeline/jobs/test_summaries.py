@@ -12,7 +12,9 @@ from shapes import chair
 
 from manifests.records import Failure
 from pipeline.__main__ import main
-from pipeline.jobs.driver import Summary, Workers, build
+from pipeline.jobs.build import build
+from pipeline.jobs.driver import Workers
+from pipeline.jobs.summary import Summary
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.shards.build_shard import JobEvent

@@ -16,7 +16,7 @@ from builders import REPOSITORY
 from training_runs import ONE_STEP, typed
 
 from manifests.layout import read_view_set
-from manifests.presets import is_files_preset, is_frames_preset, load_preset, preset_names
+from manifests.presets import load_preset, preset_names
 from manifests.samples import read_samples
 from training.evaluation import predict
 from training.evaluation.evaluate import examine
@@ -166,7 +166,7 @@ def test_which_way_is_up(files) -> None:
 def test_every_preset_that_is_drawn_survives_the_recipe_of_a_build() -> None:
     for name in preset_names():
         preset = load_preset(name)[1]
-        if is_files_preset(preset) or is_frames_preset(preset):
+        if preset.reads:
             continue
         changed = preset.model_copy(update={"image_size": 96})
         keys = {"seed": 3, "num_points": 64, "fps_prefix": 8, "normalize": "none"}

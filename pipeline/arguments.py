@@ -1,0 +1,96 @@
+"""The command line of the pipeline as argparse reads it: commands, options and their help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+PROGRAM = "python -m pipeline"
+RETRY_KINDS = ("timeout", "memory", "crash", "data")
+
+
+def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    """The parser of all commands. prog: the program's name in its help."""
+    parser = argparse.ArgumentParser(prog=prog, description="3D datasets into training shards.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="a dataset into shards")
+    build.add_argument("recipe", help="name of a shipped recipe (`recipes` lists them) or a .toml file")
+    build.add_argument(
+        "changes", nargs="*", metavar="key=value", help="changed keys, such as views.rgb12.image_size=128"
+    )
+    build.add_argument("--source", help="folder of the raw dataset")
+    build.add_argument("--out", required=True, help="folder or URL (s3://...) of the shards")
+    build.add_argument("--dry-run", action="store_true", help="count, time three objects, predict; write nothing")
+    _add_retry(build)
+    _add_workers(build)
+    views = commands.add_parser("views", help="a new view set for old shards")
+    views.add_argument("preset", help="name of a view preset (`presets` lists them)")
+    views.add_argument(
+        "changes", nargs="*", metavar="key=value", help="changed keys of the preset; name= names the set"
+    )
+    views.add_argument("--shards", required=True, help="a finished build")
+    views.add_argument("--source", help="the raw dataset, needed where meshes are not stored")
+    _add_retry(views)
+    _add_workers(views)
+    check = commands.add_parser("check", help="verify every byte of a build")
+    check.add_argument("out", metavar="OUT")
+    check.add_argument("--against", metavar="OTHER", help="also compare with another build of the same recipe")
+    check.add_argument("--deep", action="store_true", help="also decode every picture (ten times as long)")
+    check.add_argument("--repair", action="store_true", help="make damaged shards again")
+    check.add_argument(
+        "--source", help="the raw dataset: compared with what the objects were made of; with --repair read where needed"
+    )
+    _add_workers(check)
+    inspect = commands.add_parser("inspect", help="a contact sheet, or a page with filters")
+    inspect.add_argument("out", metavar="OUT")
+    kinds = inspect.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--png", metavar="FILE", help="a contact sheet")
+    kinds.add_argument("--html", metavar="FILE", help="a page in one file: views, clouds, warnings and failures")
+    inspect.add_argument("--objects", type=_count, help="so many of a build (12 on a sheet, 60 on a page)")
+    inspect.add_argument("--views", type=_count, default=6, help="views a view set")
+    inspect.add_argument("--split")
+    _add_export(commands.add_parser("export", help="a build for other tools: Hugging Face, wids, COLMAP"))
+    commands.add_parser("recipes", help="list the shipped recipes")
+    presets = commands.add_parser("presets", help="list the view presets, or show one")
+    presets.add_argument("name", nargs="?")
+    doctor = commands.add_parser("doctor", help="what this machine lacks, and the command for each")
+    doctor.add_argument("--json", action="store_true")
+    return parser
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.add_argument("out", metavar="OUT")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("hf", "wids", "colmap"),
+        help="hf: a dataset card and a table of samples; wids: indexes of the shards; colmap: one object's cameras",
+    )
+    export.add_argument("--to", metavar="DIR", help="a folder of its own (hf and wids link the shards there)")
+    export.add_argument("--copy", action="store_true", help="hf, wids: copy the shards to --to in place of links")
+    export.add_argument("--views", default="", metavar="SETS", help="these view sets only, with commas between them")
+    export.add_argument("--key", help="colmap: the object (default: the first)")
+    export.add_argument("--license", metavar="ID", help="hf: the source dataset's, such as cc-by-4.0")
+    export.add_argument("--overwrite", action="store_true", help="write over a README.md or a COLMAP model")
+    export.add_argument("--json", action="store_true")
+
+
+def _count(text: str) -> int:
+    """A number, 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, 0 or more")
+    return int(text)
+
+
+def _add_retry(parser: argparse.ArgumentParser) -> None:
+    kinds = ",".join(RETRY_KINDS)
+    parser.add_argument("--retry", default="", metavar="KINDS", help=f"make shards with these failures again: {kinds}")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=_count, default=os.cpu_count() or 1, help="processes; 0: in this one, for debuggers"
+    )
+    where.add_argument("--ray", metavar="ADDRESS", help="join a running Ray cluster")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object on stdout")

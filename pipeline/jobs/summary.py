@@ -1,0 +1,61 @@
+"""How a build or the drawing of a view set ended, summed up from the records of its tars."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from manifests.layout import shapes_tar, views_tar
+from manifests.records import Failure
+from pipeline.jobs.record_cache import FinishedRecords
+from pipeline.plan.plan import Job, Plan, ViewSet
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a build or a view set ended.
+
+    failures: of assets (a build) or of the view set. skipped: reason -> count. samples: objects written. expected: how
+    many of the failures are of objects that the dataset's table knows to be broken.
+    """
+
+    samples: int
+    failures: tuple[Failure, ...]
+    skipped: dict[str, int]
+    attempted: int
+    expected: int = 0
+
+    @property
+    def failed_fraction(self) -> float:
+        """Share of the attempted that failed; expected failures are in neither number."""
+        attempted = self.attempted - self.expected
+        return (len(self.failures) - self.expected) / attempted if attempted else 0.0
+
+
+def summed_up(plan: Plan, jobs: list[Job], finished: FinishedRecords) -> Summary:
+    """What the records of a finished build say, those of the plan's view sets included."""
+    records = [finished[shapes_tar(plan.out, job.split, job.shard)] for job in jobs]
+    failures = [f for record in records for f in record.failures]
+    skipped: Counter[str] = Counter()
+    for view_set in plan.view_sets:
+        summary = view_set_summary(plan, jobs, view_set, finished)
+        known = {failure.key for failure in failures}
+        failures += [failure for failure in summary.failures if failure.key not in known]
+        skipped.update(summary.skipped)
+    samples = sum(record.count for record in records)
+    attempted = sum(len(job.assets) for job in jobs)
+    return Summary(samples, tuple(failures), dict(skipped), attempted, _expected(plan, failures))
+
+
+def _expected(plan: Plan, failures: Iterable[Failure]) -> int:
+    return sum(failure.id in plan.table.expected_failures for failure in failures)
+
+
+def view_set_summary(plan: Plan, jobs: list[Job], view_set: ViewSet, finished: FinishedRecords) -> Summary:
+    """Samples, failures and skipped of one finished view set."""
+    records = [finished[views_tar(plan.out, view_set.name, job.split, job.shard)] for job in jobs]
+    skipped = Counter(s.reason for record in records for s in record.skipped)
+    failures = tuple(f for record in records for f in record.failures)
+    samples = sum(record.count for record in records)
+    return Summary(samples, failures, dict(skipped), samples + len(failures), _expected(plan, failures))
