@@ -16,6 +16,7 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("manifests", "renderers", "pipeline", "training")
+BELOW_JOBS = ("manifests", "renderers", "pipeline/formats", "pipeline/datasets", "pipeline/plan")
 BELOW_LOOP = ("manifests", "training/settings", "training/models", "training/data", "training/objectives")
 PIPELINE = ("formats", "datasets", "datasets/synthetic", "plan", "shards", "jobs", "inspect", "export")
 TRAINING = ("settings", "data", "models", "objectives", "weights", "loop", "evaluation", "plots", "reports")
@@ -25,11 +26,11 @@ ROOM_MAY_IMPORT = {  # beside itself; docs/architecture.md draws it
     "pipeline": ("manifests", "renderers", *(f"pipeline/{room}" for room in PIPELINE)),
     "pipeline/formats": ("manifests", "renderers"),
     "pipeline/datasets": ("manifests", "pipeline/formats"),
-    "pipeline/datasets/synthetic": ("manifests", "renderers", "pipeline/formats"),
+    "pipeline/datasets/synthetic": ("manifests", "renderers", "pipeline/formats", "pipeline/datasets"),
     "pipeline/plan": ("manifests", "renderers", "pipeline/datasets", "pipeline/datasets/synthetic"),
-    "pipeline/shards": ("manifests", "renderers", "pipeline/formats", "pipeline/plan"),
-    "pipeline/jobs": ("manifests", "renderers", "pipeline/formats", "pipeline/plan", "pipeline/shards"),
-    "pipeline/inspect": ("manifests", "renderers", "pipeline/formats", "pipeline/plan"),
+    "pipeline/shards": BELOW_JOBS,
+    "pipeline/jobs": (*BELOW_JOBS, "pipeline/shards"),
+    "pipeline/inspect": BELOW_JOBS,
     "pipeline/export": ("manifests",),
     "training": ("manifests", "training/paper_tables", *(f"training/{room}" for room in TRAINING)),
     "training/settings": ("manifests",),
