@@ -208,6 +208,14 @@ def test_a_wrong_key_of_a_preset_is_one_line(changes: dict, words: list[str]) ->
     assert all(word in str(caught.value) for word in words)
 
 
+@pytest.mark.parametrize("preset", ["depth10", "rgb12", "realistic10"])
+def test_a_wrong_key_of_a_preset_is_named_as_it_is_typed(preset: str) -> None:
+    """Not as the checker of types has it, with the backend in front."""
+    with pytest.raises(Refused, match=r"unknown key image_sise; did you mean image_size\?") as caught:
+        load_preset(preset, {"image_sise": 64})
+    assert "." not in str(caught.value).partition("unknown key ")[2].partition(";")[0]
+
+
 def test_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(Refused, match=r"did you mean rgb12_mvtn\?"):
         load_preset("rgb12_mvnt")

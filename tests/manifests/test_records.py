@@ -41,6 +41,7 @@ def test_keys_that_differ_in_letter_case_alone_are_made_different() -> None:
     for id, key in zip(ids[:3], keys, strict=False):
         assert key == f"{id}-{hashlib.sha256(id.encode()).hexdigest()[:8]}"
     assert keys[3] == "chair_2"
+    assert records.make_keys(["Table_1", "chair_1"]) == ["Table_1", "chair_1"]  # capitals alone are no clash
     assert len({key.lower() for key in keys}) == 4
 
 
