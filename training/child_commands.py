@@ -19,7 +19,7 @@ import psutil
 from manifests.patience import seconds_of
 
 COMMAND_SECONDS = "CROSS_MOST_COMMAND_SECONDS"  # environment: replaces each command's own limit
-ENDING_SECONDS = 60.0  # until a command ends that was told to
+ENDING_SECONDS = 60.0  # for a command to end after a signal
 _LOOK_SECONDS = 5.0
 
 

@@ -254,7 +254,7 @@ def _run(command: list[str], scratch: Path) -> subprocess.CompletedProcess[str]:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=POLL_SECONDS)
         except KeyboardInterrupt:
-            end(process, ENDING_SECONDS)  # a terminal has told it as well
+            end(process, ENDING_SECONDS)  # Ctrl-C in a terminal reaches the build, too
             raise
     return subprocess.CompletedProcess(command, process.returncode, stderr=said.read_text(errors="replace"))
 
