@@ -236,7 +236,7 @@ def _build(
     if done.returncode == 3:
         raise Stopped(last)
     if done.returncode == 2 or read_manifest(str(out)) is None:
-        raise Refused(f"predict FILE draws files by `python -m pipeline build`: {last}")
+        raise Refused(f"python -m pipeline build: {last}")
     return out
 
 
