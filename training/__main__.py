@@ -195,7 +195,7 @@ def _data_changes(options: argparse.Namespace) -> dict[str, Value]:
 
 
 def _candidates(options: argparse.Namespace) -> dict[str, Value]:
-    """Keys of data that --classes and --candidates stand for."""
+    """Keys of data that --classes and --candidates set."""
     keys: dict[str, Value] = {}
     if options.classes:
         names = options.classes.split(",")

@@ -1,4 +1,4 @@
-"""Watches commands that this program starts, and ends those that hang, with all their child processes.
+"""Starts commands beside this program, watches them, and ends those that hang, with all their child processes.
 
 A training may take days, so the total time has no limit. A command hangs when none of its files changes for too long:
 its log (a build writes a line every ten seconds, a fit every `log_every` steps), its shards, its checkpoints.
@@ -17,9 +17,10 @@ from typing import Any
 import psutil
 
 from manifests.patience import seconds_of
+from manifests.process_info import environment
 
 COMMAND_SECONDS = "CROSS_MOST_COMMAND_SECONDS"  # environment: replaces each command's own limit
-ENDING_SECONDS = 60.0  # until a command ends that was told to
+ENDING_SECONDS = 60.0  # for a command to end after a signal
 _LOOK_SECONDS = 5.0
 
 
@@ -46,6 +47,43 @@ class Watch:
     def words(self) -> str:
         """The message about a command that hangs."""
         return f"no sign of life for {self.seconds:g} s ({COMMAND_SECONDS}), so it was ended"
+
+
+class Child:
+    """A command that runs beside this program. process: its process; started: when, by `time.monotonic`.
+
+    log: the file for its output; stdout: subprocess.DEVNULL, to log stderr alone. seconds: without a change in `log` or
+    `watched`, until it hangs. variables: of its environment.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        seconds: float,
+        watched: Sequence[Path] = (),
+        stdout: int | None = None,
+        variables: dict[str, str] | None = None,
+    ) -> None:
+        self.name, self.log, self.started = name, log, time.monotonic()
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(
+                command, stdout=file if stdout is None else stdout, stderr=file, env=environment() | (variables or {})
+            )
+        self._watch = Watch([log, *watched], seconds)
+
+    def hangs(self) -> str:
+        """Ends a command that hangs, and gives the reason; empty for any other."""
+        if not self._watch.hangs():
+            return ""
+        end(self.process)
+        return self._watch.words()
+
+    def last_line(self) -> str:
+        """The last line of its log so far, or empty."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
 
 
 def _signature(places: Sequence[Path]) -> dict[str, tuple[int, int]]:

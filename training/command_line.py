@@ -34,7 +34,7 @@ def _fit(fit: argparse.ArgumentParser) -> None:
 
 def _evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("checkpoint", help="a run (its last step) or one of its checkpoints/step-* folders")
-    _add_data_changes(evaluate)
+    evaluate.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
     evaluate.add_argument("--shards", required=True)
     evaluate.add_argument("--split", default="test")
     _add_device(evaluate)
@@ -49,16 +49,16 @@ def _evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the towers")
     evaluate.add_argument("--out", metavar="DIR", help="confusion matrices, histograms and per-class figures")
     _add_workers(evaluate)
-    _add_json(evaluate)
+    evaluate.add_argument("--json", action="store_true")
 
 
 def _embed(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("checkpoint", help=AS_EVALUATE)
-    _add_data_changes(embed)
+    embed.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
     embed.add_argument("--shards", required=True)
     embed.add_argument("--out", required=True, metavar="FILE.npz")
     embed.add_argument("--split", default="test")
-    _add_who(embed)
+    embed.add_argument("--who", default="student", choices=("student", "teacher"))
     embed.add_argument("--per-view", action="store_true", help="also the features of every view")
     embed.add_argument("--picture", choices=("tsne", "umap"), help="also FILE.tsne.png or FILE.umap.png")
     _add_device(embed)
@@ -72,10 +72,10 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--split", default="test", help="of --shards")
     predict.add_argument("--classes", metavar="A,B,...", help="other names than the checkpoint's, by its text tower")
     predict.add_argument("--axes", default="", help="of FILEs, such as y,z,x where +Z is up; default: as trained")
-    _add_who(predict)
+    predict.add_argument("--who", default="student", choices=("student", "teacher"))
     _add_device(predict)
     predict.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that draw FILEs; 0: one")
-    _add_json(predict)
+    predict.add_argument("--json", action="store_true")
 
 
 def _report(report: argparse.ArgumentParser) -> None:
@@ -106,18 +106,14 @@ def _table(table: argparse.ArgumentParser) -> None:
     _add_device(table)
     table.add_argument("--processes", type=int, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
     table.add_argument("--dry-run", action="store_true", help="say what would be run")
-    _add_json(table)
+    table.add_argument("--json", action="store_true")
 
 
 def _weights(weights: argparse.ArgumentParser) -> None:
     weights.add_argument("file", help="a weights file of any kind, a run or one of its checkpoints")
     weights.add_argument("--take", default="student", choices=("student", "teacher"), help="of a file that holds both")
     weights.add_argument("--out", metavar="FILE", help="also write a run or checkpoint as one .safetensors file")
-    _add_json(weights)
-
-
-def _add_data_changes(command: argparse.ArgumentParser) -> None:
-    command.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
+    weights.add_argument("--json", action="store_true")
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
@@ -126,16 +122,8 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_who(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--who", default="student", choices=("student", "teacher"))
-
-
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=_count, metavar="N", help="reader processes; default: data.workers, or 0")
-
-
-def _add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true")
 
 
 def _count(text: str) -> int:

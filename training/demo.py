@@ -13,11 +13,9 @@ import argparse
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -28,8 +26,7 @@ from manifests import store
 from manifests.cli import exit_code
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, tell
-from manifests.process_info import environment
-from training.child_commands import ENDING_SECONDS, Watch, end
+from training.child_commands import ENDING_SECONDS, Child, end
 from training.reports import report
 
 SILENT_SECONDS = 7200.0  # of a stage: the oracle writes nothing until it ends
@@ -64,43 +61,25 @@ class _MemoryPeak(threading.Thread):
         return self.max_rss_mb
 
 
-@dataclass
-class _Stage:
-    """A running command."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    watch: Watch
-    started: float = field(default_factory=time.monotonic)
-
-
 class _Demo:
     """Starts commands and waits for them; when one of them fails or hangs, it ends all."""
 
     def __init__(self, out: Path, console: Console) -> None:
         self.out, self.console = out, console
         self.seconds: dict[str, float] = {}
-        self._running: list[_Stage] = []
+        self._running: list[Child] = []
 
-    def start(self, name: str, *arguments: object, threads: int = 1) -> _Stage:
+    def start(self, name: str, *arguments: object, threads: int = 1) -> Child:
         """Starts `python -m ...` in the background."""
         command = [sys.executable, "-m", *map(str, arguments)]
-        log = self.out / "logs" / f"{name}.log"
         with open(self.out / "commands.txt", "a") as file:
             file.write(f"OMP_NUM_THREADS={threads} {shlex.join(['python', *command[1:]])}\n")
-        with open(log, "w") as file:
-            process = subprocess.Popen(
-                command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=dict(environment(), OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1"),
-            )
-        stage = _Stage(name, process, log, Watch([log], SILENT_SECONDS))
+        log, variables = self.out / "logs" / f"{name}.log", {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        stage = Child(name, command, log, SILENT_SECONDS, variables=variables)
         self._running.append(stage)
         return stage
 
-    def wait(self, *stages: _Stage) -> None:
+    def wait(self, *stages: Child) -> None:
         """Waits for stages and shows their last lines. Raises Stopped where one of them fails or hangs."""
         waiting = list(stages)
         with self.console.status("") as status:
@@ -110,17 +89,15 @@ class _Demo:
                     self._running.remove(stage)
                     self._finish(stage)
                 for stage in waiting:
-                    if stage.watch.hangs():
-                        end(stage.process)
-                        raise Stopped(f"{stage.name}: {stage.watch.words()}; its last line: {_last_line(stage.log)}")
-                told = "   ".join(f"{stage.name}: {_last_line(stage.log)[:90]}" for stage in waiting)
-                status.update(told)
+                    if reason := stage.hangs():
+                        raise Stopped(f"{stage.name}: {reason}; its last line: {stage.last_line()}")
+                status.update("   ".join(f"{stage.name}: {stage.last_line()[:90]}" for stage in waiting))
                 time.sleep(0.2)
 
-    def _finish(self, stage: _Stage) -> None:
+    def _finish(self, stage: Child) -> None:
         self.seconds[stage.name] = round(time.monotonic() - stage.started, 1)
         if stage.process.returncode:
-            raise Stopped(f"{stage.name} failed ({_last_line(stage.log)}); see {stage.log}")
+            raise Stopped(f"{stage.name} failed ({stage.last_line()}); see {stage.log}")
         self.console.print(f"{self.seconds[stage.name]:6.1f} s  {stage.name}")
 
     def end_all(self) -> None:
@@ -129,11 +106,6 @@ class _Demo:
             stage.process.terminate()
         for stage in self._running:
             end(stage.process, ENDING_SECONDS)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
 
 
 def run(out: Path, seed: int, workers: int, changes: list[str], build_changes: list[str], console: Console) -> Path:

@@ -14,6 +14,7 @@ import yaml
 from foreign_text import HOSTILE, Page, hidden
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 from rich.table import Table
 
@@ -25,6 +26,7 @@ from manifests.plain_text import (
     for_html,
     for_markdown,
     for_terminal,
+    html_page,
     log_to_stderr,
     tell,
 )
@@ -81,6 +83,18 @@ def test_html_shows_it_letter_by_letter(text: str) -> None:
     page = Page(f'<p title="{for_html(text)}">{for_html(text)}</p>')
     assert (page.words, page.tags) == (for_terminal(text), ["p"])
     assert html.unescape(for_html(text)) == for_terminal(text)
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "{{ 1 + 1 }}", "{% if %}"])
+def test_a_page_of_a_template_shows_it_letter_by_letter(tmp_path, text: str) -> None:
+    template = tmp_path / "page.j2"
+    template.write_text('<p title="{{ words }}">{{ words }}</p>')
+    page = html_page(template, words=text)
+    assert (Page(page).words, Page(page).tags) == (for_terminal(text), ["p"])
+    assert html.unescape(page) == f'<p title="{for_terminal(text)}">{for_terminal(text)}</p>'
+    template.write_text("{{ word }}")
+    with pytest.raises(UndefinedError):
+        html_page(template, words=text)
 
 
 def test_a_spreadsheet_runs_no_cell() -> None:

@@ -307,7 +307,7 @@ def test_predict_ends_a_build_that_hangs(tmp_path, monkeypatch) -> None:
 
 
 class Drawing:
-    """In place of `predict.Drawn`, whose recipe no build reads here."""
+    """In place of `predict.BuildKeys`, whose recipe no build reads here."""
 
     def recipe(self, *arguments: object) -> str:
         return ""

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset as wds
-from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from manifests.errors import Refused
@@ -64,7 +63,8 @@ class EpochSamples(IterableDataset[Any]):
     is smaller than one batch of all ranks.
     """
 
-    num_pictures: int  # of a sample
+    batch: type[RawBatch] | type[RawLabelledBatch]
+    pictures: tuple[str, ...]  # names of the pictures in a batch
 
     def __init__(
         self,
@@ -96,16 +96,20 @@ class EpochSamples(IterableDataset[Any]):
     @property
     def batch_bytes(self) -> int:
         """Bytes of a batch on its way from a reader: its pictures and clouds; the rest is negligible."""
-        pictures = self.num_pictures * 3 * self.form.image_size**2
+        pictures = len(self.pictures) * 3 * self.form.image_size**2
         return self.batch_size * (pictures + self.settings.num_points * 3 * np.float32().nbytes)
 
     def _make(self, drawn: Drawn) -> dict[str, Any]:
-        """One sample: `key` and its arrays by name."""
+        """One sample: `key` and the arrays of its batch by name, pictures (..., H, W, 3)."""
         raise NotImplementedError
 
-    def _collate(self, samples: list[dict[str, Any]]) -> Any:
-        """A batch of these samples."""
-        raise NotImplementedError
+    def _collate(self, samples: list[dict[str, Any]]) -> RawBatch | RawLabelledBatch:
+        names = [name for name in samples[0] if name != "key"]
+        tensors: dict[str, Any] = {name: torch.from_numpy(np.stack([s[name] for s in samples])) for name in names}
+        for name in self.pictures:
+            tensors[name] = tensors[name].movedim(-1, -3)
+        keys = tuple(s["key"] for s in samples)
+        return self.batch(keys, **tensors, mean=self.mean, deviation=self.deviation, augment=self.augment)
 
     def _picture(self, drawn: Drawn) -> np.ndarray:
         with naming(drawn.shard.views, drawn.views.key):
@@ -223,7 +227,8 @@ class _ViewDraw:
 class UnlabelledSamples(EpochSamples):
     """Weak and strong pictures, clouds as stored with a seed, masks and draws: RawBatch. No label is read."""
 
-    num_pictures = 2
+    batch = RawBatch
+    pictures = ("weak_image", "strong_image")
 
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         form, rng = self.form, drawn.rng
@@ -239,13 +244,6 @@ class UnlabelledSamples(EpochSamples):
             "modality_draw": rng.random(dtype=np.float32),
         }
 
-    def _collate(self, samples: list[dict[str, Any]]) -> RawBatch:
-        tensors = {name: _stacked(samples, name) for name in samples[0] if name != "key"}
-        for name in ("weak_image", "strong_image"):
-            tensors[name] = tensors[name].permute(0, 3, 1, 2)
-        keys = tuple(s["key"] for s in samples)
-        return RawBatch(keys, **tensors, mean=self.mean, deviation=self.deviation, augment=self.augment)
-
 
 class SupervisedSamples(EpochSamples):
     """One picture, weak or strong by equal chance; a cloud as stored with a seed; the label: RawLabelledBatch.
@@ -254,7 +252,8 @@ class SupervisedSamples(EpochSamples):
     UnlabelledSamples; an object without a label raises DamagedShard naming it.
     """
 
-    num_pictures = 1
+    batch = RawLabelledBatch
+    pictures = ("images",)
 
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         return suffix in (POINTS, JSON)
@@ -269,27 +268,11 @@ class SupervisedSamples(EpochSamples):
         picture = self._strong(picture, rng) if strong else make_weak_picture(picture, self.form.image_size)
         return {
             "key": drawn.shape.key,
-            "image": picture,
+            "images": picture[None],
             "points": points,
             "seed": rng.integers(2**63),
             "label": np.int64(label),
         }
-
-    def _collate(self, samples: list[dict[str, Any]]) -> RawLabelledBatch:
-        return RawLabelledBatch(
-            keys=tuple(s["key"] for s in samples),
-            images=_stacked(samples, "image").permute(0, 3, 1, 2)[:, None],
-            points=_stacked(samples, "points"),
-            seed=_stacked(samples, "seed"),
-            label=_stacked(samples, "label"),
-            mean=self.mean,
-            deviation=self.deviation,
-            augment=self.augment,
-        )
-
-
-def _stacked(samples: list[dict[str, Any]], name: str) -> Tensor:
-    return torch.from_numpy(np.stack([s[name] for s in samples]))
 
 
 class Loader:

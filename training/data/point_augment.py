@@ -30,8 +30,7 @@ def weak_clouds(points: Tensor, seed: Tensor) -> Tensor:
     points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3).
     """
     draw = uniforms(seed, WEAK, 4)
-    angles = (_normal(draw[:, 1:]) * WEAK_TURN_SIGMA).clamp(-WEAK_TURN_LIMIT, WEAK_TURN_LIMIT)
-    turn = turn_matrices(angles) * _between(draw[:, 0], 0.9, 1.1)[:, None, None]
+    turn = _small_turns(draw[:, 1:]) * _between(draw[:, 0], 0.9, 1.1)[:, None, None]
     return _rows(_turned(normalized_axes(points), turn))
 
 
@@ -47,7 +46,7 @@ def strong_clouds(points: Tensor, seed: Tensor, settings: AugmentSettings) -> Te
     axes = shifted(axes, _between(draw[:, 2:5], -settings.points_shift, settings.points_shift))
     axes += jitter(seed, axes.shape[2])
     bits = _hashed(seed, POINT, axes.shape[2])
-    kept = _float(bits, 43, 21) >= (draw[:, 5] * settings.points_dropout)[:, None]
+    kept = _thinned(bits, draw[:, 5] * settings.points_dropout)
     if settings.points_crop < 1:
         side = _between(draw[:, 6:9], settings.points_crop, 1.0)
         kept &= in_box(axes, kept, side, draw[:, 9:12])
@@ -74,10 +73,9 @@ def ulip_clouds(points: Tensor, seed: Tensor) -> Tensor:
     draw = uniforms(seed, STRONG, 9)
     axes = normalized_axes(points) * _between(draw[:, 0], 0.8, 1.25)[:, None, None]
     axes = axes + _between(draw[:, 1:4], -0.1, 0.1)[:, :, None]
-    angles = (_normal(draw[:, 4:7]) * WEAK_TURN_SIGMA).clamp(-WEAK_TURN_LIMIT, WEAK_TURN_LIMIT)
-    axes = turned_about_up(_turned(axes, turn_matrices(angles)), 2 * math.pi * draw[:, 7])
+    axes = turned_about_up(_turned(axes, _small_turns(draw[:, 4:7])), 2 * math.pi * draw[:, 7])
     bits = _hashed(seed, POINT, axes.shape[2])
-    kept = _float(bits, 43, 21) >= (draw[:, 8] * LARGEST_DROPOUT)[:, None]
+    kept = _thinned(bits, draw[:, 8] * LARGEST_DROPOUT)
     return _rows(axes.gather(2, _filled(kept, bits)[:, None].expand_as(axes)))
 
 
@@ -97,6 +95,11 @@ def turn_matrices(angles: Tensor) -> Tensor:
         *(-e, d * b, a * b),
     )
     return torch.stack(rows, dim=1).unflatten(1, (3, 3))
+
+
+def _small_turns(draw: Tensor) -> Tensor:
+    """Rotations (B, 3, 3) by N(0, 0.06), at most 0.18 rad, about each axis. draw: uniform numbers (B, 3)."""
+    return turn_matrices((_normal(draw) * WEAK_TURN_SIGMA).clamp(-WEAK_TURN_LIMIT, WEAK_TURN_LIMIT))
 
 
 def _turned(axes: Tensor, turn: Tensor) -> Tensor:
@@ -135,6 +138,11 @@ def in_box(axes: Tensor, kept: Tensor, side: Tensor, corner: Tensor) -> Tensor:
     length = side * (high - low)
     start = low + corner * (high - low - length)
     return ((axes >= start[:, :, None]) & (axes <= (start + length)[:, :, None])).all(dim=1)
+
+
+def _thinned(bits: Tensor, share: Tensor) -> Tensor:
+    """bool (B, N): the points that remain when a share (B,) of them is dropped at random."""
+    return _float(bits, 43, 21) >= share[:, None]
 
 
 def _filled(kept: Tensor, bits: Tensor) -> Tensor:

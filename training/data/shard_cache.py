@@ -33,7 +33,7 @@ MARKER = "CACHEDIR.TAG"  # bford.info/cachedir: programs that make backups leave
 _SIGNATURE = b"""Signature: 8a477f597d28d172789f06886806bc55
 # Tars that Cross-MoST keeps of an object store (data.cache). It deletes them when it needs room.
 """
-_OWN = re.compile(r"[0-9a-f]{64}\.(tar|[0-9a-f]{8}\.tmp)")  # a tar, or one on its way
+_OWN = re.compile(r"[0-9a-f]{64}\.(tar|[0-9a-f]{8}\.tmp)")  # a tar, or an unfinished download
 _PIECE = 1 << 20
 _LOCKS = 3  # hex digits of a sha256 that name a lock: 4,096 locks for all tars
 _POLL_SECONDS = 0.1
@@ -105,9 +105,7 @@ class Cache:
                 with self._locked("room"):
                     self._make_room(size)
                     file = stack.enter_context(open(temporary, "wb"))
-                    fcntl.flock(
-                        file, fcntl.LOCK_EX | fcntl.LOCK_NB
-                    )  # until it is written; the name is new, so nobody else holds it
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # while it is written; its name is new
                     file.truncate(size)  # other processes count its size from now on
                 with AheadFile(path, [(0, size + 1)], size + 1) as reading:
                     while piece := reading.read(_PIECE):

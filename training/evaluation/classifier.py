@@ -74,9 +74,9 @@ class Classifier:
         self,
         model: CrossModalModel,
         text: TextTower,
+        text_is_loaded: bool,
         checkpoint: Checkpoint,
         about: dict[str, Any],
-        text_is_loaded: bool,
     ) -> None:
         self.model, self.classes = model.eval().requires_grad_(False), checkpoint.classes
         self.checkpoint = checkpoint
@@ -243,7 +243,7 @@ def load(path: str | PathLike[str], who: Who = "student", device: str | torch.de
         text_is_loaded = True
     _fill(model, tensors, path)
     text.to(device)
-    return Classifier(model.to(device), text, checkpoint, about, text_is_loaded)
+    return Classifier(model.to(device), text, text_is_loaded, checkpoint, about)
 
 
 def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], path: str | PathLike[str]) -> None:

@@ -38,10 +38,6 @@ class Unlabelled(Refused):
     """A split without labels was given where accuracies are measured."""
 
 
-def _silent(done: int, total: int) -> None:
-    """Shows no progress."""
-
-
 @dataclass(frozen=True)
 class Options:
     """How a split is read and judged.
@@ -70,7 +66,7 @@ def examine(
     split: str = "test",
     device: torch.device | None = None,
     options: Options = WHOLE,
-    on_progress: Progress = _silent,
+    on_progress: Progress = lambda done, total: None,
 ) -> list[Examined]:
     """The answers of several checkpoints. Those that read the same data share one pass over the shards.
 
@@ -227,7 +223,7 @@ def teacher_labels(
     shards: str,
     split: str = "train",
     device: torch.device | None = None,
-    on_progress: Progress = _silent,
+    on_progress: Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Compares the pseudo-labels of the checkpoints' teachers, on unaugmented objects with one view, with the labels.
 

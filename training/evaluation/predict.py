@@ -28,8 +28,7 @@ from manifests.dataset_info import axes_matrix, default_prompt_name, load_table,
 from manifests.errors import Refused, Stopped, first_problem
 from manifests.layout import read_manifest
 from manifests.presets import AnyViews, load_preset, parse_preset, preset_names
-from manifests.process_info import environment
-from training.child_commands import ENDING_SECONDS, Watch, end
+from training.child_commands import ENDING_SECONDS, Child, end
 from training.data.dataset import open_source
 from training.data.whole_split import BATCH, SplitReader, batch_numbers
 from training.evaluation.features import features_of, require_finite
@@ -217,39 +216,35 @@ def _build(
     recipe.write_text(drawn.recipe(dataset, listing, axes))
     command = [sys.executable, "-m", "pipeline", "build", str(recipe), "--source", source, "--out", str(out)]
     try:
-        done = _run([*command, "--workers", str(workers)], scratch)
+        child = _run([*command, "--workers", str(workers)], scratch)
+        crashed = child.process.returncode not in ENDED
     except Stopped:
-        done = None
-    if done is None or done.returncode not in ENDED:
-        # a file crashed the process or made it hang: build one file at a time, in a child
-        done = _run([*command, "--workers", "1"], scratch)
-    last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    if done.returncode == 130:
+        crashed = True
+    if crashed:  # by a file, or it hangs there: build one file at a time, in a child
+        child = _run([*command, "--workers", "1"], scratch)
+    code, last = child.process.returncode, child.last_line() or "no reason given"
+    if code == 130:
         raise KeyboardInterrupt
-    if done.returncode == 3:
+    if code == 3:
         raise Stopped(last)
-    if done.returncode == 2 or read_manifest(str(out)) is None:
-        raise Refused(f"predict FILE draws files by `python -m pipeline build`: {last}")
+    if code == 2 or read_manifest(str(out)) is None:
+        raise Refused(f"python -m pipeline build: {last}")
     return out
 
 
-def _run(command: list[str], scratch: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a build to its end; gives exit code and stderr. Raises Stopped naming the command where it hangs."""
-    said = scratch / "said.txt"
-    with open(said, "w") as file:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment())
-        watch = Watch([scratch], BUILD_SECONDS)
-        try:
-            while process.poll() is None:
-                if watch.hangs():
-                    end(process)
-                    raise Stopped(f"{shlex.join(command)}: {watch.words()}")
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=POLL_SECONDS)
-        except KeyboardInterrupt:
-            end(process, ENDING_SECONDS)  # a terminal has told it as well
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, stderr=said.read_text(errors="replace"))
+def _run(command: list[str], scratch: Path) -> Child:
+    """Runs a build to its end. Raises Stopped naming the command where it hangs."""
+    child = Child(shlex.join(command), command, scratch / "said.txt", BUILD_SECONDS, [scratch], subprocess.DEVNULL)
+    try:
+        while child.process.poll() is None:
+            if reason := child.hangs():
+                raise Stopped(f"{child.name}: {reason}")
+            with suppress(subprocess.TimeoutExpired):
+                child.process.wait(timeout=POLL_SECONDS)
+    except KeyboardInterrupt:
+        end(child.process, ENDING_SECONDS)  # Ctrl-C in a terminal reaches the build, too
+        raise
+    return child
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ COLOURS = (BLUE, VERMILLION, GREEN, BLACK)
 def confusion_picture(counts: np.ndarray, classes: Sequence[str], title: str) -> bytes:
     """PNG of int (C, C): a row a true class, a column a predicted one, coloured by the share of the row.
 
-    Where there are few classes their counts stand in the cells. The row of a class without objects stays white.
+    With up to MANY classes, the cells show the counts. The row of a class without objects is white.
     """
     number, classes = len(classes), [literal(name) for name in classes]
     side = max(5.6, 1.6 + 0.22 * number)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal
 
 import numpy as np
@@ -44,12 +45,11 @@ class Curves:
 def losses(runs: Sequence[Curves]) -> bytes | None:
     """PNG: the total and each weighted loss by step, a line for each run. None if every log is empty."""
     names = {name: None for run in runs for name in run.columns if name.startswith("weighted_")}
-    panels = {"loss": "total"} | {name: _loss_name(name.removeprefix("weighted_")) for name in names}
+    panels = {"loss": "total"}
+    for name in names:
+        loss = name.removeprefix("weighted_")
+        panels[name] = f"{LOSSES[loss]} ({loss})" if loss in LOSSES else loss
     return _by_column(runs, panels, "weighted loss")
-
-
-def _loss_name(name: str) -> str:
-    return f"{LOSSES[name]} ({name})" if name in LOSSES else name
 
 
 def analysis(runs: Sequence[Curves]) -> bytes | None:
@@ -69,13 +69,13 @@ def _by_column(runs: Sequence[Curves], panels: dict[str, str], unit: str, from_z
         return None
     figure, axes = _grid(len(panels))
     for number, (axis, (name, title)) in enumerate(zip(axes, panels.items(), strict=True)):
-        for run, (colour, dashes) in zip(runs, _lines(len(runs)), strict=True):
+        for run, (colour, dashes) in zip(runs, cycle(LINES), strict=False):
             if name in run.columns:
                 axis.plot(run.columns["step"], run.columns[name], dashes, color=colour, linewidth=1.6)
         if from_zero:
             axis.set_ylim(bottom=0)
         _finish(axis, title, unit if number % ACROSS == 0 else "")
-    named = [(run.name, *line) for run, line in zip(runs, _lines(len(runs)), strict=True)]
+    named = [(run.name, *line) for run, line in zip(runs, cycle(LINES), strict=False)]
     return _png(figure, named)
 
 
@@ -112,10 +112,6 @@ def selected_by_modality(run: Curves) -> tuple[np.ndarray, np.ndarray]:
         np.array(run.columns[name]) for name in ("confident_image", "confident_points", "from_image")
     )
     return (image, points) if run.own_labels else (image * from_image, image * (1 - from_image))
-
-
-def _lines(count: int) -> list[Line]:
-    return [LINES[number % len(LINES)] for number in range(count)]
 
 
 def _grid(count: int, across: int = ACROSS, height: float = 2.2) -> tuple[Figure, list[Axes]]:

@@ -31,7 +31,7 @@ def scatter_picture(
 ) -> bytes:
     """PNG: discs for images, triangles for clouds; the legend lists the classes that occur.
 
-    Forty colours cannot be told apart. So the number of a class stands over the middle of its marks of each modality.
+    Forty colours are hard to tell apart, so the number of a class is written over the middle of its marks.
     """
     there = [int(label) for label in np.unique(label_N) if label >= 0]
     columns = -(-(len(there) + 3) // ROWS)

@@ -35,7 +35,7 @@ ANSWERED = {"image_star": "Image*", "points": "Point cloud"}
 
 @dataclass(frozen=True)
 class Answer:
-    """One prediction: of which column, the class, its probability, and whether it is right."""
+    """One prediction. column: shown name of the modality; confidence: probability of the predicted class."""
 
     column: str
     predicted: str

@@ -36,7 +36,7 @@ from training.reports.page import COLUMNS, ORACLE, ZERO_SHOT, row_name
 from training.weights.checkpoint import Checkpoint, open_checkpoint, step_folders
 from training.weights.run_folder import read_about
 
-OURS = "cross_most"  # the method whose gains over the others are told
+OURS = "cross_most"  # the method whose gains over all others are reported
 NORMAL_95 = 1.959964  # two-sided 95% quantile of the normal distribution
 
 
@@ -134,7 +134,7 @@ def collect(
 def write(report: Report, out: str | Path, seconds: float | None = None, max_rss_mb: float | None = None) -> Path:
     """Writes OUT/report.html, report.md with its pictures beside it, and report.json; gives the path of the first.
 
-    seconds, max_rss_mb: of all the work that the report stands for. Raises Refused where OUT cannot be written.
+    seconds, max_rss_mb: of all commands that led to the report. Raises Refused where OUT cannot be written.
     """
     report = replace(report, values=report.values | {"seconds": seconds, "max_rss_mb": max_rss_mb})
     shown = page.page_of(report.values, report.pictures)

@@ -71,11 +71,9 @@ def _number(value: float | None) -> str:
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], whole: bool = False) -> Table:
     """Figures, right-justified, with a name before each row. whole: a cell of figures is never broken."""
     shown = Table(title=title)
-    for number, name in enumerate(head):
-        if number:
-            shown.add_column(name, justify="right", no_wrap=whole)
-        else:
-            shown.add_column(name, overflow="fold")
+    shown.add_column(head[0], overflow="fold")
+    for name in head[1:]:
+        shown.add_column(name, justify="right", no_wrap=whole)
     for row in rows:
         shown.add_row(*row)
     return shown
