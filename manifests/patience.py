@@ -48,17 +48,18 @@ def store_seconds() -> float:
 
 
 def begin(work: Callable[[], _T]) -> Future[_T]:
-    """Starts work in a thread that no one waits for when the process ends."""
+    """Starts work in a thread of its own, which does not keep the process from ending."""
     future: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="cross-most-reading").start()
+    threading.Thread(target=fulfil, args=(future, work), daemon=True, name="cross-most-reading").start()
     return future
+
+
+def fulfil(future: Future[_T], work: Callable[[], _T]) -> None:
+    """Does the work and gives the future what it returns or raises."""
+    try:
+        future.set_result(work())
+    except BaseException as error:  # whatever it is, it belongs to the one who waits
+        future.set_exception(error)
 
 
 def library_options(path: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from manifests.errors import Refused, Stopped, with_type
 from pipeline.jobs.isolated_worker import longest_silence
 from pipeline.jobs.time_limits import AwakeClock
-from pipeline.jobs.worker import Place
+from pipeline.jobs.worker import WorkerProcess
 from pipeline.plan.plan import Job, Plan
 from pipeline.shards.build_shard import JobEvent
 
@@ -27,7 +27,7 @@ KEPT = "what is finished is kept, run the same again"
 
 
 @dataclass
-class _Run:
+class _RunningJob:
     """A job that was handed out. heard: when it said something last, or was handed out. place: None until it begins.
 
     ending: since when its worker is being ended, for having said nothing for so long.
@@ -36,7 +36,7 @@ class _Run:
     job: Job
     careful: bool
     heard: float
-    place: Place | None = None
+    place: WorkerProcess | None = None
     ending: float | None = None
 
 
@@ -60,7 +60,7 @@ class RunningJobs:
         self._plan, self._versions, self._begin_seconds = ray.put(plan), versions, begin_seconds
         seconds = plan.recipe.asset_seconds
         self._silence = {False: seconds + _SILENT_SECONDS, True: longest_silence(seconds) + _SILENT_SECONDS}
-        self._running: dict[Any, _Run] = {}
+        self._running: dict[Any, _RunningJob] = {}
         self._losses: Counter[tuple[str, int]] = Counter()
         self._awake = AwakeClock()
 
@@ -73,7 +73,7 @@ class RunningJobs:
             while waiting and len(self._running) < slots:
                 job, careful = waiting.pop()
                 stream = self._task.options(num_returns="streaming").remote(job, self._plan, careful, self._versions)
-                self._running[stream] = _Run(job, careful, self._awake.seconds())
+                self._running[stream] = _RunningJob(job, careful, self._awake.seconds())
             ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_WAIT_SECONDS)
             if not ready:
                 yield JobEvent(next(iter(self._running.values())).job)
@@ -89,14 +89,14 @@ class RunningJobs:
                 looked = self._awake.seconds()
                 self._end_silent(looked)
 
-    def _take(self, stream: Any, run: _Run) -> tuple[JobEvent, bool]:
+    def _take(self, stream: Any, run: _RunningJob) -> tuple[JobEvent, bool]:
         """What a stream gives next, and whether the job is to be run again the careful way."""
         exceptions = self._ray.exceptions
         run.heard = self._awake.seconds()
         job, careful = run.job, run.careful
         try:
             said = self._ray.get(next(stream), timeout=CALL_SECONDS)
-            if isinstance(said, Place):
+            if isinstance(said, WorkerProcess):
                 run.place = said
                 return JobEvent(job), careful
             return JobEvent(job, said), careful

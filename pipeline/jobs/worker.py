@@ -23,7 +23,7 @@ _TELL_SECONDS = 1.0  # a driver takes in some thousand reports a second, and may
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerProcess:
     """Where a job runs: a process of a machine."""
 
     host: str
@@ -33,7 +33,7 @@ class Place:
         return f"process {self.pid} on {self.host}"
 
 
-def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -> Iterator[Place | Progress]:
+def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -> Iterator[WorkerProcess | Progress]:
     """Makes one shard, saying where, reporting about every second, and when it is done.
 
     versions: the driver's, where this may be another machine; it may have joined after the others were compared.
@@ -43,7 +43,7 @@ def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -
     if differs is not None:
         raise Stopped(f"a machine that joined the cluster has other versions: {differs}; its bytes could differ")
     import_tar_writer()
-    yield Place(socket.gethostname(), os.getpid())
+    yield WorkerProcess(socket.gethostname(), os.getpid())
     if careful:
         with CarefulMaker(plan) as maker:
             yield from summed(run_job(job, plan, maker))
