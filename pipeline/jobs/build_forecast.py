@@ -1,4 +1,4 @@
-"""What a build will cost, before hours are spent: three of its objects are built, timed, weighed and thrown away."""
+"""Forecasts the time, disk and memory of a build: three of its objects are built, timed, weighed and thrown away."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _try(plan: Plan, assets: list[Asset]) -> tuple[tuple[Trial, ...], tuple[Fail
 def weigh(job: Job, plan: Plan) -> float:
     """The most memory in MB of a process that makes a few objects of a job, or draws them where only views are missing.
 
-    0 where none of them could be made. A shard is a random sample of its split, and so are its first objects.
+    0 where all of them failed. A shard is a random sample of its split, and so are its first objects.
     """
     shapes_missing, view_sets = missing_tars(job, plan)
     made = 0

@@ -144,7 +144,7 @@ def _refuse_too_small(ray: Any, address: str, demand: Demand) -> None:
 
 
 class Slots:
-    """How many jobs may be handed out at a time; looked up again now and then, as machines come and go."""
+    """How many jobs may be handed out at a time; looked up every few seconds, as machines come and go."""
 
     def __init__(self, ray: Any, workers: int | None, demand: Demand) -> None:
         self._ray, self._workers, self._demand = ray, workers, demand
@@ -156,7 +156,7 @@ class Slots:
     def count(self) -> int:
         """Slots at this moment. Raises Stopped when there has been no machine for a job for ten minutes.
 
-        Of a private Ray the machine is this one: Ray takes one whose raylet says nothing for lost.
+        A private Ray has this machine only, which Ray counts as lost when its raylet is silent.
         """
         now = time.monotonic()
         if self._workers is not None:

@@ -1,4 +1,4 @@
-"""Jobs over Ray: a private one on this machine for `--workers N`, or a running cluster for `--ray ADDRESS`.
+"""Runs jobs on Ray: a private one on this machine for `--workers N`, or a running cluster for `--ray ADDRESS`.
 
 The only file that says ray. A worker takes a job and reports progress; arrays never travel through Ray. Ray's own
 retries are off, or a crashing asset would run four times: a job whose worker died is run again the careful way.
@@ -87,7 +87,7 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Makes of SIGTERM what Ctrl-C is: `finally` blocks end a private Ray and delete its folder."""
+    """Treats SIGTERM as Ctrl-C, so that `finally` blocks end a private Ray and delete its folder."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -102,7 +102,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 def _private(ray: Any, workers: int) -> Iterator[None]:
     """Starts Ray on this machine, marked as this process's own, in a folder of its own.
 
-    What killed drivers left of theirs is ended first.
+    Processes that killed drivers left behind are ended first.
     """
     ended = end_left_behind()
     if ended:
@@ -134,7 +134,7 @@ def _private(ray: Any, workers: int) -> Iterator[None]:
 
 
 def _leave(ray: Any) -> None:
-    """Ends the connection. A Ray that does not let go of it is ended by the kernel, with this process."""
+    """Ends the connection. A Ray that hangs here is ended by the kernel, with this process."""
     try:
         _RAY.call("Ray's end", _LEAVE_SECONDS, ray.shutdown)
     except TooLong:
@@ -166,10 +166,7 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
 
 
 def start_once() -> None:
-    """Starts a private Ray, lets one worker answer and ends it: whether `--workers N` can work here.
-
-    Raises Stopped where it cannot.
-    """
+    """Starts a private Ray, lets one worker answer and ends it. Raises Stopped where `--workers N` cannot work here."""
     with connected(1, None) as ray:
         try:
             _RAY.call("its first worker", _START_SECONDS, lambda: ray.get(ray.remote(max_retries=0)(_answer).remote()))
@@ -182,9 +179,9 @@ def _answer() -> int:
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Raises Refused soon where nobody listens at HOST:PORT, or where who does says nothing; Ray would try for minutes.
+    """Raises Refused within seconds where no process at HOST:PORT answers; Ray would try for minutes.
 
-    A head speaks HTTP/2 and answers its greeting at once (RFC 9113, 3.4); with TLS it refuses it, an answer as well.
+    A head speaks HTTP/2 and answers its greeting at once (RFC 9113, 3.4); with TLS it refuses it, which is an answer.
     """
     if address == "auto":
         return

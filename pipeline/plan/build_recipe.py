@@ -16,14 +16,8 @@ from pipeline.datasets.splits import MAX_POINTS, Division
 from pipeline.datasets.synthetic.generator import ParametricOptions
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-
-
 POLICY = frozenset({"asset_seconds", "asset_memory_mb", "max_points", "max_failed_fraction", "allow_partial"})
-
-
 OPTIONS = ("parametric", "redwood", "co3d_v1", "co3d_v2")  # datasets with a table of their own in the recipe
-
-
 LISTED = ("meshes", "points")  # datasets that take `listing`
 
 
