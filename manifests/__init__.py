@@ -1,5 +1,5 @@
-"""What is written down: records, sample encoding, recipes, dataset tables and view presets.
+"""The stored formats that both programs share: records, samples, recipes, dataset tables and view presets.
 
-Both programs, `pipeline` and `training`, read this package and meet nowhere else. It needs numpy, Pillow, fsspec and
+Both programs, `pipeline` and `training`, read this package, and share no other code. It needs numpy, Pillow, fsspec and
 pydantic, and imports nothing else of ours.
 """

@@ -93,7 +93,7 @@ def find_recipe(name: str, folder: Path) -> Path:
 
 
 def parse_changes(assignments: Iterable[str]) -> dict[str, Value]:
-    """Nested values from `key=value` arguments. Raises Refused naming the argument that is none."""
+    """Nested values from `key=value` arguments. Raises Refused naming an argument of another form."""
     changes: dict[str, Value] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")

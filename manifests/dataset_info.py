@@ -80,7 +80,7 @@ def table_names() -> list[str]:
 
 
 def load_table(name: str) -> DatasetTable:
-    """The table of a dataset. Raises Refused when there is none."""
+    """The table of a dataset. Raises Refused for an unknown name."""
     if name not in table_names():
         raise unknown_name("dataset", name, table_names())
     return parse_recipe(DatasetTable, load_toml(FOLDER / f"{name}.toml"), f"dataset table {name}")

@@ -1,4 +1,4 @@
-"""Real frames of an object's own sequence as a view set: how many, how large, with what beside them."""
+"""View sets of real frames from an object's own sequence: how many frames, of which size, in which channels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from manifests.view_preset import ViewPreset
 class FrameViews(ViewPreset):
     """Frames that the dataset holds of each object, read from --source.
 
-    num_frames: so many, one from each of as many equal stretches of the sequence; a sequence with fewer gives all.
+    num_frames: one frame from each of so many equal stretches of the sequence; a shorter sequence gives all frames.
     image_size: the short side is resized to it (bicubic; depth nearest); 0: as it is. channels: `depth` adds the depth
     of the sensor or reconstruction to frames that have it, in world units, encoded between the nearest and farthest
     of an object's frames. crop: `mask` cuts each frame to the box of the object's mask, made larger on every side by

@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 RECIPE = "recipe.toml"
 ASSETS = "assets.jsonl"
 LOCK = "build.lock"
-SPLITS = "splits"  # a folder of lists of ids, where the splits were drawn or given
+SPLITS = "splits"  # a folder with a list of ids for each split, where the recipe divided the dataset
 MAX_SHARDS = 1_000_000  # of a split: a number beyond is damage, and no reader looks for so many files
 SPLIT_NAME = r"^[A-Za-z0-9_-]{1,80}$"  # it becomes part of a file's name
 
@@ -114,14 +114,14 @@ def view_set_names(out: str) -> list[str]:
 
 
 def read_manifest(out: str) -> BuildManifest | None:
-    """The manifest of a build, or None where there is none. Raises ValueError naming the file when it is damaged."""
+    """The manifest of a build, or None where it is missing. Raises ValueError naming the file when it is damaged."""
     path = store.join(out, MANIFEST)
     values = read_json(path)
     return None if values is None else _typed(TypeAdapter(BuildManifest), values, path)
 
 
 def require_manifest(out: str, name: str) -> BuildManifest:
-    """The manifest of a build that a person named as `name`. Raises Refused where there is none or it is damaged."""
+    """The manifest of a build that a person named as `name`. Raises Refused where it is missing or damaged."""
     try:
         manifest = read_manifest(out)
     except ValueError as error:
@@ -132,7 +132,7 @@ def require_manifest(out: str, name: str) -> BuildManifest:
 
 
 def read_view_set(out: str, name: str) -> ViewSetManifest | None:
-    """The manifest of a view set, or None where there is none. Raises ValueError naming the file when damaged."""
+    """The manifest of a view set, or None where it is missing. Raises ValueError naming the file when damaged."""
     path = store.join(out, VIEWS, name, MANIFEST)
     values = read_json(path)
     found = None if values is None else _typed(TypeAdapter(ViewSetManifest), values, path)

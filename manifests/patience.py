@@ -1,9 +1,9 @@
-"""How long an object store is waited for, whether it refuses, hangs, or takes a request and never answers.
+"""Time limits for object stores that refuse, hang, or accept a request and never answer.
 
-The limit, CROSS_MOST_STORE_SECONDS (120 s), is for one request together with all that it is made again: from its first
-attempt to the error. What the store's own library does meanwhile (it asks again, too) counts. The largest request is
-manifests.read_ahead.BLOCK_BYTES, and a large upload goes in parts of PART_BYTES, each of which that arrives gives the
-next ones the whole time again. So a slow store is not cut as long as it moves one of these within the limit.
+The limit, CROSS_MOST_STORE_SECONDS (120 s), covers one request with all its repetitions, those of the store's own
+library included. The largest request is manifests.read_ahead.BLOCK_BYTES. A large upload goes in parts of PART_BYTES,
+and its time starts anew with each part that arrives. So a slow store is not given up as long as it moves one block or
+part within the limit.
 """
 
 from __future__ import annotations
@@ -43,28 +43,29 @@ def seconds_of(name: str, default: float) -> float:
 
 
 def store_seconds() -> float:
-    """For how long a store is asked for one thing."""
+    """The limit for one request to a store and its repetitions."""
     return seconds_of(PATIENCE, _SECONDS)
 
 
 def begin(work: Callable[[], _T]) -> Future[_T]:
-    """Starts work in a thread that no one waits for when the process ends."""
+    """Starts work in a thread of its own, which does not keep the process from ending."""
     future: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="cross-most-reading").start()
+    threading.Thread(target=fulfil, args=(future, work), daemon=True, name="cross-most-reading").start()
     return future
 
 
-def library_options(path: str) -> dict[str, Any]:
-    """How the library of a URL's store is opened: of S3 with two attempts, not five, where nobody has said how many.
+def fulfil(future: Future[_T], work: Callable[[], _T]) -> None:
+    """Does the work and gives the future what it returns or raises."""
+    try:
+        future.set_result(work())
+    except BaseException as error:  # whatever it is, it belongs to the one who waits
+        future.set_exception(error)
 
-    manifests.store makes the others; the library waits seconds between its own, and nobody hears why.
+
+def library_options(path: str) -> dict[str, Any]:
+    """Options for the library of a URL's store: two attempts for S3 in place of five, unless the user set a number.
+
+    manifests.remote repeats requests itself; the library would wait between its attempts without a word.
     """
     scheme = path.partition("://")[0]
     said = any(name in os.environ for name in ("AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"))
@@ -78,7 +79,7 @@ class NoAnswer(TimeoutError):
 
 
 class Patience(Callback):
-    """The time that is left for one thing asked of a store; fsspec tells it, as a callback, how far an upload is."""
+    """The time that is left for one request; as a callback of fsspec it follows how far an upload is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,14 +91,14 @@ class Patience(Callback):
         return self._since + self.seconds - time.monotonic()
 
     def call(self, hook_name: str | None = None, **options: Any) -> None:
-        """Gives the whole time again where an upload is further than any attempt before: parts sent anew are none."""
+        """Starts the time anew where an upload is further than in any attempt before; repeated parts do not count."""
         if self.value > self._furthest:
             self._since, self._furthest = time.monotonic(), self.value
 
     def ask(self, fs: fsspec.AbstractFileSystem, name: str, *arguments: Any, **options: Any) -> Any:
-        """What a file system's method gives. Raises NoAnswer when the time is over; the request is then given up.
+        """Calls a file system's method. When the time is over it gives the request up and raises NoAnswer.
 
-        What a file system does not do asynchronously (`modified`) cannot be given up: a thread goes on with it.
+        A method that is not asynchronous (`modified`) cannot be given up: its thread goes on.
         """
         request = getattr(fs, f"_{name}", None) if getattr(fs, "async_impl", False) else None
         if request is not None:
@@ -115,7 +116,7 @@ class Patience(Callback):
         return future.result(timeout=0)
 
     def put(self, fs: fsspec.AbstractFileSystem, local: str, inner: str) -> None:
-        """Copies a local file into a store, a large one in parts. Raises NoAnswer when none arrives for so long."""
+        """Copies a local file into a store, a large one in parts. Raises NoAnswer when no part arrives in time."""
         self.value = 0
         parts = {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE} if "s3" in fs.protocol else {}
         self.ask(fs, "put_file", local, inner, callback=self, **parts)

@@ -1,4 +1,4 @@
-"""From what a view set stores to the picture that an image tower sees. Made at load time, by the preset's names."""
+"""Turns stored views into the pictures that an image tower sees, at load time, as the view set's preset says."""
 
 from __future__ import annotations
 

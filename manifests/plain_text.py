@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.status import Status
 from rich.text import Text
 
@@ -30,7 +30,7 @@ _MARKS = re.compile(  # what Markdown and its dialects read inside a line; a_b, 
     r"|(?<=www)\.",
     re.IGNORECASE,
 )
-_BLOCK = re.compile(  # and at its beginning: headings, lists, quotes, rules; -0.5 is none of them
+_BLOCK = re.compile(  # and at its beginning: headings, lists, quotes, rules; -0.5 stays as it is
     r"^(\d{1,9}(?=[.)](?:\s|$))|)([-+](?=\s|$)|#(?=#*(?:\s|$))|>|[-=](?=[-=]*\s*$)|\[(?=[ xX]\])|[.)])"
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -121,15 +121,19 @@ class PlainConsole(Console):
         """The text that a string is shown as."""
         return super().render_str(for_terminal(text), **options)
 
-    def status(self, status: str, **options: Any) -> Status:
+    def status(self, status: RenderableType, **options: Any) -> Status:
         """A line that changes while something goes on, on a terminal."""
-        return _PlainStatus(Text(for_terminal(status)), console=self, **options)
+        return _PlainStatus(_plain(status), console=self, **options)
 
 
 class _PlainStatus(Status):
-    def update(self, status: str | None = None, **options: Any) -> None:
+    def update(self, status: RenderableType | None = None, **options: Any) -> None:
         """Changes the line."""
-        super().update(None if status is None else Text(for_terminal(status)), **options)
+        super().update(None if status is None else _plain(status), **options)
+
+
+def _plain(shown: RenderableType) -> RenderableType:
+    return Text(for_terminal(shown)) if isinstance(shown, str) else shown
 
 
 class _PlainFormatter(logging.Formatter):

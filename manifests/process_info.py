@@ -1,6 +1,4 @@
-"""Processes of this machine: whether one still runs, told by when it began; this one's memory and its parent's end; the
-environment of those that we start.
-"""
+"""Processes of this machine: whether one still runs, its memory, its end with its parent, its environment."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 def started(pid: int) -> str | None:
     """When a process of this machine began (its 22nd /proc field), None where there is no such process.
 
-    One that has ended and that its parent has not taken note of is none.
+    A process that has ended is gone, even while its parent has not collected it.
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -42,17 +40,22 @@ def _alive(pid: int) -> str | None:
 def peak_resident_mb() -> float:
     """The most resident memory of this process so far.
 
-    From /proc where there is one: getrusage also counts what its parent held when it started this one.
+    From /proc where that exists: getrusage also counts what its parent held when it started this one.
     """
+    return peak_mb_of(os.getpid()) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def peak_mb_of(pid: int) -> float:
+    """The most resident memory of a process so far in megabytes (proc(5), VmHWM), 0 where /proc does not tell."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
     except (OSError, ValueError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return 0.0
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Lets the kernel send this process a signal when its parent dies; nothing where it is not Linux's."""
+    """Lets the kernel send this process a signal when its parent dies; on Linux only."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
@@ -60,10 +63,10 @@ def end_with_parent(number: signal.Signals) -> None:
 def environment() -> dict[str, str]:
     """The environment of a Python of ours, in which no module of the current folder is run in place of a real one.
 
-    `python -m` and `-c` look there first. PYTHONSAFEPATH, which those that it starts inherit, leaves that folder out;
-    then our packages are named by PYTHONPATH, unless they are installed.
+    `python -m` and `-c` look there first. PYTHONSAFEPATH, which child processes inherit, leaves that folder out;
+    PYTHONPATH then names our packages, unless they are installed.
     """
-    named = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]  # an empty one is that folder
+    named = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]  # an empty one: that folder
     if _HOME not in (*named, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         named.insert(0, _HOME)
     return dict(os.environ, PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join(named))

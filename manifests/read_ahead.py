@@ -1,7 +1,7 @@
-"""A file of an object store, read forwards: large blocks are asked for by threads before they are used.
+"""Reads a file of an object store forwards: threads ask for large blocks before they are needed.
 
 What an object store costs is requests: one of 16 MB takes hardly longer than one of 40 kB. A request that fails is
-made again (manifests.store.patiently), so a cut connection costs one block.
+repeated (manifests.remote.patiently), so a cut connection costs one block.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from manifests import remote
@@ -17,7 +18,7 @@ from manifests.errors import Stopped
 from manifests.patience import NoAnswer, Patience, begin, store_seconds
 
 BLOCK_BYTES = 16 << 20
-GAP_BYTES = 2 << 20  # so much that nobody wants is read along, rather than asked for past it
+GAP_BYTES = 2 << 20  # a gap up to this size is read along: cheaper than another request
 AHEAD = 2  # blocks on their way beside the one in use
 _SPARE_SECONDS = 30.0  # a thread's, beyond what the store is given
 _T = TypeVar("_T")
@@ -25,9 +26,9 @@ _BEYOND = ("InvalidRange", "range is not satisfiable", "Requested Range Not Sati
 
 
 def awaited(future: Future[_T], path: str, requests: int = 1) -> _T:
-    """What a thread reads of `path` by so many requests, one after the other.
+    """Waits for what a thread reads of `path`, with so many requests in a row.
 
-    Raises what it raised, and Stopped when it has said nothing for longer than all of them may take.
+    Raises the thread's own error, and Stopped where it takes longer than all its requests may.
     """
     limit = requests * (store_seconds() + _SPARE_SECONDS)
     try:
@@ -50,10 +51,10 @@ def blocks_of(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class AheadFile(io.RawIOBase):
-    """The bytes of `path`, of which `extents` (ascending, in bytes) will be wanted; others are read when asked for.
+    """The file at `path`: its `extents` (ascending, in bytes) are read ahead, any other bytes when they are needed.
 
     size: of the whole file, bytes. Nothing is requested before `begin` or the first read. Reading raises Stopped naming
-    the path when the store goes on failing; past the end it gives fewer bytes, as files do.
+    the path when the store keeps failing; past the end it gives fewer bytes, as files do.
     """
 
     def __init__(self, path: str, extents: Sequence[tuple[int, int]], size: int) -> None:
@@ -75,7 +76,7 @@ class AheadFile(io.RawIOBase):
             del self._coming[passed]
         for each in range(number, min(number + 1 + AHEAD, len(self._blocks))):
             if each not in self._coming:
-                self._coming[each] = begin(lambda block=self._blocks[each]: self._fetch(*block))
+                self._coming[each] = begin(partial(self._fetch, *self._blocks[each]))
 
     def _fetch(self, start: int, stop: int) -> bytes:
         def attempt(patience: Patience) -> bytes:

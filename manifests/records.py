@@ -20,7 +20,6 @@ from manifests import store
 from manifests.errors import first_problem, one_line
 
 MAX_KEY_BYTES = 80
-STAGES = ("load", "sample", "mesh", "render", "encode")
 KINDS = ("timeout", "memory", "crash")
 _STRICT = ConfigDict(extra="forbid")
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]  # it becomes part of files' names
@@ -79,7 +78,7 @@ class Record:
     """What one tar holds: written beside it, last.
 
     keys and offsets have one entry a sample, in the tar's order; offsets are bytes of the sample's first header.
-    sizes: suffix -> bytes of that member in each sample, None where a sample has none; the members of a sample come in
+    sizes: suffix -> bytes of that member in each sample, None where a sample lacks it; the members of a sample come in
     the order of these suffixes, each behind a header of 512 bytes and filled up to whole blocks. So a reader finds a
     member without those before it. Empty in records of older builds, whose readers go from header to header.
     checks: in the same form the zlib.crc32 of each member's bytes, so that a reader of single members notices a flipped
@@ -129,7 +128,7 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 def read_record(path: str) -> Record | None:
-    """The record at `path`, or None where there is none. Raises ValueError naming the path when it is damaged."""
+    """The record at `path`, or None where it is missing. Raises ValueError naming the path when it is damaged."""
     values = read_json(path)
     if values is None:
         return None
@@ -140,7 +139,7 @@ def read_record(path: str) -> Record | None:
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """The JSON object at `path`, or None where there is none. Raises ValueError naming the path when it is damaged."""
+    """The JSON object at `path`, or None where it is missing. Raises ValueError naming the path when it is damaged."""
     data = store.read_bytes(path)
     if data is None:
         return None
@@ -151,11 +150,15 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 
 def parse_json(data: bytes | str) -> dict[str, Any]:
-    """The JSON object of a file's bytes. Raises ValueError, in one line, when it is none, nested too deep or holds
-    halves of characters, which nothing can be called."""
+    """The JSON object in a file's bytes.
+
+    Raises ValueError, in one line, for anything else, for deep nesting, and for halves of characters (lone surrogates),
+    which cannot be written again.
+    """
     try:
         values = json.loads(data)
-        if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():
+        text = data if isinstance(data, bytes) else data.encode(errors="replace")
+        if b"\\ud" in text.lower():
             json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         said = "nested too deep" if isinstance(error, RecursionError) else one_line(error, 200)

@@ -1,4 +1,4 @@
-"""Object stores: the fsspec file system of a URL, and asking it again with patience."""
+"""Access to object stores: the fsspec file system of a URL, and requests that are repeated while the store fails."""
 
 from __future__ import annotations
 
@@ -14,23 +14,11 @@ from manifests.errors import Refused, Stopped, one_line
 from manifests.patience import NoAnswer, Patience, library_options
 
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 15.0
-
-
-_CHANCE = random.SystemRandom()  # asking again takes nothing from a stream that somebody has seeded
-
-
+_CHANCE = random.SystemRandom()  # not a seeded stream: repeating a request must not change what is drawn
 _ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, Refused, Stopped)
-
-
 _LASTING = (PermissionError, ValueError, TypeError, LookupError, AttributeError, ImportError, MemoryError)
-
-
 _LASTING_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")  # botocore's
-
-
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-
-
 _T = TypeVar("_T")
 
 
@@ -51,7 +39,8 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise Refused(f"cannot open {path}: {error}") from error
 
 
-def _stopped(path: str, error: Exception, what: str = "write") -> Stopped:
+def stopped_by(path: str, error: Exception, what: str = "write") -> Stopped:
+    """The Stopped of an error of a disk or store, with what to do."""
     number = getattr(error, "errno", None)
     said = one_line(error)
     reason = os.strerror(number) if number and not is_url(path) else said
@@ -59,11 +48,11 @@ def _stopped(path: str, error: Exception, what: str = "write") -> Stopped:
 
 
 def patiently(path: str, what: str, attempt: Callable[[Patience], _T]) -> _T:
-    """What `attempt` gives. A store that fails is asked again for two minutes, after longer and longer waits.
+    """What `attempt` returns; a store that fails is asked again for two minutes, with growing waits.
 
-    what: `read` or `write`, for the message. attempt: asks by the Patience that it is given, which ends it when the
-    time is over (manifests.patience). Answers (there is no such file, there is one already) are raised as they come,
-    missing rights at once. Raises Stopped naming the path when the store goes on failing, or does not answer.
+    what: `read` or `write`, for the message. attempt: asks through the Patience that it is given, which limits its time
+    (manifests.patience). Answers (no such file, the file exists) are raised as they are, missing rights at once.
+    Raises Stopped naming the path when the store keeps failing, or does not answer.
     """
     patience, refused = Patience(), None
     wait = _FIRST_WAIT_SECONDS
@@ -72,12 +61,12 @@ def patiently(path: str, what: str, attempt: Callable[[Patience], _T]) -> _T:
             return attempt(patience)
         except _ANSWERS:
             raise
-        except NoAnswer as error:  # while the store's library asks again by itself: what it said before tells more
-            raise _stopped(path, refused or error, what) from error
+        except NoAnswer as error:  # the library was repeating by itself: its error of before tells more
+            raise stopped_by(path, refused or error, what) from error
         except Exception as error:  # every store library has its own errors
             lasting = isinstance(error, _LASTING) or type(error).__name__ in _LASTING_NAMES
             if lasting or wait > patience.left():
-                raise _stopped(path, error, what) from error
+                raise stopped_by(path, error, what) from error
             refused = error
-        time.sleep(wait * _CHANCE.uniform(0.5, 1.0))  # a hundred workers do not come back at one moment
+        time.sleep(wait * _CHANCE.uniform(0.5, 1.0))  # so that a hundred workers do not come back at one moment
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)

@@ -1,4 +1,4 @@
-"""Randomness from names: everything drawn is seeded by what it is drawn for, never by a worker or a clock."""
+"""Random generators seeded by names: a draw depends on what it is for, never on a worker or a clock."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ EMPTY_CODE = 0
 FAR_CODE = 65535
 JPEG_QUALITY = 95
 PNG_LEVEL = 3
-MAX_PIXELS = 1 << 25  # of a picture in a shard; no preset makes one of more
+MAX_PIXELS = 1 << 25  # of a picture in a shard; no preset makes a larger one
 BLOCK = 512
 ADLER = 65521
 _END = bytes(BLOCK)
@@ -46,7 +46,7 @@ class Sample:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The sample's json member. Raises ValueError when it is no object, KeyError when there is none."""
+        """The sample's json member. Raises ValueError unless it is an object, KeyError where it is missing."""
         try:
             values = json.loads(self.members[JSON])
         except RecursionError as error:
@@ -65,7 +65,7 @@ def view_member(view: int, channel: str, suffix: str) -> str:
 
 
 def split_view_member(suffix: str) -> tuple[int, str] | None:
-    """(view, channel) of a picture's suffix, or None for a member that is none."""
+    """(view, channel) of a picture's suffix, or None for another member."""
     parts = suffix.split(".")
     if len(parts) == 3 and re.fullmatch("v[0-9]{1,6}", parts[0]):
         return int(parts[0][1:]), parts[1]
@@ -93,7 +93,7 @@ def decode_array(data: bytes) -> np.ndarray:
 
 
 def npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
-    """(shape, dtype, where the values begin) of .npy bytes. Raises ValueError when it is none, or not of numbers."""
+    """(shape, dtype, where the values begin) of .npy bytes. Raises ValueError unless it is an array of numbers."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
@@ -158,7 +158,7 @@ def decode_picture(data: bytes) -> np.ndarray:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(key, suffix) of a member's name, at its first dot. Raises ValueError where there is none."""
+    """(key, suffix) of a member's name, split at its first dot. Raises ValueError without a dot."""
     key, dot, suffix = name.partition(".")
     if not dot or not key or "/" in name:
         raise ValueError(f"not a member of ours: {' '.join(name.split())[:100]}")
@@ -176,7 +176,8 @@ def read_samples(file: IO[bytes], wanted: Wanted = everything) -> Iterator[tuple
     `wanted(sample, suffix)` says of a member, given those before it, whether it is read or passed over. Raises
     ValueError when the tar is cut, a member is no file, comes twice or has a name that is not ours.
     """
-    sample, start, position, seen = None, 0, 0, set()
+    sample, start, position = None, 0, 0
+    seen: set[str] = set()
     while header := _read_header(file):
         key, suffix = split_name(header.name)
         if sample is None or key != sample.key:
@@ -316,11 +317,3 @@ def _pax_fields(data: bytes) -> dict[str, str]:
 def tar_name(split: str, shard: int) -> str:
     """`train-00017.tar`."""
     return f"{split}-{shard:05d}.tar"
-
-
-def split_and_shard(tar: str) -> tuple[str, int]:
-    """(split, shard) of a tar's name. Raises ValueError when it is not ours."""
-    split, dash, number = tar.removesuffix(".tar").rpartition("-")
-    if not dash or not number.isdigit():
-        raise ValueError(f"not a shard of ours: {tar}")
-    return split, int(number)

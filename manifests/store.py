@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from manifests.errors import Refused, Stopped
 from manifests.patience import NoAnswer, Patience
 from manifests.process_info import started
-from manifests.remote import _stopped, filesystem, is_url, patiently
+from manifests.remote import filesystem, is_url, patiently, stopped_by
 
 _TEMPORARY = re.compile(r"^\.(?P<name_and_host>.+\.[A-Za-z0-9_.-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 _ELSEWHERE_SECONDS = 600  # a temporary file of another machine that is not written for so long is left behind
@@ -75,20 +75,20 @@ def stopping(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        raise _stopped(path, error) from error
+        raise stopped_by(path, error) from error
 
 
 def upload(local: str, path: str) -> None:
-    """Copies a finished local file to a URL. Raises Stopped when the store goes on refusing it."""
+    """Copies a finished local file to a URL. Raises Stopped when the store keeps refusing it."""
     fs, inner = filesystem(path)
     try:
         patiently(path, "write", lambda patience: patience.put(fs, local, inner))
     except OSError as error:
-        raise _stopped(path, error) from error
+        raise stopped_by(path, error) from error
 
 
 def read_bytes(path: str) -> bytes | None:
-    """The whole file, or None where there is none.
+    """The whole file, or None where it is missing.
 
     Raises ValueError naming the path where something else stands in its place, such as a folder or a pipe.
     """
@@ -110,7 +110,7 @@ def read_bytes(path: str) -> bytes | None:
 
 
 def read_many(paths: list[str]) -> list[bytes | None]:
-    """Whole files of one folder, None where there is none; an object store is asked for many at a time."""
+    """Whole files of one folder, None for a missing one; an object store is asked for many at a time."""
     if not paths or not is_url(paths[0]):
         return [read_bytes(path) for path in paths]
     fs, _ = filesystem(paths[0])
@@ -139,9 +139,9 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def create_bytes(path: str, data: bytes) -> bool:
-    """Writes a whole file where there is none yet; whether it did. Of several that try at once, one does.
+    """Writes a whole file unless it exists, and returns whether it did; of several processes, exactly one does.
 
-    A store or disk that knows no such thing is asked first and written to then.
+    A store or disk without such an operation is asked first and then written to.
     """
     if is_url(path):
         fs, inner = filesystem(path)
@@ -151,7 +151,7 @@ def create_bytes(path: str, data: bytes) -> bool:
                 patience.ask(fs, "pipe_file", inner, data, mode="create")
             except (FileExistsError, NoAnswer):
                 raise
-            except Exception:  # not known there, or failing just now: `write_bytes` tells
+            except Exception:  # not possible there, or failing just now: `write_bytes` finds out
                 return False
             return True
 
@@ -284,7 +284,7 @@ def open_reading(path: str, ahead: bool = True) -> IO[bytes]:
     fs, inner = filesystem(path)
     fs.invalidate_cache(inner)
     size = patiently(path, "read", lambda patience: patience.ask(fs, "size", inner))
-    return AheadFile(path, [(0, size)], size)
+    return cast("IO[bytes]", AheadFile(path, [(0, size)], size))  # a RawIOBase that reads has all that readers use
 
 
 def read_text(path: str | Path) -> str:
@@ -343,7 +343,7 @@ def _host() -> str:
 
 
 def delete_temporaries(folder: str) -> int:
-    """Deletes what killed writers left in a local folder, files and folders; returns how many. Live ones' are kept."""
+    """Deletes what killed writers left in a local folder and returns how many; what live writers hold stays."""
     if is_url(folder) or not Path(folder).is_dir():
         return 0
     found = [p for p in Path(folder).iterdir() if (match := _TEMPORARY.match(p.name)) and _is_left(p, match)]
@@ -356,7 +356,7 @@ def delete_temporaries(folder: str) -> int:
 
 
 def _is_left(path: Path, name: re.Match[str]) -> bool:
-    """Whether nobody writes a temporary file any more: on this machine its process has ended, or is this one."""
+    """Whether a temporary file is abandoned: on this machine, its process has ended or is this one."""
     if name["name_and_host"].endswith(f".{_host()}"):
         return int(name["pid"]) == os.getpid() or started(int(name["pid"])) is None
     try:

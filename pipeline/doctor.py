@@ -1,4 +1,4 @@
-"""What this machine lacks for a build, and the command for each: libraries, limits, space, and whether Ray starts."""
+"""Finds what this machine lacks for a build, with a command for each: libraries, limits, space, a Ray that starts."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _space(here: Path, temporary: Path) -> Iterator[Finding]:
     shm = Path("/dev/shm")
     if sys.platform == "linux":
         free = shutil.disk_usage(shm).free / 1e6 if shm.is_dir() else 0
-        state = "ok" if free >= SHM_MB else "missing"
+        state: State = "ok" if free >= SHM_MB else "missing"
         command = "" if state == "ok" else "docker run --shm-size=1g ..., or mount -o remount,size=1g /dev/shm"
         yield Finding("/dev/shm", state, f"{free:,.0f} MB free; Ray needs {SHM_MB}", command)
     for name, folder in (("this folder", here), ("temporary", temporary)):

@@ -12,8 +12,6 @@ from typing import Literal
 import numpy as np
 
 Projection = Literal["perspective", "orthographic"]
-
-
 _IDENTITY = np.eye(3)
 
 

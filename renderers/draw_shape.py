@@ -36,7 +36,7 @@ def draw(shape: Any, preset: str, **keys: Any) -> Views:
 
     shape: float (N, 3), of which point presets draw the first `points`; or a trimesh.Trimesh for mesh presets. preset:
     a name of `python -m pipeline presets`; keys change it, as key=value does there.
-    Raises Refused naming the nearest preset or key where there is none of that name, ValueError when the shape is not
+    Raises Refused naming the nearest preset or key for an unknown name, ValueError when the shape is not
     finite, empty or not what the preset draws.
     """
     _, chosen = load_preset(preset, keys)

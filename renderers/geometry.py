@@ -48,7 +48,7 @@ class Mesh:
     vertices: np.ndarray
     faces: np.ndarray
     materials: tuple[Material, ...] = (Material(),)
-    face_material: np.ndarray = field(default=None)  # type: ignore[assignment]
+    face_material: np.ndarray = field(default=None)  # type: ignore[arg-type]  # then __post_init__ fills it
     corner_uvs: np.ndarray | None = None
     vertex_colors: np.ndarray | None = None
 
@@ -117,7 +117,8 @@ def with_ground(mesh: Mesh, extent: float, color: list[float]) -> Mesh:
     """The mesh and a square of half side `extent` and an RGB colour in [0, 1] under its lowest vertex (+Y up)."""
     height = float(mesh.vertices[np.unique(mesh.faces), 1].min())
     corners = np.array([[-1, 0, -1], [-1, 0, 1], [1, 0, 1], [1, 0, -1]]) * extent + [0, height, 0]
-    return join([mesh, Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]), (Material((*color, 1.0)),))])
+    red, green, blue = color
+    return join([mesh, Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]), (Material((red, green, blue, 1.0)),))])
 
 
 def _uvs(mesh: Mesh) -> np.ndarray:
@@ -131,7 +132,7 @@ def _colors(mesh: Mesh) -> np.ndarray:
 def from_trimesh(geometries: list[Any]) -> Mesh:
     """A `Mesh` from trimesh geometries whose scene transforms have been applied.
 
-    Textures, base colours, vertex colours and face colours are read; a geometry with none of them is grey 0.7.
+    Textures, base colours, vertex colours and face colours are read; a geometry without any is grey 0.7.
     A material with vertex colours beside it multiplies them, as glTF says. Raises ValueError when there is no face.
     """
     meshes = [_from_one(g) for g in geometries if len(getattr(g, "faces", ())) > 0]
@@ -147,9 +148,9 @@ def _from_one(geometry: Any) -> Mesh:
     if kind == "vertex":
         return Mesh(vertices, faces, (Material((1.0, 1.0, 1.0, 1.0)),), vertex_colors=np.asarray(visual.vertex_colors))
     if kind == "face":
-        colors = np.repeat(np.asarray(visual.face_colors), 3, axis=0)
+        of_corners = np.repeat(np.asarray(visual.face_colors), 3, axis=0)
         corners = np.arange(3 * len(faces)).reshape(-1, 3)
-        return Mesh(vertices[faces].reshape(-1, 3), corners, (Material((1.0,) * 4),), vertex_colors=colors)
+        return Mesh(vertices[faces].reshape(-1, 3), corners, (Material((1.0,) * 4),), vertex_colors=of_corners)
     if kind != "texture":
         return Mesh(vertices, faces)
     uv = getattr(visual, "uv", None)
@@ -179,4 +180,4 @@ def _material(material: Any, has_uv: bool) -> Material:
     factor = np.asarray(factor)
     scale = 255.0 if factor.dtype.kind in "ui" else 1.0
     rgba = [min(max(float(x) / scale, 0.0), 1.0) for x in factor[:4]] + [1.0] * (4 - len(factor[:4]))
-    return Material(tuple(rgba), texture)
+    return Material((rgba[0], rgba[1], rgba[2], rgba[3]), texture)

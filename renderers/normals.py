@@ -81,7 +81,7 @@ def vertex_normals(corners: np.ndarray, vertex: np.ndarray, num_vertices: int) -
     normals = np.repeat(face_normals(corners.astype(np.float64)), 3, axis=0)
     at = vertex.reshape(-1)
     total = np.stack([np.bincount(at, weights=normals[:, axis], minlength=num_vertices) for axis in range(3)], axis=1)
-    total /= np.maximum(np.linalg.norm(total, axis=1), 1e-6)[:, None]
+    total = total / np.maximum(np.linalg.norm(total, axis=1), 1e-6)[:, None]
     return total[vertex].astype(np.float32)
 
 

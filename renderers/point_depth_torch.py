@@ -1,7 +1,6 @@
-"""Depth maps in torch, batched over objects and views, on any device: the twin of `renderers.point_depth`, equal by
-test.
+"""Depth maps in torch, batched over objects and views, for pictures that are drawn inside a training step.
 
-For maps drawn inside a training step. Equations and conventions are those of `renderers.point_depth`.
+The twin of `renderers.point_depth`: the same equations and conventions, and a test holds both equal.
 """
 
 from __future__ import annotations

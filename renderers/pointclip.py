@@ -29,6 +29,7 @@ def draw_points(
     """
     if "rgb" in preset.channels and colors is None:
         raise ValueError("channel rgb draws the colours of points, and there are none")
+    colors = colors if "rgb" in preset.channels else None
     chosen = np.asarray(points[: preset.points], np.float64)
     return [_draw(chosen, preset, released_camera(camera, preset.mirror), colors) for camera in cameras]
 
@@ -48,7 +49,7 @@ def _draw(points: np.ndarray, preset: PointclipViews, camera: Camera, colors: np
     size = (camera.height, camera.width)
     return View(
         camera,
-        rgb=_nearest_color(pixel, z, colors[number], preset.background, size) if "rgb" in preset.channels else None,
+        rgb=None if colors is None else _nearest_color(pixel, z, colors[number], preset.background, size),
         depth=weighted_depth(pixel, z, size) if "depth" in preset.channels else None,
         coverage=float(shown.mean()),
     )

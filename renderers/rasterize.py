@@ -74,7 +74,7 @@ def device_of(preset: RasterizedViews) -> torch.device:
 def _fragments(
     surface: Surface, preset: RasterizedViews, cameras: list[Camera], device: torch.device
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each camera: face (S, S, K), -1 for none, weights of its corners (S, S, K, 3) and depth (S, S, K)."""
+    """For each camera: face (S, S, K), -1 for no face, weights of its corners (S, S, K, 3) and depth (S, S, K)."""
     first = cameras[0]
     size = (first.height * preset.supersample, first.width * preset.supersample)
     corners = np.stack([_on_screen(surface.vertices, camera) for camera in cameras])

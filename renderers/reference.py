@@ -1,4 +1,4 @@
-"""Slow and literal: what "correct" means for every backend. float64, loops over pixels, equation by equation."""
+"""The reference that every backend is tested against: slow and literal, float64, pixel by pixel."""
 
 from __future__ import annotations
 

@@ -148,17 +148,17 @@ def prepare(mesh: Mesh, preset: MeshViews) -> Surface:
     else:
         normals = corner_normals(corners, vertex[kept], preset.crease_deg if preset.normals == "crease" else 0.0)
     colors = None if mesh.vertex_colors is None else mesh.vertex_colors[mesh.faces[kept]].astype(np.float32) / 255
-    textured = mesh.corner_uvs is not None and any(m.texture is not None for m in mesh.materials)
+    uvs = mesh.corner_uvs if any(m.texture is not None for m in mesh.materials) else None
     return Surface(
         corners=corners,
         outward=outward,
         normals=_edges(normals),
-        uvs=_edges(mesh.corner_uvs[kept].astype(np.float32)) if textured else None,
+        uvs=None if uvs is None else _edges(uvs[kept].astype(np.float32)),
         colors=None if colors is None else _edges(colors),
         base=np.array([m.base_color for m in mesh.materials], np.float32)[mesh.face_material[kept]],
         material=mesh.face_material[kept],
         textures=tuple(
-            None if m.texture is None or not textured else Texture(m.texture, preset.texture_wrap)
+            None if m.texture is None or uvs is None else Texture(m.texture, preset.texture_wrap)
             for m in mesh.materials
         ),
         transparent=any(is_transparent(m) for m in mesh.materials)
@@ -228,14 +228,14 @@ def _texels(surface: Surface, face: np.ndarray, b1: np.ndarray, b2: np.ndarray) 
     texel = surface.base.take(face, axis=0)
     if surface.uvs is not None:
         uv = _interpolate(surface.uvs, face, b1, b2)
-        if len(surface.textures) == 1:
-            texel *= surface.textures[0].read(uv[:, 0], uv[:, 1])
+        if len(surface.textures) == 1 and (texture := surface.textures[0]) is not None:
+            texel *= texture.read(uv[:, 0], uv[:, 1])
         else:
             material = surface.material.take(face)
             for index in np.unique(material):
-                if surface.textures[index] is not None:
+                if (texture := surface.textures[index]) is not None:
                     chosen = np.flatnonzero(material == index)
-                    texel[chosen] *= surface.textures[index].read(uv[chosen, 0], uv[chosen, 1])
+                    texel[chosen] *= texture.read(uv[chosen, 0], uv[chosen, 1])
     if surface.colors is not None:
         texel *= _interpolate(surface.colors, face, b1, b2)
     return texel
@@ -252,7 +252,7 @@ def to_bytes(color: np.ndarray) -> np.ndarray:
 class Layers:
     """Front-to-back mix of transparent surfaces along N rays.
 
-    depth: float32 (N,), of the first surface with alpha of at least one half, +inf where there is none.
+    depth: float32 (N,), of the first surface with alpha of at least one half, +inf without such a surface.
     """
 
     def __init__(self, num_rays: int, with_rgb: bool) -> None:

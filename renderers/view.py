@@ -1,4 +1,4 @@
-"""What every backend returns."""
+"""View: a drawn picture and its camera, which every backend returns."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from manifests.layout import read_manifest, read_view_set, view_set_names, views_tar
 from pipeline.jobs.build_manifest import write_finished, write_unfinished
-from pipeline.jobs.driver import OnEvent, OnStart, Wanted, Workers, execute
+from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.jobs.summary import Summary, summed_up
 from pipeline.plan.from_build import drawn_sets
@@ -43,7 +43,7 @@ def build(
                 records.forget(records.with_failures(plan.tars(job), retry))
             _forget_files(plan, missing, records)
 
-    wanted = Wanted(
+    task = Task(
         jobs,
         missing,
         records,
@@ -51,7 +51,7 @@ def build(
         finish=lambda records: write_finished(plan, jobs, records),
         needed=bool(missing) or not _is_whole(plan),
     )
-    return summed_up(plan, jobs, execute(plan, jobs, wanted, workers, on_start, on_event))
+    return summed_up(plan, jobs, execute(plan, jobs, task, workers, on_start, on_event))
 
 
 def _is_whole(plan: Plan) -> bool:

@@ -1,4 +1,4 @@
-"""What a build will cost, before hours are spent: three of its objects are built, timed, weighed and thrown away."""
+"""Forecasts the time, disk and memory of a build: three of its objects are built, timed, weighed and thrown away."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """objects: of the whole plan; left: those of shards that are not finished yet.
+class BuildForecast:
+    """What a build will cost. objects: of the whole plan; left: those of shards that are not finished yet.
 
     input_bytes: the size of the objects' own files (textures and other side files not counted), or None where the
     source names no files. trials and costs are empty where no tried object could be built.
@@ -64,7 +64,7 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(plan: Plan, jobs: list[Job]) -> Forecast:
+def forecast(plan: Plan, jobs: list[Job]) -> BuildForecast:
     """Counts, sums and times a plan; writes nothing. Raises Refused where a library is missing."""
     splits: dict[str, int] = {}
     for job in jobs:
@@ -72,7 +72,7 @@ def forecast(plan: Plan, jobs: list[Job]) -> Forecast:
     records = FinishedRecords()
     left = [asset for job in jobs if is_missing(job, plan, records.is_done) for asset in job.assets]
     trials, failures, memory_mb = _try(plan, left)
-    return Forecast(
+    return BuildForecast(
         objects=sum(splits.values()),
         left=len(left),
         shards=len(jobs),
@@ -110,7 +110,7 @@ def _try(plan: Plan, assets: list[Asset]) -> tuple[tuple[Trial, ...], tuple[Fail
 def weigh(job: Job, plan: Plan) -> float:
     """The most memory in MB of a process that makes a few objects of a job, or draws them where only views are missing.
 
-    0 where none of them could be made. A shard is a random sample of its split, and so are its first objects.
+    0 where all of them failed. A shard is a random sample of its split, and so are its first objects.
     """
     shapes_missing, view_sets = missing_tars(job, plan)
     made = 0
@@ -166,7 +166,7 @@ def _input_bytes(plan: Plan, jobs: list[Job]) -> int | None:
     return sum(sizes.values()) or None
 
 
-def lines(found: Forecast, asset_memory_mb: int) -> list[str]:
+def lines(found: BuildForecast, asset_memory_mb: int) -> list[str]:
     """What a person reads of a forecast."""
     cores = os.cpu_count() or 1
     told = [] if found.input_bytes is None else [f"input: {found.input_bytes / 1e9:.3g} GB of files"]

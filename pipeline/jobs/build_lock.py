@@ -1,4 +1,4 @@
-"""OUT/build.lock: saves two builds from doing the same work. Correctness never depends on it."""
+"""OUT/build.lock: keeps two builds from doing the same work. Correctness never depends on it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _own_name() -> dict[str, Any]:
 def build_lock(out: str, needed: bool = True) -> Iterator[BuildLock | None]:
     """Holds OUT/build.lock. Raises Refused naming the live build that has it; takes over a stale one.
 
-    needed: False where there is nothing to do: an OUT that cannot be written is then left without a lock (None).
+    needed: False where nothing is to do: an OUT that cannot be written is then left without a lock (None).
     """
     path = store.join(out, LOCK)
     taken = True
@@ -76,7 +76,7 @@ def build_lock(out: str, needed: bool = True) -> Iterator[BuildLock | None]:
 
 
 def _take(out: str, path: str) -> None:
-    """Of several that try at once, one gets the lock. Raises Refused where a live build has it."""
+    """Takes the lock; exactly one of several processes gets it. Raises Refused where a live build has it."""
     for _ in range(_TRIES):
         if store.create_bytes(path, _line(time.time())):
             return
@@ -110,8 +110,8 @@ def _is_own(holder: dict[str, Any]) -> bool:
 def _is_live(path: str, held: bytes, holder: dict[str, Any]) -> bool:
     """On this machine: the same process still runs. Elsewhere: the lock was renewed not long ago.
 
-    held: the bytes of the lock. A date in the future tells nothing, or a dead build of a machine whose clock runs ahead
-    would be waited for until then: such a lock is live if it is renewed.
+    held: the bytes of the lock. A lock dated in the future, by a machine whose clock runs ahead, is live only if it is
+    renewed: else a dead build would be waited for until that date.
     """
     try:
         if holder.get("host") == socket.gethostname():

@@ -29,12 +29,12 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a command wants of the jobs of a plan.
+class Task:
+    """What a command wants done with the jobs of a plan.
 
-    jobs: those that may be run. missing: the ones to run, as they were found without the lock, with the records that
-    were read for it. prepare: called once the lock is held; it writes manifests and removes the records of tars that
-    are made again. finish: called with all records once nothing is missing. needed: whether OUT must be writable.
+    jobs: those that may be run. missing: those to run, found without the lock in `records`. prepare: called under the
+    lock; it writes manifests and removes the records of tars that are made again. finish: called under the lock with
+    the records of all tars. needed: whether OUT has to be writable.
     """
 
     jobs: list[Job]
@@ -46,24 +46,24 @@ class Wanted:
 
 
 def execute(
-    plan: Plan, jobs: list[Job], wanted: Wanted, workers: Workers, on_start: OnStart, on_event: OnEvent
+    plan: Plan, jobs: list[Job], task: Task, workers: Workers, on_start: OnStart, on_event: OnEvent
 ) -> FinishedRecords:
     """Gets the machines ready, takes the lock, looks again, and runs what is missing; returns the records after that.
 
     jobs: all jobs of the plan. Where nothing is missing, no renderer and no Ray is loaded, and OUT may be read-only.
     Raises Refused where a machine or library is not fit, or while another build has the lock; Stopped midway.
     """
-    missing, records = wanted.missing, wanted.records
+    missing, records = task.missing, task.records
     machines = ready(plan, workers, missing) if missing else nullcontext()
-    with machines as demand, build_lock(plan.out, wanted.needed) as lock:
+    with machines as demand, build_lock(plan.out, task.needed) as lock:
         if lock is None:
             on_start(0, num_objects(jobs))
             return records
         if missing:
             records = FinishedRecords()  # another build may have made some until the lock was ours
-        wanted.prepare(records)
+        task.prepare(records)
         if missing:
-            missing = [job for job in wanted.jobs if is_missing(job, plan, records.is_done)]
+            missing = [job for job in task.jobs if is_missing(job, plan, records.is_done)]
         todo = num_objects(missing)
         on_start(todo, num_objects(jobs) - todo)
         for event in run_on(missing, plan, workers, demand):
@@ -71,7 +71,7 @@ def execute(
             on_event(event)
         if missing:
             records = FinishedRecords()
-        wanted.finish(records)
+        task.finish(records)
     return records
 
 
@@ -82,7 +82,7 @@ def num_objects(jobs: Iterable[Job]) -> int:
 
 @contextmanager
 def ready(plan: Plan, workers: Workers, jobs: list[Job]) -> Iterator[ray_cluster.Demand | None]:
-    """What each job asks of a machine of the cluster, None where there is none.
+    """Checks what the jobs need; yields what each job asks of a machine of the cluster, or None without a cluster.
 
     Raises Refused, before anything is written, where a library is missing or the cluster is not fit for the jobs.
     """

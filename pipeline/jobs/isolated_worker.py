@@ -1,4 +1,4 @@
-"""The careful way: a shard's objects one at a time in a child process, whose death costs one object and not the shard.
+"""The careful way: makes a shard's objects one at a time in a child process, whose death costs one object only.
 
 `python -m pipeline.jobs.isolated_worker FD` is the child: it reads the plan, then one call after the other, and answers
 over one socket. The parent knows which object a dead child held and at which stage, starts a new child, tries that
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import Stopped
-from manifests.process_info import end_with_parent, environment
+from manifests.process_info import end_with_parent, environment, peak_mb_of
 from manifests.records import Asset, Failure
 from manifests.samples import Sample
 from pipeline.plan.plan import Plan, ViewSet
@@ -80,7 +80,7 @@ class CarefulMaker:
             return {s.name: failure for s in view_sets}
 
     def largest_mb(self) -> float:
-        """The most memory that the child has held so far, 0 where there is none."""
+        """The most memory in megabytes that the child has held so far, 0 without a child."""
         return 0.0 if self._child is None else self._child.largest_mb()
 
     def _call(self, name: str, *arguments: Any) -> Any:
@@ -160,13 +160,8 @@ class _Child:
             raise ChildDied(f"crash: its process {self._ending()}", stage, built) from error
 
     def largest_mb(self) -> float:
-        """The process's peak resident memory in megabytes (proc(5), VmHWM), 0 where /proc does not tell."""
-        try:
-            status = Path(f"/proc/{self._process.pid}/status").read_text()
-        except OSError:
-            return 0.0
-        peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")), "0")
-        return int(peak) / 1024
+        """The process's peak resident memory in megabytes, 0 where /proc does not tell."""
+        return peak_mb_of(self._process.pid)
 
     def _ending(self) -> str:
         try:
@@ -196,7 +191,7 @@ def longest_silence(asset_seconds: float) -> float:
 def _limit_waits(connection: Connection, seconds: float) -> None:
     """Lets reads and writes of half a message raise BlockingIOError (socket(7), SO_RCVTIMEO): the other end hangs.
 
-    A process that is stopped neither takes what is sent nor ends what it was sending.
+    A stopped process neither takes in what is sent to it nor finishes what it was sending.
     """
     seconds = min(max(seconds, 0.001), 1e9)  # 0 would be no limit
     limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
@@ -225,7 +220,7 @@ def _limit_memory(megabytes: int) -> None:
 
 def serve(connection: Connection) -> None:
     """The child's loop: a plan, then calls until the parent closes the socket."""
-    # one that hangs would never see the closed socket; a parent that is dead already has closed it
+    # a child that hangs would not see that its parent has closed the socket
     end_with_parent(signal.SIGKILL)
     plan: Plan = connection.recv()
     _limit_memory(plan.recipe.asset_memory_mb)
@@ -238,7 +233,9 @@ def serve(connection: Connection) -> None:
             return
         try:
             if name == "build":
-                answer = make_object(*arguments, plan, lambda *report: connection.send(("stage", *report)))
+                (asset,) = arguments
+                answer: Outcome | ViewResults
+                answer = make_object(asset, plan, lambda *report: connection.send(("stage", *report)))
             else:
                 answer = plain.redraw(*arguments)
         except Exception as error:  # Refused and Stopped are the parent's to raise

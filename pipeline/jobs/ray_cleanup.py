@@ -1,8 +1,8 @@
-"""What a killed driver leaves of its private Ray: processes that nobody would end for a minute, and a folder.
+"""Cleans up after a private Ray whose driver was killed: its processes would live on for a minute, its folder for good.
 
-Every process of a private Ray carries the name of its driver in its environment, so that the next build finds those
-whose driver is gone. Another Ray's processes carry no such name, and another person's are not looked at. Without a
-/proc (elsewhere than on Linux) nothing is looked for: Ray's own processes end by themselves.
+Every process of a private Ray has the name of its driver in its environment, so that the next build finds those whose
+driver is gone. Processes of another Ray or of another person are left alone. Without /proc (outside Linux) nothing is
+searched for: Ray's own processes end by themselves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def driver_name() -> str:
 def new_folder() -> str:
     """A new folder of this process that only its user may enter; `delete_folder` or a later build deletes it.
 
-    It holds the driver's name and the folder that `folder_of_ray` names. Raises Stopped where the disk takes none.
+    It holds the driver's name and the folder that `folder_of_ray` names. Raises Stopped where it cannot be made.
     """
     folder = None
     try:
@@ -61,7 +61,7 @@ def refuse_temporary_folder() -> None:
     """Raises Refused where a private Ray has no folder for its temporary files."""
     try:
         folder = _parent()
-    except OSError as error:  # the system's own cannot be used, none of them
+    except OSError as error:  # not one of the system's own folders can be used
         raise Refused(f"no folder for temporary files ({error}): name one in RAY_TMPDIR or TMPDIR") from error
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise Refused(f"RAY_TMPDIR={folder}: no folder that can be written to; name another, or use --workers 0")
@@ -103,9 +103,9 @@ def _end(pids: list[int]) -> int:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether what a folder holds was written by this user: its own folder, no link, where nobody else may write.
+    """Whether only this user can have written to a folder: it is the user's own, no link, and closed to others.
 
-    Earlier versions let Ray open the folder itself to everybody: who wrote the name in such a one cannot be told.
+    Earlier versions let Ray open the folder to everybody: anyone may have written the name there.
     """
     found = folder.lstat()
     others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

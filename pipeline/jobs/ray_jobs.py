@@ -1,4 +1,4 @@
-"""Jobs that run on Ray's workers: handed out, listened to, run again where their worker was lost or says nothing.
+"""Jobs on Ray's workers: handed out, followed, and run again where a worker is lost or silent.
 
 Ray itself is given (its home is `pipeline.jobs.ray_cluster`).
 """
@@ -13,7 +13,7 @@ from typing import Any
 from manifests.errors import Refused, Stopped, with_type
 from pipeline.jobs.isolated_worker import longest_silence
 from pipeline.jobs.time_limits import AwakeClock
-from pipeline.jobs.worker import Place
+from pipeline.jobs.worker import WorkerProcess
 from pipeline.plan.plan import Job, Plan
 from pipeline.shards.build_shard import JobEvent
 
@@ -27,21 +27,22 @@ KEPT = "what is finished is kept, run the same again"
 
 
 @dataclass
-class _Run:
-    """A job that was handed out. heard: when it said something last, or was handed out. place: None until it begins.
+class _RunningJob:
+    """A job that was handed out.
 
-    ending: since when its worker is being ended, for having said nothing for so long.
+    heard: the time of its last report, or of its handing out. process: where it runs, None until it begins. ending:
+    since when its silent worker is being ended.
     """
 
     job: Job
     careful: bool
     heard: float
-    place: Place | None = None
+    process: WorkerProcess | None = None
     ending: float | None = None
 
 
 class RunningJobs:
-    """Jobs on their way: handed out a few at a time, taken back when they end or when their worker is lost.
+    """Hands jobs out a few at a time, and takes them back when they end or when their worker is lost.
 
     slots: how many may be handed out at a time. begin_seconds: for a job to begin while no other runs. versions: what
     every worker must have, or None where that cannot differ.
@@ -60,12 +61,12 @@ class RunningJobs:
         self._plan, self._versions, self._begin_seconds = ray.put(plan), versions, begin_seconds
         seconds = plan.recipe.asset_seconds
         self._silence = {False: seconds + _SILENT_SECONDS, True: longest_silence(seconds) + _SILENT_SECONDS}
-        self._running: dict[Any, _Run] = {}
+        self._running: dict[Any, _RunningJob] = {}
         self._losses: Counter[tuple[str, int]] = Counter()
         self._awake = AwakeClock()
 
     def run(self, jobs: Iterable[Job]) -> Iterator[JobEvent]:
-        """Runs all jobs to their ends; also tells of one that still runs when nothing else happens for a while."""
+        """Runs all jobs; where nothing happens for a while, it yields an event of a job that still runs."""
         waiting = [(job, False) for job in reversed(list(jobs))]
         looked = self._awake.seconds()
         while waiting or self._running:
@@ -73,7 +74,7 @@ class RunningJobs:
             while waiting and len(self._running) < slots:
                 job, careful = waiting.pop()
                 stream = self._task.options(num_returns="streaming").remote(job, self._plan, careful, self._versions)
-                self._running[stream] = _Run(job, careful, self._awake.seconds())
+                self._running[stream] = _RunningJob(job, careful, self._awake.seconds())
             ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_WAIT_SECONDS)
             if not ready:
                 yield JobEvent(next(iter(self._running.values())).job)
@@ -89,15 +90,15 @@ class RunningJobs:
                 looked = self._awake.seconds()
                 self._end_silent(looked)
 
-    def _take(self, stream: Any, run: _Run) -> tuple[JobEvent, bool]:
+    def _take(self, stream: Any, run: _RunningJob) -> tuple[JobEvent, bool]:
         """What a stream gives next, and whether the job is to be run again the careful way."""
         exceptions = self._ray.exceptions
         run.heard = self._awake.seconds()
         job, careful = run.job, run.careful
         try:
             said = self._ray.get(next(stream), timeout=CALL_SECONDS)
-            if isinstance(said, Place):
-                run.place = said
+            if isinstance(said, WorkerProcess):
+                run.process = said
                 return JobEvent(job), careful
             return JobEvent(job, said), careful
         except StopIteration:
@@ -111,29 +112,29 @@ class RunningJobs:
                 self._note_loss(job, error)
             return JobEvent(job, state="again"), True
         except exceptions.TaskCancelledError:  # see _end_silent
-            self._note_loss(job, TimeoutError(f"{run.place or 'a worker'} said nothing for too long and was ended"))
-            return JobEvent(job, state="again"), careful or run.place is not None
+            self._note_loss(job, TimeoutError(f"{run.process or 'a worker'} said nothing for too long and was ended"))
+            return JobEvent(job, state="again"), careful or run.process is not None
         except exceptions.RayError as error:  # its machine died, or could not start a worker
             self._note_loss(job, error)
             return JobEvent(job, state="again"), careful
 
     def _end_silent(self, now: float) -> None:
-        """Lets Ray end the workers that have said nothing for longer than a job can take, stopped ones for instance.
+        """Lets Ray end workers that have been silent for longer than a job can take, such as stopped ones.
 
-        A job that waits for a worker says nothing, either: it counts only while none of the others runs.
+        A job that waits for a worker is silent, too: it counts only while no other job runs.
         Raises Stopped, naming the worker, where one does not end.
         """
-        alive = [run for run in self._running.values() if run.place is not None and run.ending is None]
+        alive = [run for run in self._running.values() if run.process is not None and run.ending is None]
         for stream, run in self._running.items():
             if run.ending is not None:
                 if now - run.ending > _ENDED_SECONDS:
                     raise Stopped(
-                        f"shard {run.job.split}-{run.job.shard:05d}: its worker ({run.place or 'not begun'}) says "
+                        f"shard {run.job.split}-{run.job.shard:05d}: its worker ({run.process or 'not begun'}) says "
                         f"nothing and does not end; {KEPT}"
                     )
                 continue
-            limit = self._begin_seconds if run.place is None else self._silence[run.careful]
-            if now - run.heard <= limit or (run.place is None and alive):
+            limit = self._begin_seconds if run.process is None else self._silence[run.careful]
+            if now - run.heard <= limit or (run.process is None and alive):
                 continue
             if not self._ray.wait([stream], timeout=0)[0]:
                 run.ending = now

@@ -16,7 +16,7 @@ _AT_ONCE = 128  # records that are asked of an object store together
 
 
 class FinishedRecords:
-    """Records of tars, as the folders were when each of them was first looked into.
+    """Records by tar; a folder is listed once, when it is first needed.
 
     They are kept without keys, offsets, sizes and checks: those of a build of a million objects would fill the driver's
     memory, and making Python objects of them takes nine tenths of the time. `check` looks at them.
@@ -28,7 +28,7 @@ class FinishedRecords:
         self._fetched: dict[str, dict[str, bytes | None]] = {}  # folder -> record -> its bytes, until it is looked at
 
     def is_done(self, tar: str, hash: str) -> bool:
-        """Whether a tar has its record, with this hash, and is there. A damaged record counts as none."""
+        """Whether a tar has its record, with this hash, and is there. A damaged record counts as missing."""
         try:
             return self._is_there(tar) and self[tar].hash == hash
         except ValueError:

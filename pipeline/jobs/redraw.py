@@ -10,7 +10,7 @@ from manifests.errors import Refused
 from manifests.layout import VIEWS, read_view_set, require_manifest, shapes_tar, view_set_hash
 from manifests.presets import load_preset
 from pipeline.jobs.build_manifest import write_view_set_manifest
-from pipeline.jobs.driver import OnEvent, OnStart, Wanted, Workers, execute
+from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.jobs.summary import Summary, view_set_summary
 from pipeline.plan.build_recipe import stored_recipe
@@ -77,5 +77,5 @@ def draw_view_set(
             records.forget(failed(job, records))
 
     needed = bool(missing) or read_view_set(plan.out, view_set.name) is None
-    wanted = Wanted(jobs, missing, records, prepare=prepare, needed=needed)
-    return view_set_summary(plan, jobs, view_set, execute(plan, jobs, wanted, workers, on_start, on_event))
+    task = Task(jobs, missing, records, prepare=prepare, needed=needed)
+    return view_set_summary(plan, jobs, view_set, execute(plan, jobs, task, workers, on_start, on_event))

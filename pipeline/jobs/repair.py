@@ -12,7 +12,7 @@ from manifests.records import read_record, record_path
 from pipeline.datasets import dataset_module
 from pipeline.formats.fingerprints import known_fingerprints
 from pipeline.jobs.build_manifest import write_finished
-from pipeline.jobs.driver import OnEvent, OnStart, Wanted, Workers, execute
+from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.from_build import whole_plan
 from pipeline.plan.plan import Job, Plan
@@ -65,7 +65,7 @@ def repair(
         if any(wanted & set(plan.raw_tars(job)) for job in todo):
             write_finished(plan, jobs, records)
 
-    execute(plan, jobs, Wanted(todo, todo, FinishedRecords(), prepare, finish), workers, on_start, on_event)
+    execute(plan, jobs, Task(todo, todo, FinishedRecords(), prepare, finish), workers, on_start, on_event)
     same = {tar for tar in wanted if promised[tar] is not None and _sha256(tar) == promised[tar]}
     return Repaired(tuple(sorted(same)), tuple(sorted(wanted - same)), tuple(left))
 

@@ -1,4 +1,4 @@
-"""What a worker runs: one job the plain way under guard, or the careful way."""
+"""The work of one worker: a job made the plain way under guard, or the careful way in a child process."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _TELL_SECONDS = 1.0  # a driver takes in some thousand reports a second, and may
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a job runs: a process of a machine."""
+class WorkerProcess:
+    """The process that runs a job."""
 
     host: str
     pid: int
@@ -33,17 +33,17 @@ class Place:
         return f"process {self.pid} on {self.host}"
 
 
-def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -> Iterator[Place | Progress]:
-    """Makes one shard, saying where, reporting about every second, and when it is done.
+def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -> Iterator[WorkerProcess | Progress]:
+    """Makes one shard; yields its process, and then its progress about every second.
 
-    versions: the driver's, where this may be another machine; it may have joined after the others were compared.
+    versions: the driver's, where this may be another machine, which may have joined after the versions were compared.
     Raises Stopped where they differ, and when the disk is full.
     """
     differs = None if versions is None else difference(versions, versions_here())
     if differs is not None:
         raise Stopped(f"a machine that joined the cluster has other versions: {differs}; its bytes could differ")
     import_tar_writer()
-    yield Place(socket.gethostname(), os.getpid())
+    yield WorkerProcess(socket.gethostname(), os.getpid())
     if careful:
         with CarefulMaker(plan) as maker:
             yield from summed(run_job(job, plan, maker))
@@ -58,9 +58,9 @@ def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -
 
 
 def import_tar_writer() -> None:
-    """Imports webdataset without torch: where that is installed it comes along, 2 s and 0.5 GB for each new worker.
+    """Imports webdataset without torch, which would cost each new worker 2 s and 0.5 GB.
 
-    webdataset itself works without it; what of ours draws with torch imports that on its own.
+    webdataset works without it; a renderer that draws with torch imports it itself.
     """
     if "webdataset" in sys.modules or "torch" in sys.modules:
         return
@@ -72,7 +72,7 @@ def import_tar_writer() -> None:
 
 
 def summed(reports: Iterable[Progress]) -> Iterator[Progress]:
-    """The same reports, those of a second in one. A job that makes nothing reports nothing."""
+    """Adds up the reports of each second. A job that makes nothing reports nothing."""
     objects = failures = 0
     said = time.monotonic()
     for progress in reports:
@@ -85,7 +85,7 @@ def summed(reports: Iterable[Progress]) -> Iterator[Progress]:
 
 
 def _timed(reports: Iterable[Progress], seconds: float) -> Iterator[Progress]:
-    """Reports, each of which gives the next object its time again."""
+    """Passes reports on; each one starts the time of the next object."""
     for progress in reports:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         yield progress
@@ -93,7 +93,7 @@ def _timed(reports: Iterable[Progress], seconds: float) -> Iterator[Progress]:
 
 @contextmanager
 def _guarded(memory_mb: int) -> Iterator[None]:
-    """Lets the kernel end this process when it hangs (SIGALRM, also with the GIL held), and a thread when it swells."""
+    """Ends this process when it hangs (by SIGALRM, even with the GIL held) or swells (by a thread)."""
     before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
     over = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What runs here: versions of the libraries and of our own code. Where they differ, so may the bytes of a shard."""
+"""Versions of the libraries and of our own code on this machine: where they differ, a shard's bytes may differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENDINGS = (".py", ".toml")
 
 def package_folders() -> list[str]:
     """The folders of our packages that a build needs, wherever they were imported from."""
-    return [str(Path(package.__file__).parent) for package in PACKAGES]
+    return [package.__path__[0] for package in PACKAGES]
 
 
 @functools.cache

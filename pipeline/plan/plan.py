@@ -1,4 +1,4 @@
-"""Assets -> jobs: the build recipe, and the plan that a recipe and a source make. One job is one shard.
+"""The plan of a build: a recipe and a source give the list of assets, cut into jobs. One job is one shard.
 
 Jobs are the assets of each split in the order of sha256(recipe seed, key), cut into slices of `shard_size`: every shard
 is a random sample of its split, and shard 17 is shard 17 on any cluster.
@@ -121,7 +121,7 @@ def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keeps the collector of cycles still: it would go through all assets made so far, again and again."""
+    """Turns the collector of cycles off: it would go through all assets made so far, again and again."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -168,7 +168,7 @@ def source_folder(table: DatasetTable, source: str | None) -> Path | None:
 
 
 def existing_folder(source: str | None, what: str) -> Path:
-    """The absolute folder that --source names. Raises Refused where none is named or there is none."""
+    """The absolute folder that --source names. Raises Refused where it is not given or names no folder."""
     if source is None:
         raise Refused(f"{what} is read from files: give --source DIR")
     root = Path(source).absolute()

@@ -182,11 +182,6 @@ def test_names() -> None:
     assert samples.split_name("chair_1.v03.rgb.jpg") == ("chair_1", "v03.rgb.jpg")
     assert samples.tar_name("train", 7) == "train-00007.tar"
     assert samples.tar_name("train", 123456) == "train-123456.tar"
-    for split, shard in (("my-split", 17), ("a-1-2", 0), ("train", 123456)):
-        assert samples.split_and_shard(samples.tar_name(split, shard)) == (split, shard)
-    for other in ("train.tar", "train-x.tar", "00017.tar"):
-        with pytest.raises(ValueError, match="not a shard of ours"):
-            samples.split_and_shard(other)
 
 
 def tar_of(infos: list[tarfile.TarInfo], format: int = tarfile.PAX_FORMAT) -> bytes:

@@ -15,7 +15,7 @@ from manifests.records import Asset, Failure
 from manifests.samples import encode_array
 from pipeline.jobs import build_forecast as module
 from pipeline.jobs.build import build
-from pipeline.jobs.build_forecast import Cost, Forecast, Trial, forecast, lines, tar_bytes
+from pipeline.jobs.build_forecast import BuildForecast, Cost, Trial, forecast, lines, tar_bytes
 from pipeline.jobs.driver import Workers
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import Job, make_plan
@@ -110,7 +110,9 @@ def test_a_source_in_which_nothing_can_be_built_has_no_forecast(tmp_path) -> Non
 def test_the_table_says_what_this_machine_cannot() -> None:
     cores = os.cpu_count()
     costs = tuple(Cost(n, 6.4 / n, 12.5, 0.7 * n) for n in (1, cores + 1))
-    found = Forecast(9000, 9000, 36, {"train": 9000}, 3_000_000_000, (Trial("a", 2.5, 1_400_000),), (), 700.0, costs)
+    found = BuildForecast(
+        9000, 9000, 36, {"train": 9000}, 3_000_000_000, (Trial("a", 2.5, 1_400_000),), (), 700.0, costs
+    )
     told = lines(found, 2000)
     assert told[0] == "input: 3 GB of files"
     assert told[1] == "tried a: 2.50 s, 1.40 MB"

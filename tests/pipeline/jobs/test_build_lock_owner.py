@@ -16,7 +16,7 @@ from manifests import store
 from manifests.errors import Refused
 from manifests.process_info import started
 from pipeline.jobs.build_lock import build_lock
-from pipeline.jobs.driver import Wanted, Workers, execute
+from pipeline.jobs.driver import Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import make_plan
@@ -54,8 +54,8 @@ def test_a_long_build_keeps_its_lock_fresh(tmp_path, monkeypatch) -> None:
         ages.append(now[0] - json.loads((tmp_path / "build.lock").read_text())["renewed"])
         now[0] += 15
 
-    wanted = Wanted(jobs, jobs, FinishedRecords(), prepare=lambda records: None)
-    execute(plan, jobs, wanted, Workers(0), lambda *_: None, look)
+    task = Task(jobs, jobs, FinishedRecords(), prepare=lambda records: None)
+    execute(plan, jobs, task, Workers(0), lambda *_: None, look)
     assert len(ages) >= 60
     assert max(ages) < 120
     assert not (tmp_path / "build.lock").exists()

@@ -136,15 +136,15 @@ def test_kuberay() -> None:
 
 
 def test_the_page_says_what_the_code_does() -> None:
-    from pipeline.jobs import isolated_worker, ray_cleanup, ray_cluster, ray_jobs
+    from pipeline.jobs import cluster_machines, isolated_worker, ray_cleanup, ray_cluster, ray_jobs
 
     words = " ".join(PAGE.split())
-    assert ray_cluster.PENDING_PER_WORKER == 2
+    assert cluster_machines.PENDING_PER_WORKER == 2
     assert "Two jobs are handed out for each worker" in words
     assert ray_jobs.MAX_LOSSES == 4
     assert "at most four times each" in words
-    assert (ray_cluster._EMPTY_SECONDS, ray_jobs.LOOK_SECONDS) == (600, 10)
-    assert (ray_cluster._SPARE, ray_cluster._WORKER_MB) == (1.25, 150)
+    assert (cluster_machines.EMPTY_SECONDS, ray_jobs.LOOK_SECONDS) == (600, 10)
+    assert (cluster_machines._SPARE, cluster_machines._WORKER_MB) == (1.25, 150)
     assert "a quarter and 150 MB are added" in words
     assert (ray_jobs._SILENT_SECONDS, ray_jobs._ENDED_SECONDS) == (30, 60)
     assert "it says nothing for `asset_seconds` + 30 s, or for 5 1/2 min + 8 `asset_seconds`" in words

@@ -23,9 +23,9 @@ from manifests.errors import Stopped
 from manifests.process_info import started
 from pipeline.jobs import isolated_worker
 from pipeline.jobs.isolated_worker import CarefulMaker, ChildDied
-from pipeline.jobs.ray_jobs import RunningJobs, _Run
+from pipeline.jobs.ray_jobs import RunningJobs, _RunningJob
 from pipeline.jobs.time_limits import AwakeClock, LimitedThread
-from pipeline.jobs.worker import Place
+from pipeline.jobs.worker import WorkerProcess
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import make_plan
 
@@ -87,11 +87,11 @@ def test_who_has_been_silent_for_too_long(tmp_path) -> None:
     jobs_running = RunningJobs.__new__(RunningJobs)
     ray = jobs_running._ray = _Streams()
     jobs_running._silence, jobs_running._begin_seconds = {False: 35.0, True: 280.0}, 120.0
-    here = Place("node7", 4711)
+    here = WorkerProcess("node7", 4711)
     runs = jobs_running._running = {
-        "plain": _Run(jobs[0], False, 0.0, here),
-        "careful": _Run(jobs[0], True, 0.0, here),
-        "waits": _Run(jobs[0], False, 0.0),
+        "plain": _RunningJob(jobs[0], False, 0.0, here),
+        "careful": _RunningJob(jobs[0], True, 0.0, here),
+        "waits": _RunningJob(jobs[0], False, 0.0),
     }
     jobs_running._end_silent(35.0)
     assert ray.ended == []
@@ -136,11 +136,11 @@ def test_a_child_that_is_stopped_costs_one_try(tmp_path) -> None:
 def short_limits(tree: Path) -> None:
     """Makes a copy's limits short: a test has no minutes."""
     for file, pairs in {
-        "running": {"_SILENT_SECONDS = 30": "_SILENT_SECONDS = 2", "LOOK_SECONDS = 10": "LOOK_SECONDS = 1"},
-        "careful": {"return ATTEMPTS * (": "return 0.1 * ("},
-        "cluster": {"_START_SECONDS = 120": "_START_SECONDS = 15", "_CONNECT_SECONDS = 10": "_CONNECT_SECONDS = 1"},
+        "ray_jobs": {"_SILENT_SECONDS = 30": "_SILENT_SECONDS = 2", "LOOK_SECONDS = 10": "LOOK_SECONDS = 1"},
+        "isolated_worker": {"return ATTEMPTS * (": "return 0.1 * ("},
+        "ray_cluster": {"_START_SECONDS = 120": "_START_SECONDS = 15", "_CONNECT_SECONDS = 10": "_CONNECT_SECONDS = 1"},
     }.items():
-        path = tree / f"pipeline/{file}.py"
+        path = tree / f"pipeline/jobs/{file}.py"
         text = path.read_text()
         for old, new in pairs.items():
             assert text.count(old) == 1, old

@@ -23,7 +23,7 @@ from planted import plant, processes_of, wait_for
 from manifests.errors import Stopped
 from manifests.process_info import started
 from pipeline.jobs import ray_cleanup, worker
-from pipeline.jobs.ray_cluster import Demand, _Slots
+from pipeline.jobs.cluster_machines import Demand, Slots
 from pipeline.jobs.ray_jobs import MAX_LOSSES, RunningJobs
 from pipeline.plan import environment
 from pipeline.plan.build_recipe import read_recipe
@@ -191,15 +191,15 @@ class _Ray:
 def test_jobs_are_handed_out_by_the_machines_that_live(monkeypatch) -> None:
     head = socket.create_server(("127.0.0.1", 0))
     ray, now = _Ray(f"127.0.0.1:{head.getsockname()[1]}"), [1000.0]
-    monkeypatch.setattr("pipeline.jobs.ray_cluster.time.monotonic", lambda: now[0])
-    slots = _Slots(ray, 4, Demand())
+    monkeypatch.setattr("pipeline.jobs.cluster_machines.time.monotonic", lambda: now[0])
+    slots = Slots(ray, 4, Demand())
     assert slots.count() == 8
     ray.there = 0
     now[0] += 11
     with pytest.raises(Stopped, match="Ray's processes on this machine have ended, or hang; what is finished is kept"):
         slots.count()
     ray.there = 3
-    slots = _Slots(ray, None, Demand())
+    slots = Slots(ray, None, Demand())
     assert slots.count() == 12  # six workers, one job that runs and one that waits for each
     ray.there = 1
     assert slots.count() == 12
@@ -212,7 +212,7 @@ def test_jobs_are_handed_out_by_the_machines_that_live(monkeypatch) -> None:
     with pytest.raises(Stopped, match="no machine of the cluster has had 1 core"):
         slots.count()
     head.close()
-    slots = _Slots(ray, None, Demand())
+    slots = Slots(ray, None, Demand())
     now[0] += 29
     assert slots.count() == 1
     now[0] += 2
