@@ -84,7 +84,8 @@ def test_a_build_with_ray_runs_no_module_of_the_folder(hostile, tmp_path) -> Non
 
 CAREFUL = """
 from pipeline.jobs.isolated_worker import CarefulMaker
-from pipeline.plan.plan import make_plan, read_recipe
+from pipeline.plan.build_recipe import read_recipe
+from pipeline.plan.plan import make_plan
 plan, jobs = make_plan(read_recipe("parametric", {"views": [], "parametric": {"objects": 4}}), None, "out")
 with CarefulMaker(plan) as maker:
     print(type(maker.build(jobs[0].assets[0])).__name__)

@@ -46,9 +46,10 @@ def draw_points(points, preset, cameras):
 """
 PROGRAM = """
 import json, sys, time
-from pipeline.shards.build_shard import BuiltObject
+from pipeline.shards.object import BuiltObject
 from pipeline.jobs.isolated_worker import CarefulMaker
-from pipeline.plan.plan import make_plan, read_recipe
+from pipeline.plan.build_recipe import read_recipe
+from pipeline.plan.plan import make_plan
 plan, jobs = make_plan(read_recipe("planted", {}), None, sys.argv[1])
 found = {}
 with CarefulMaker(plan) as maker:
@@ -62,7 +63,8 @@ print(json.dumps(found))
 """
 WHOLE_SHARD = """
 import json, os, sys
-from pipeline.plan.plan import make_plan, read_recipe
+from pipeline.plan.build_recipe import read_recipe
+from pipeline.plan.plan import make_plan
 from pipeline.jobs.worker import work
 plan, jobs = make_plan(read_recipe("planted", {}), None, sys.argv[1])
 _place, *reports = work(jobs[0], plan, False, None)

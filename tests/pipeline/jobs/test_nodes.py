@@ -23,7 +23,7 @@ import json, sys
 from pipeline.jobs import ray_cluster
 def where():
     import manifests, pipeline, renderers
-    from pipeline.plan.plan import RECIPES
+    from pipeline.plan.build_recipe import RECIPES
     return [m.__file__ for m in (manifests, renderers, pipeline)], len(list(RECIPES.glob("*.toml")))
 with ray_cluster.connected(0, sys.argv[1]) as ray:
     print(json.dumps([where(), ray.get(ray.remote(where).remote())]))
