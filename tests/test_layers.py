@@ -50,7 +50,7 @@ WAITS_FOR_EVER = {  # what may, and why
 }
 SUPERVISED = {
     "training/objectives/pretrain.py",
-    "training/loop/supervised_bound.py",
+    "training/objectives/supervised.py",
 }  # beside evaluation: they may see labels
 
 

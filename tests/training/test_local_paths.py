@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from manifests import store
-from training import demo
+from training import demo, oracle
 from training.__main__ import main
-from training.loop import supervised_bound
 
 FEW = (
     "data.num_points=64",
@@ -27,7 +26,7 @@ REFUSED = {
     "evaluate": (main, ("evaluate", "RUN", "--shards", "SHARDS", "--out", "URL")),
     "report": (main, ("report", "RUN", "--shards", "SHARDS", "--out", "URL")),
     "table": (main, ("table", "5", "--shards", "SHARDS", "--run", "URL")),
-    "oracle": (supervised_bound.main, ("small_cross_most", "--shards", "SHARDS", "--run", "URL")),
+    "oracle": (oracle.main, ("small_cross_most", "--shards", "SHARDS", "--run", "URL")),
     "demo": (demo.main, ("--out", "URL")),
 }
 WRITTEN = {

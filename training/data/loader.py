@@ -39,7 +39,7 @@ from training.data.reader_processes import Readers
 from training.data.sample_index import DamagedShard, naming
 from training.data.sampler import EpochOrder, Given, Range, epoch_ranges
 from training.data.shard_reader import read_pieces
-from training.settings.data import AugmentSettings, DataSettings
+from training.settings.data import AugmentSettings, DataSettings, LabelledAugmentSettings, PictureAugmentSettings
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class EpochSamples(IterableDataset):
         self,
         source: Source,
         settings: DataSettings,
-        augment: AugmentSettings,
+        augment: PictureAugmentSettings,
         form: Form,
         batch_size: int,
         seed: int,
@@ -236,6 +236,7 @@ class UnlabelledSamples(EpochSamples):
     """Weak and strong pictures, clouds as stored with a seed, masks and draws: RawBatch. No label is read."""
 
     num_pictures = 2
+    augment: AugmentSettings
 
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         form, rng = self.form, drawn.rng
@@ -267,6 +268,7 @@ class SupervisedSamples(EpochSamples):
     """
 
     num_pictures = 1
+    augment: LabelledAugmentSettings
 
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         return suffix in (POINTS, JSON)

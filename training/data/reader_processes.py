@@ -20,21 +20,14 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from manifests.errors import Refused, Stopped
-from manifests.patience import seconds_of, store_seconds
+from manifests.patience import READER_SECONDS, reader_seconds
 
-READER_SECONDS = "CROSS_MOST_READER_SECONDS"  # environment
 SHARED = "/dev/shm"
-_SECONDS = 900.0  # a reader's first batch fills its shuffle buffer, maybe from a slow disk or into a cold cache
 _SPARE_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 _AHEAD = 2  # batches that a reader keeps
 _GOING_SECONDS = 1.0  # from a broken connection to a process to its exit code
 _REMEDY = "fewer readers, or none (data.workers=0, of evaluate and embed --workers 0), or in a container a larger"
-
-
-def reader_seconds() -> float:
-    """For how long a batch is waited for: longer than a reader itself waits for a store."""
-    return max(seconds_of(READER_SECONDS, _SECONDS), store_seconds() + _SPARE_SECONDS)
 
 
 class Readers:

@@ -13,10 +13,10 @@ from training.models.cross_modal import parameter_groups
 from training.models.ema_teacher import Teacher
 from training.objectives.cross_most import step
 from training.objectives.losses import divergence_from_uniform
-from training.settings.fit_recipe import FitRecipe
-from training.settings.objective import CrossMostSettings, EMASettings, LabelSettings, MaskSettings, Weights
+from training.settings.fit_recipe import CrossMostRecipe
+from training.settings.objective import EMASettings, LabelSettings, MaskSettings, Weights
 
-RECIPE = FitRecipe.model_validate(
+RECIPE = CrossMostRecipe.model_validate(
     {
         "image": {"model": "cross_most_small", "stem": "conv"},
         "points": {
@@ -34,7 +34,7 @@ RECIPE = FitRecipe.model_validate(
 TERMS = ["cls", "align", "fair", "mim", "mpm", "lg_align"]
 
 
-def model_of(recipe: FitRecipe = RECIPE):
+def model_of(recipe: CrossMostRecipe = RECIPE):
     from training.weights.checkpoint import build_model
 
     return build_model(recipe, ("mug", "bowl", "chair"))[0]
@@ -62,7 +62,7 @@ def batch_of(size: int = 6) -> Batch:
 def test_all_six_terms_and_their_weights(passes: int, points: str) -> None:
     model, batch = model_of(), batch_of()
     weights = Weights(cls=2, align=3, fair=5, mim=7, mpm=11, lg_align=13)
-    settings = CrossMostSettings(
+    settings = CrossMostRecipe(
         weights=weights,
         mask=MaskSettings(passes=passes),
         lg_align={"points": points},
@@ -104,7 +104,7 @@ def test_the_teacher_labels_weak_views_of_which_nothing_is_hidden(mode: str) -> 
     """Its labels of weak views, by hand, teach the student's strong views; what it is asked is what the log tells."""
     model, batch = model_of(), other_views()
     teacher = decided_teacher(model)
-    settings = CrossMostSettings(labels=LabelSettings(mode=mode, threshold=0.0), mask=MaskSettings(passes=2))
+    settings = CrossMostRecipe(labels=LabelSettings(mode=mode, threshold=0.0), mask=MaskSettings(passes=2))
     result = step(model, teacher, batch, settings)
     with torch.no_grad():
         image = teacher.image_logits(teacher.image_features(batch.weak_image))
@@ -132,14 +132,14 @@ def test_the_log_tells_shares_of_each_branch() -> None:
         points = teacher.points_logits(teacher.point_features(batch.weak_points)).softmax(dim=1).amax(dim=1)
     above = {"image_threshold": image.sort().values[-2:].mean().item()}
     above["points_threshold"] = points.sort().values[1:3].mean().item()
-    found = step(model, teacher, batch, CrossMostSettings(labels=LabelSettings(mode="own", **above)))
+    found = step(model, teacher, batch, CrossMostRecipe(labels=LabelSettings(mode="own", **above)))
     assert found.figures["confident_image"].item() == pytest.approx(1 / 6)
     assert found.figures["confident_points"].item() == pytest.approx(4 / 6)
     assert found.counts["labels_image"].sum() == 1
     assert found.counts["labels_points"].sum() == 4
     assert found.figures["logit_scale"].item() == pytest.approx(1 / 0.07, rel=1e-3)
     surest = torch.maximum(image, points)
-    joint = CrossMostSettings(labels=LabelSettings(threshold=surest.sort().values[1:3].mean().item()))
+    joint = CrossMostRecipe(labels=LabelSettings(threshold=surest.sort().values[1:3].mean().item()))
     found = step(model, teacher, batch, joint)
     share = (image >= points)[surest > joint.labels.threshold].float().mean().item()
     assert found.figures["confident_image"].item() == pytest.approx(4 / 6)
@@ -153,7 +153,7 @@ def test_each_pass_hides_what_it_says() -> None:
     for name, moved in (("image_mask", ("mim",)), ("points_draw", ("mpm",))):
         other = 1 - batch.points_draw if name == "points_draw" else batch.image_mask.flip(1, 2)
         for passes in (1, 2):
-            settings = CrossMostSettings(labels=LabelSettings(threshold=0.0), mask=MaskSettings(passes=passes))
+            settings = CrossMostRecipe(labels=LabelSettings(threshold=0.0), mask=MaskSettings(passes=passes))
             begun = step(model, teacher, batch, settings).terms
             found = step(model, teacher, replace(batch, **{name: other}), settings).terms
             same = {term for term in TERMS if torch.equal(found[term], begun[term])}
@@ -172,7 +172,7 @@ def test_gradients_are_those_of_the_value(term: str, points: str) -> None:
     floating = {n: v.double() for n, v in vars(batch).items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
     batch = replace(batch, **floating)
     teacher = Teacher(model, EMASettings()).model
-    settings = CrossMostSettings(labels=LabelSettings(threshold=0.0), lg_align={"points": points})
+    settings = CrossMostRecipe(labels=LabelSettings(threshold=0.0), lg_align={"points": points})
     for tower in ("image.", "points."):
         model.zero_grad()
         step(model, teacher, batch, settings).terms[term].backward()
@@ -203,7 +203,7 @@ def test_the_divisor_of_the_classification_loss_by_key() -> None:
     labels = LabelSettings(mode="image", threshold=confidence.sort().values[-2:].mean().item())  # one is above
     values = {}
     for divisor in ("batch", "selected"):
-        settings = CrossMostSettings(labels=labels, cls={"divisor": divisor})
+        settings = CrossMostRecipe(labels=labels, cls={"divisor": divisor})
         values[divisor] = step(model, teacher, batch, settings).terms["cls"].item()
     assert values["batch"] > 0
     assert values["selected"] == pytest.approx(6 * values["batch"], rel=1e-4)
@@ -211,7 +211,7 @@ def test_the_divisor_of_the_classification_loss_by_key() -> None:
 
 def test_nothing_confident_gives_no_classification_loss() -> None:
     model = model_of()
-    settings = CrossMostSettings(labels=LabelSettings(threshold=1.0))
+    settings = CrossMostRecipe(labels=LabelSettings(threshold=1.0))
     result = step(model, Teacher(model, EMASettings()).model, batch_of(), settings)
     assert result.terms["cls"].item() == 0
     result.total.backward()
@@ -238,7 +238,7 @@ def test_decay_is_for_matrices_and_layers_are_scaled() -> None:
 def test_the_total_falls() -> None:
     model, batch = model_of(), batch_of()
     teacher = Teacher(model, EMASettings())
-    settings = CrossMostSettings(labels=LabelSettings(threshold=0.0), mask=MaskSettings(passes=2))
+    settings = CrossMostRecipe(labels=LabelSettings(threshold=0.0), mask=MaskSettings(passes=2))
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05, 1.0, 1e-3))
     totals = []
     for number in range(30):
