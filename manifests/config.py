@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from manifests import store
 from manifests.errors import Refused
@@ -26,6 +26,12 @@ Value = Any  # what TOML holds: str, int, float, bool, list or dict of these
 Recipe = TypeVar("Recipe", bound=BaseModel)
 _DEPTH = 12  # of tables and lists inside each other
 BACKENDS = ("raycast", "rasterize", "depth", "pointclip", "realistic", "files", "frames")  # parts of a key to pydantic
+
+
+class Settings(BaseModel):
+    """A table of a recipe: it never changes, and a key that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def load_toml(path: Path) -> dict[str, Value]:

@@ -23,9 +23,12 @@ from fsspec.callbacks import Callback
 from manifests.errors import Refused
 
 PATIENCE = "CROSS_MOST_STORE_SECONDS"  # environment
+READER_SECONDS = "CROSS_MOST_READER_SECONDS"  # environment
 PART_BYTES = 16 << 20
 _PARTS_AT_ONCE = 4
 _SECONDS = 120.0
+_OF_A_READER = 900.0  # its first batch fills its shuffle buffer, maybe from a slow disk or into a cold cache
+_SPARE_SECONDS = 10.0
 _LEAST_SECONDS = 0.5  # of an attempt that begins near the end
 _T = TypeVar("_T")
 
@@ -45,6 +48,11 @@ def seconds_of(name: str, default: float) -> float:
 def store_seconds() -> float:
     """The limit for one request to a store and its repetitions."""
     return seconds_of(PATIENCE, _SECONDS)
+
+
+def reader_seconds() -> float:
+    """For how long training waits for a batch: longer than the process that reads it waits for a store."""
+    return max(seconds_of(READER_SECONDS, _OF_A_READER), store_seconds() + _SPARE_SECONDS)
 
 
 def begin(work: Callable[[], _T]) -> Future[_T]:

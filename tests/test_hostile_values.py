@@ -26,7 +26,7 @@ from pipeline.formats.off import parse_off
 from pipeline.formats.point_cloud import CLOUD_SUFFIXES, read_cloud
 from pipeline.plan.build_recipe import stored_recipe
 from training.paper_tables.table_rows import Table
-from training.settings.fit_recipe import FitRecipe
+from training.settings.fit_recipe import RECIPE_OF, saved_recipe
 from training.settings.prompts import read_prompts
 from training.weights.safe_load import read_tensors
 
@@ -118,7 +118,8 @@ def test_json(data: bytes) -> None:
 def test_recipes(text: str, values: dict[str, Any]) -> None:
     in_one_line(lambda: parse_toml(text))
     in_one_line(lambda: parse_changes([text]))
-    for kind in (FitRecipe, Table):
+    in_one_line(lambda: saved_recipe(values, "recipe x"))
+    for kind in (*RECIPE_OF.values(), Table):
         in_one_line(lambda kind=kind: parse_recipe(kind, values, "recipe x"))
     for dataset in ({}, {"dataset": "meshes"}, {"dataset": "redwood"}):
         in_one_line(lambda dataset=dataset: stored_recipe({**values, **dataset}, "recipe x"))

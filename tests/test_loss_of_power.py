@@ -11,7 +11,7 @@ from builders import SMALL
 from disk_order import DiskOrder
 
 from pipeline.__main__ import main
-from training.settings.fit_recipe import FitRecipe
+from training.settings.fit_recipe import CrossMostRecipe
 from training.weights.checkpoint import save_step
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="descriptors are named by /proc")
@@ -33,6 +33,6 @@ def test_every_tar_of_a_build_is_on_the_disk_before_its_record(tmp_path: Path, m
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch) -> None:
     """Else a run is resumed from half of a file, and the checkpoint before it may be gone."""
     order, model = DiskOrder(monkeypatch), torch.nn.Linear(200, 200)
-    folder = save_step(tmp_path, 10, model, model, {"step": 10}, FitRecipe())
+    folder = save_step(tmp_path, 10, model, model, {"step": 10}, CrossMostRecipe())
     assert {"model.safetensors", "teacher.safetensors", "state.pt"} <= {path.name for path in folder.iterdir()}
     order.assert_lasting(folder)

@@ -1,7 +1,7 @@
-"""Several processes that train or evaluate as one: torchrun's environment, collectives, errors that end all alike.
+"""Training and evaluation by several processes at once: start and end under torchrun, collectives, shared errors.
 
-Everything here also works in a single process, where nothing is exchanged. Small CPU tensors (errors, counts) travel by
-gloo, which never waits for an accelerator; CUDA tensors by NCCL.
+In a single process everything here works too, and exchanges nothing. CPU tensors (errors, counts) are exchanged by
+gloo, which never waits for an accelerator, and CUDA tensors by NCCL.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 from manifests.errors import Refused, Stopped, one_line
-from manifests.patience import begin, seconds_of
-from training.data.reader_processes import reader_seconds
+from manifests.patience import begin, reader_seconds, seconds_of
 
-PROCESS_SECONDS = "CROSS_MOST_PROCESS_SECONDS"  # environment: for how long the other processes are waited for
-SECONDS = 1800.0  # the slowest thing between two collectives: weights from a cold shared disk
+PROCESS_SECONDS = "CROSS_MOST_PROCESS_SECONDS"  # environment: how long a process waits for the others
+SECONDS = 1800.0  # the slowest work between two collectives reads weights from a cold shared disk
 LEAVING = timedelta(seconds=10)
-_SPARE_SECONDS = 60.0  # so that a process whose reader hangs says so before the others give it up
+_SPARE_SECONDS = 60.0  # a process whose reader hangs reports that before the others stop waiting for it
 _KINDS = {kind.__name__: kind for kind in (Refused, Stopped, KeyboardInterrupt)}
 
 
 def launched() -> bool:
-    """Whether torchrun (or whoever sets WORLD_SIZE as it does) started several processes."""
+    """Whether torchrun, or another launcher that sets WORLD_SIZE, started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def start() -> None:
-    """Joins the other processes where several were launched; call it before anything that may be refused.
+    """Joins the other processes, if several were launched. Call it before any check that may raise Refused.
 
-    Whatever is exchanged later waits for the others for CROSS_MOST_PROCESS_SECONDS (half an hour) at most, and then
-    raises Stopped. Raises Refused when they cannot be reached.
+    Later collectives wait for the others for at most CROSS_MOST_PROCESS_SECONDS (half an hour), then they raise
+    Stopped. Raises Refused when the others cannot be reached.
     """
     if not launched() or dist.is_initialized():
         return
@@ -56,9 +55,10 @@ def start() -> None:
 
 
 def finish() -> None:
-    """Leaves the other processes: nobody ends before all have said what they had to say, or have waited LEAVING.
+    """Leaves the process group: each process waits until all have arrived here, at most for LEAVING.
 
-    torchrun sends SIGTERM to the others as soon as one has ended with an error; each keeps its own exit code.
+    torchrun sends SIGTERM to the others as soon as one ends with an error. It is ignored from here on, so that each
+    process prints its messages and keeps its own exit code.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -66,7 +66,7 @@ def finish() -> None:
     try:
         begin(_leave).result(timeout=LEAVING.total_seconds())
     except (TimeoutError, dist.DistError):
-        return  # another one is gone already; closing the group properly would wait for it
+        return  # another process has ended already; closing the group properly would wait for it
     dist.destroy_process_group()
 
 
@@ -92,9 +92,9 @@ def leads() -> bool:
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` (CUDA where there is some), `cpu` or `cuda`: of several processes on a machine each has its own GPU.
+    """The device of `cpu`, `cuda` or `auto` (CUDA if torch sees a device). Each process of a machine has its own GPU.
 
-    Raises Refused where torch sees no CUDA device, or fewer than processes.
+    Raises Refused where torch sees no CUDA device, or fewer devices than processes.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not found):
@@ -110,40 +110,34 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", local)
 
 
-def refuse_several(what: str) -> None:
-    """Raises Refused where several processes were launched for what runs in one."""
-    if launched():
-        raise Refused(f"{what} runs in one process: start it without torchrun")
-
-
 @contextmanager
 def answered() -> Iterator[None]:
-    """Around collectives: Stopped, naming it, where another process has ended or said nothing for too long."""
+    """Put it around collectives. Raises Stopped, naming the process, when one has ended or does not answer in time."""
     try:
         yield
     except RuntimeError as lost:
         if world() == 1 or not (isinstance(lost, dist.DistError) or "gloo" in str(lost)):
             raise
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in `finish`: torchrun has noticed it, too
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in `finish`: torchrun notices it as well
         missing = _missing()
         who = f"process {', '.join(map(str, missing))} has ended or hangs" if missing else "another process has ended"
-        said = re.sub(r"^\[[^]]*gloo[^]]*\] ", "", one_line(lost, 200))  # without the line of its source
+        said = re.sub(r"^\[[^]]*gloo[^]]*\] ", "", one_line(lost, 200))  # without the name and line of a source file
         raise Stopped(
             f"process {rank()}: {who}: {said} ({PROCESS_SECONDS}); what is finished is kept, run the same again"
         ) from lost
 
 
 def _missing() -> list[int]:
-    """The processes that do not notice within LEAVING that one is lost: all others wait for it as this one does."""
+    """Ranks of the lost processes: those that do not report within LEAVING that they, too, wait for another one."""
     try:
         return begin(_unheard).result(timeout=2 * LEAVING.total_seconds())
-    except (TimeoutError, dist.DistError):  # torchrun keeps the store of its processes, else the first of them does
+    except (TimeoutError, dist.DistError):  # the store is torchrun's, or else in the process of rank 0
         return [] if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or leads() else [0]
 
 
 def _unheard() -> list[int]:
-    """`_missing`, for a thread: what keeps the store may itself hang, and then no limit of torch's holds."""
+    """`_missing` in a thread of its own: where the process that keeps the store hangs, torch's limits do not hold."""
     store = dist.distributed_c10d._get_default_store()
     store.set(f"waits/{rank()}", "1")
     deadline, missing = time.monotonic() + LEAVING.total_seconds(), []
@@ -157,7 +151,7 @@ def _unheard() -> list[int]:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.count = len(rows)
         parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
         with answered():
@@ -165,7 +159,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous().clone()
         with answered():
             dist.all_reduce(gradient)
@@ -174,14 +168,14 @@ class _Gather(torch.autograd.Function):
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         total = value.clone(memory_format=torch.contiguous_format)
         with answered():
             dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         with answered():
             dist.all_reduce(gradient)
@@ -189,16 +183,17 @@ class _Sum(torch.autograd.Function):
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows of all processes in the order of ranks, with gradients; every process has as many rows.
+    """Rows of all processes in the order of ranks, with gradients; all processes must have the same number of rows.
 
-    Backward sums what all processes' losses say about one's own rows. So where each process's loss is that of the
-    global batch, the mean of all processes' gradients of a weight is the gradient of that loss.
+    Backward gives a process the sum, over all processes' losses, of the gradients with respect to its own rows. So if
+    each process computes the loss of the global batch, the mean of all processes' gradients of a weight is that loss's
+    gradient.
     """
     return rows if world() == 1 else _Gather.apply(rows)
 
 
 def summed(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, with gradients as those of `gather`."""
+    """The sum of a tensor over all processes, with gradients as in `gather`."""
     return value if world() == 1 else _Sum.apply(value)
 
 
@@ -210,7 +205,7 @@ def mean(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def largest(value: Tensor) -> Tensor:
-    """The largest of all processes, entry by entry; no gradient."""
+    """The maximum over all processes, entry by entry; no gradient."""
     if world() == 1:
         return value
     value = value.clone()
@@ -221,7 +216,7 @@ def largest(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows (n, ...) of all processes in the order of ranks, without gradients; n may differ, the rest may not."""
+    """Rows (n, ...) of all processes in the order of ranks, without gradients; only n may differ between processes."""
     if world() == 1:
         return rows
     counts = torch.empty(world(), dtype=torch.int64)
@@ -239,7 +234,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_values(value: Any) -> list[Any]:
-    """What json can hold, of all processes in the order of ranks (keys of samples, messages)."""
+    """A JSON value of each process (keys of samples, messages), in the order of ranks."""
     if world() == 1:
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -248,15 +243,15 @@ def gather_values(value: Any) -> list[Any]:
 
 
 def same(value: Any) -> Any:
-    """What json can hold, as the process of rank 0 has it."""
+    """The JSON value of the process of rank 0, in all processes."""
     return gather_values(value if leads() else None)[0]
 
 
 def agree(error: BaseException | None = None, wish: int = 0) -> int:
-    """The largest `wish` of all processes. Where one of them met an error, all raise it: the lowest rank's.
+    """The largest `wish` of all processes; or, if any process met an error, all raise the error of the lowest rank.
 
-    Refused, Stopped and Ctrl-C stay what they are; of another error the process itself raises it and the others
-    Stopped. A process that is gone or hangs is Stopped as well.
+    Refused, Stopped and Ctrl-C are raised as they are. Any other error is raised by its own process, and as Stopped by
+    the others. A process that has ended or hangs makes the others raise Stopped as well.
     """
     if world() == 1:
         if error is not None:
@@ -271,7 +266,8 @@ def agree(error: BaseException | None = None, wish: int = 0) -> int:
         raise
     for number, known in enumerate(met):
         if known is not None:
-            _raise(number, *known, error)
+            kind, message = known
+            _raise(number, kind, message, error)
     return wish
 
 
@@ -283,15 +279,15 @@ def _raise(number: int, kind: str, message: str, error: BaseException | None) ->
 
 
 def _kind(error: BaseException) -> str:
-    """What others raise: DamagedShard is Stopped for them."""
+    """The name under which other processes raise it: DamagedShard is Stopped for them."""
     return next((name for name, kind in _KINDS.items() if isinstance(error, kind)), type(error).__name__)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A block that all processes leave normally, or all by the error that one of them met in it (`agree`).
+    """All processes leave this block normally, or all raise the error that one of them met in it (`agree`).
 
-    Inside it no collective may stand behind what may fail in one process alone.
+    Inside the block, work that can fail in one process alone must not come before a collective.
     """
     try:
         yield

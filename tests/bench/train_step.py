@@ -36,7 +36,7 @@ from training.models.clip import build_towers  # noqa: E402
 from training.models.cross_modal import CrossModalModel  # noqa: E402
 from training.models.point_bert import PointTower, farthest_points  # noqa: E402
 from training.settings.data import AugmentSettings  # noqa: E402
-from training.settings.fit_recipe import FitRecipe  # noqa: E402
+from training.settings.fit_recipe import CrossMostRecipe  # noqa: E402
 from training.settings.model import ImageSettings, PointSettings  # noqa: E402
 
 CLASSES, NUM_POINTS, IMAGE_SIZE = 40, 8192, 224
@@ -44,7 +44,7 @@ MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 
 RELEASED_SECONDS, RELEASED_GB = 4.36, 4.3  # batch 4, 2 threads, measured on another day on a machine of this kind
 
 
-def full_size(device: torch.device, recipe: FitRecipe) -> Updates:
+def full_size(device: torch.device, recipe: CrossMostRecipe) -> Updates:
     """A run's updates with random weights."""
     torch.manual_seed(0)
     image, text, _ = build_towers(ImageSettings())
@@ -114,7 +114,7 @@ def pieces(updates: Updates, raw: RawBatch, device: torch.device) -> dict[str, C
 def measure(options: argparse.Namespace, size: int) -> dict[str, float]:
     """Seconds of a step, of the bare towers and of pieces: minima and medians; memory of the step alone."""
     device = torch.device(options.device)
-    recipe = FitRecipe.model_validate({"precision": options.precision, "compile": options.compile})
+    recipe = CrossMostRecipe.model_validate({"precision": options.precision, "compile": options.compile})
     updates, raw = full_size(device, recipe), raw_batch(size)
     raw = raw.pin_memory() if device.type == "cuda" else raw
     batch = raw.to(device)
@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace, size: int) -> dict[str, float]:
 def peak(options: argparse.Namespace, size: int) -> float:
     """GB of a process that does three steps and nothing else: resident, or allocated on the GPU."""
     device = torch.device(options.device)
-    recipe = FitRecipe.model_validate({"precision": options.precision, "compile": options.compile})
+    recipe = CrossMostRecipe.model_validate({"precision": options.precision, "compile": options.compile})
     updates, raw = full_size(device, recipe), raw_batch(size)
     for step in range(3):
         updates(raw.to(device), step)
@@ -167,7 +167,7 @@ def floating_point_operations(updates: Updates, batch: Batch) -> float:
 def profile(options: argparse.Namespace, size: int) -> str:
     """A table of the ten operations that take longest in themselves, over three steps."""
     device = torch.device(options.device)
-    recipe = FitRecipe.model_validate({"precision": options.precision, "compile": options.compile})
+    recipe = CrossMostRecipe.model_validate({"precision": options.precision, "compile": options.compile})
     updates, raw = full_size(device, recipe), raw_batch(size)
     for step in range(3):
         updates(raw.to(device), step)
@@ -203,7 +203,7 @@ def say(found: dict[str, float], size: int, gb: float) -> None:
 def say_gpu(options: argparse.Namespace, size: int, step_seconds: float) -> None:
     """The share of the GPU's own rate that a step reaches."""
     device = torch.device(options.device)
-    updates = full_size(device, FitRecipe.model_validate({"precision": options.precision}))
+    updates = full_size(device, CrossMostRecipe.model_validate({"precision": options.precision}))
     operations = floating_point_operations(updates, raw_batch(size).to(device))
     del updates
     rate = matmul_rate(device)

@@ -12,7 +12,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from training.settings.fit_recipe import FitRecipe
+from training.settings.fit_recipe import CrossMostRecipe
 from training.settings.model import ImageSettings, PointSettings
 
 GOLDEN_POINTS = PointSettings(
@@ -35,10 +35,10 @@ def register(folder: Path, name: str, embed_dim: int, **changes: Any) -> str:
     return name
 
 
-def recipe_of(model: str, points: PointSettings = GOLDEN_POINTS, **changes: Any) -> FitRecipe:
+def recipe_of(model: str, points: PointSettings = GOLDEN_POINTS, **changes: Any) -> CrossMostRecipe:
     """A recipe of a registered model; `init` and `pretrained` as in a recipe."""
     image = ImageSettings(model=model, pretrained=changes.get("pretrained", ""))
-    return FitRecipe.model_validate({"image": image, "points": points, "init": changes.get("init", {})})
+    return CrossMostRecipe.model_validate({"image": image, "points": points, "init": changes.get("init", {})})
 
 
 def training_state(state: dict[str, Tensor]) -> dict[str, Any]:

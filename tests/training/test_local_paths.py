@@ -10,9 +10,8 @@ import pytest
 from training_runs import ONE_STEP
 
 from manifests import store
-from training import demo
+from training import demo, oracle
 from training.__main__ import main
-from training.loop import supervised_bound
 
 REFUSED = {
     "fit": (main, ("fit", "small_cross_most", "--shards", "SHARDS", "--run", "URL")),
@@ -20,7 +19,7 @@ REFUSED = {
     "evaluate": (main, ("evaluate", "RUN", "--shards", "SHARDS", "--out", "URL")),
     "report": (main, ("report", "RUN", "--shards", "SHARDS", "--out", "URL")),
     "table": (main, ("table", "5", "--shards", "SHARDS", "--run", "URL")),
-    "oracle": (supervised_bound.main, ("small_cross_most", "--shards", "SHARDS", "--run", "URL")),
+    "oracle": (oracle.main, ("small_cross_most", "--shards", "SHARDS", "--run", "URL")),
     "demo": (demo.main, ("--out", "URL")),
 }
 WRITTEN = {

@@ -16,14 +16,14 @@ import pytest
 from builders import REPOSITORY
 from rich.console import Console
 
+from manifests import patience
 from manifests.errors import Refused, Stopped
-from manifests.patience import PATIENCE
+from manifests.patience import PATIENCE, READER_SECONDS
 from training import child_commands, demo
 from training.child_commands import COMMAND_SECONDS, Watch
 from training.data import reader_processes
 from training.data.dataset import open_source
 from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples
-from training.data.reader_processes import READER_SECONDS
 from training.data.whole_split import SplitReader
 from training.distributed import PROCESS_SECONDS
 from training.evaluation import predict
@@ -190,7 +190,8 @@ def test_a_reader_of_a_whole_split_that_is_stopped_or_killed(shards, monkeypatch
     """evaluate, embed and predict read like this. A handler of SIGCHLD would raise in the midst of anything."""
     monkeypatch.setenv(PATIENCE, "1")
     monkeypatch.setenv(READER_SECONDS, "3" if number is signal.SIGSTOP else "60")
-    monkeypatch.setattr(reader_processes, "_SPARE_SECONDS", 1.0)
+    for module in (patience, reader_processes):
+        monkeypatch.setattr(module, "_SPARE_SECONDS", 1.0)
     source, before = open_source(str(shards), SETTINGS), signal.getsignal(signal.SIGCHLD)
     reader = Struck(source, SETTINGS, 64, range(4), 4)
     reader.number = number

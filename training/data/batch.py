@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.data.point_augment import strong_clouds, turned_clouds, ulip_clouds, weak_clouds
-from training.settings.data import AugmentSettings
+from training.settings.data import AugmentSettings, LabelledAugmentSettings
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RawLabelledBatch:
     label: Tensor
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
-    augment: AugmentSettings
+    augment: LabelledAugmentSettings
 
     def pin_memory(self) -> RawLabelledBatch:
         """In memory that a GPU reads by itself; DataLoader(pin_memory=True) calls it."""
@@ -120,6 +120,7 @@ class RawLabelledBatch:
         return LabelledBatch(self.keys, images, augmented(here.points, here.seed), here.label)
 
 
+AnyRawBatch = RawBatch | RawLabelledBatch
 AnyBatch = TypeVar("AnyBatch", RawBatch, LabelledBatch, RawLabelledBatch)
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from training.settings.data import AugmentSettings
+from training.settings.data import PictureAugmentSettings
 
 LARGEST_RATIO = float(np.log(4 / 3))
 NUM_OPERATIONS = 2
@@ -53,7 +53,7 @@ def weak_picture(picture: np.ndarray, size: int) -> np.ndarray:
 class StrongPicture:
     """Random resized crop, flip, RandAugment (2 of 15 operations, p = 0.5, increasing)."""
 
-    def __init__(self, settings: AugmentSettings, size: int, fill: tuple[int, ...]) -> None:
+    def __init__(self, settings: PictureAugmentSettings, size: int, fill: tuple[int, ...]) -> None:
         self._size, self._smallest, self._flip = size, settings.image_crop, settings.image_flip
         self._operations = []
         if settings.image_magnitude:

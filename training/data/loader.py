@@ -32,7 +32,7 @@ from training.data.reader_processes import Readers, this_reader
 from training.data.sample_index import DamagedShard, naming
 from training.data.sampler import EpochOrder, Given, Range, epoch_ranges
 from training.data.shard_reader import read_pieces
-from training.settings.data import AugmentSettings, DataSettings
+from training.settings.data import AugmentSettings, DataSettings, LabelledAugmentSettings, PictureAugmentSettings
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class EpochSamples(IterableDataset[Any]):
         self,
         source: Source,
         settings: DataSettings,
-        augment: AugmentSettings,
+        augment: PictureAugmentSettings,
         form: Form,
         batch_size: int,
         seed: int,
@@ -108,8 +108,8 @@ class EpochSamples(IterableDataset[Any]):
         tensors: dict[str, Any] = {name: torch.from_numpy(np.stack([s[name] for s in samples])) for name in names}
         for name in self.pictures:
             tensors[name] = tensors[name].movedim(-1, -3)
-        keys = tuple(s["key"] for s in samples)
-        return self.batch(keys, **tensors, mean=self.mean, deviation=self.deviation, augment=self.augment)
+        tensors["augment"] = self.augment
+        return self.batch(tuple(s["key"] for s in samples), **tensors, mean=self.mean, deviation=self.deviation)
 
     def _picture(self, drawn: Drawn) -> np.ndarray:
         with naming(drawn.shard.views, drawn.views.key):
@@ -229,6 +229,7 @@ class UnlabelledSamples(EpochSamples):
 
     batch = RawBatch
     pictures = ("weak_image", "strong_image")
+    augment: AugmentSettings
 
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         form, rng = self.form, drawn.rng
@@ -254,6 +255,7 @@ class SupervisedSamples(EpochSamples):
 
     batch = RawLabelledBatch
     pictures = ("images",)
+    augment: LabelledAugmentSettings
 
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         return suffix in (POINTS, JSON)

@@ -20,12 +20,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from manifests.errors import Refused, Stopped
-from manifests.patience import seconds_of, store_seconds
+from manifests.patience import READER_SECONDS, reader_seconds
 from training.data.sample_index import DamagedShard
 
-READER_SECONDS = "CROSS_MOST_READER_SECONDS"  # environment
 SHARED = "/dev/shm"
-_SECONDS = 900.0  # the first batch waits until a shuffle buffer is full, perhaps from a slow disk
 _SPARE_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 _AHEAD = 2  # batches that a reader keeps
@@ -37,11 +35,6 @@ def this_reader() -> tuple[int, int]:
     """(number of this reader process, number of all); (0, 1) in a process that reads by itself."""
     info = get_worker_info()
     return (info.id, info.num_workers) if info else (0, 1)
-
-
-def reader_seconds() -> float:
-    """The limit on the wait for a batch: longer than a reader itself waits for an object store."""
-    return max(seconds_of(READER_SECONDS, _SECONDS), store_seconds() + _SPARE_SECONDS)
 
 
 class Readers:

@@ -17,8 +17,8 @@ from manifests.dataset_info import load_table, table_names
 from manifests.errors import Refused
 from manifests.layout import ASSETS, BuildManifest
 from manifests.records import parse_assets
+from training.settings.data import MVCNN
 
-MVCNN = "mvcnn80_20"
 FIRST = {"train": 80, "test": 20}  # objects of each class in MVCNN's 12-view pictures (modelnet40v1)
 
 

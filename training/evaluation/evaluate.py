@@ -138,7 +138,7 @@ class _Examinee:
             found["student"],
             found.get("teacher"),
             labels,
-            self.checkpoint.recipe.labels,
+            self.checkpoint.recipe.pseudo_labels,
         )
 
     def _answers(self, who: str, label_N: Tensor) -> SplitAnswers:
@@ -235,7 +235,7 @@ def teacher_labels(
     for checkpoint, each in zip(checkpoints, examined, strict=True):
         answers = each.teacher or each.student
         quality = pseudo_label_quality(
-            answers.logits["image"], answers.logits["points"], answers.label, checkpoint.recipe.labels
+            answers.logits["image"], answers.logits["points"], answers.label, checkpoint.recipe.pseudo_labels
         )
         found.append({"step": each.step, "n": len(each.keys), **quality})
     return found

@@ -1,14 +1,13 @@
-"""A method's step over several processes: gradients are averaged while backward still runs.
+"""Gradients averaged over several processes, while backward still runs.
 
-torch's DistributedDataParallel, with a graph that is the same in every step: weights that a recipe leaves without a
-gradient need no search (find_unused_parameters, as released) and stay without one. Buffers are not exchanged: batch
-norms that are trained take their statistics from the global batch (training/models/point_bert.py), the others rest.
+It is torch's DistributedDataParallel with a static graph, as every step of a recipe uses the same weights: weights
+without a gradient need no search (find_unused_parameters, as released). Buffers are not exchanged: batch norms that
+are trained take their statistics from the global batch (training/models/global_batch_norm.py), the others are frozen.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,17 +15,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training import distributed
-from training.objectives.step import Step
+from training.objectives.step import Step, StepFunction
 
-BUCKET_MB = 25  # gradients that travel together
+BUCKET_MB = 25  # gradients that are exchanged together
 _NAMES = inspect.signature(DistributedDataParallel).parameters
 _BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"  # torch before 2.15
-
-StepFunction = Callable[[nn.Module, nn.Module | None, Any, Any], Step]
+_OPTIONS: dict[str, Any] = {_BUFFERS: False}
 
 
 class _Method(nn.Module):
-    """The student below a `forward` that is the whole step: DistributedDataParallel follows forwards only."""
+    """A module whose `forward` is the whole step: DistributedDataParallel only follows `forward`."""
 
     def __init__(self, step: StepFunction, student: nn.Module) -> None:
         super().__init__()
@@ -38,7 +36,7 @@ class _Method(nn.Module):
 
 
 class _OverProcesses:
-    """`averaged` of several processes."""
+    """`averaged` for several processes."""
 
     def __init__(self, step: StepFunction, student: nn.Module) -> None:
         self._method = _Method(step, student)
@@ -46,10 +44,10 @@ class _OverProcesses:
 
     def __call__(self, student: nn.Module, teacher: nn.Module | None, batch: Any, recipe: Any) -> Step:
         with distributed.answered():
-            if self._several is None:  # not before: making it is a collective, and setting up may fail in one process
+            if self._several is None:  # not earlier: making it is a collective, and set-up may fail in one process
                 self._several = DistributedDataParallel(
                     self._method,
-                    **{_BUFFERS: False},
+                    **_OPTIONS,
                     bucket_cap_mb=BUCKET_MB,
                     gradient_as_bucket_view=True,
                     static_graph=True,
@@ -61,7 +59,7 @@ class _OverProcesses:
 def averaged(step: StepFunction, student: nn.Module) -> StepFunction:
     """The step of a method with gradients averaged over all processes; in one process the step itself.
 
-    All processes' weights are made those of rank 0 at the first step. Later the student may be loaded anew, but not
-    replaced; each result's total must go backward before the next step.
+    At the first step all processes get the weights of rank 0. Later, weights may be loaded into the student, but it may
+    not be replaced; each result's total must go backward before the next step.
     """
     return step if distributed.world() == 1 else _OverProcesses(step, student)

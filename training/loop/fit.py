@@ -1,4 +1,4 @@
-"""The training loop: streams batches, follows the schedule, moves the teacher, logs, saves, resumes."""
+"""The training loop of every method: sets up a run or resumes it, updates batch by batch, logs and saves."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from training.loop.shutdown import Interrupted, Pending, remembered
 from training.loop.throughput import Pace
 from training.loop.train_state import Run
 from training.loop.update import updates_of
+from training.models.clip import ImageTower
 from training.objectives import SUPERVISED
-from training.settings.fit_recipe import POLICY_OF_DATA, FitRecipe, saved_recipe
+from training.settings.fit_recipe import POLICY_OF_DATA, FitRecipe, TaughtRecipe, saved_recipe
 from training.weights.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.weights.pretrained import Loaded
 from training.weights.run_folder import CLASSES, read_about
@@ -47,14 +48,15 @@ def fit(
     on_step: Callable[[int, int], None] = lambda step, total: None,
     on_weights: Callable[[Loaded], None] = lambda loaded: None,
 ) -> Path:
-    """Trains to the last step, going on from the last checkpoint of `run` if there is one. Returns its folder.
+    """Trains to the last step, resuming from the last checkpoint of `run` if it has one. Returns the last one's folder.
 
-    on_weights: told of each source of weights that a new run begins with. Under torchrun every process calls it; the
-    first one writes and tells. Raises Refused when shards or recipe do not fit or another process trains into `run`
-    (before anything is written), Stopped on a loss or weight that is not finite, a damaged shard (DamagedShard) or
-    a full disk, Interrupted after a signal: in all processes what one of them met.
+    on_weights: called for each source of weights that a new run begins with. Under torchrun every process calls `fit`;
+    process 0 writes and calls on_log and on_weights. Raises, in all processes, the error that one of them met: before
+    anything is written, Refused when shards or recipe do not fit or another process trains into `run`; later, Stopped
+    on a loss or weight that is not finite, a damaged shard (DamagedShard) or a full disk; Interrupted after a signal.
     """
-    folder, sources = store.local_path(run, "--run"), []
+    folder = store.local_path(run, "--run")
+    sources: list[Loaded] = []
     torch.set_flush_denormal(True)
     with distributed.together():
         _refuse_other_run(folder, recipe)
@@ -87,7 +89,7 @@ def fit(
 
 
 def prepare(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> Run:
-    """A run as `fit` sets it up, before anything is written. Raises what `fit` refuses."""
+    """Sets up a run as `fit` does, without writing anything. Raises Refused as `fit` does."""
     folder = store.local_path(run, "--run")
     with distributed.together():
         _refuse_other_run(folder, recipe)
@@ -96,27 +98,27 @@ def prepare(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> R
 
 
 def _refuse_other_run(folder: Path, recipe: FitRecipe) -> None:
-    """A run goes on with the recipe it began with; keys that it was begun without have their defaults."""
+    """Refuses to resume with another recipe. Keys that the saved recipe does not have are at their defaults."""
     known = folder / RECIPE
     if not known.is_file():
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise Refused(f"--run {folder} is not empty and no run (it has no {RECIPE})")
         return
     begun = saved_recipe(load_toml(known), str(known))
-    change = first_difference(*(_decisive(each) for each in (begun, recipe)))
+    change = first_difference(_decisive(begun), _decisive(recipe))
     if change:
         raise Refused(f"--run {folder} holds a run of another recipe: {change}; choose another --run")
 
 
 def _decisive(recipe: FitRecipe) -> dict[str, Any]:
-    """A recipe's values without those that say where and how fast: they may change while a run is stopped."""
+    """A recipe's values without those about the machine, which may change while a run is stopped."""
     values = recipe.model_dump(mode="json", exclude=set(POLICY))
     values["data"] = {name: value for name, value in values["data"].items() if name not in POLICY_OF_DATA}
     return values
 
 
 def _refuse_other_shards(folder: Path, source: Source) -> None:
-    """A run goes on with the shards it began with: the same shapes, view set and classes, wherever they lie."""
+    """Refuses to resume with other shapes, views or classes; the shards may have moved."""
     if not step_folders(folder):
         return
     old = read_about(folder)
@@ -126,7 +128,7 @@ def _refuse_other_shards(folder: Path, source: Source) -> None:
 
 
 def _identity(source: Source) -> dict[str, Any]:
-    """What run.json says about the shards."""
+    """The values of run.json about the shards."""
     manifest = source.manifest
     return {
         "dataset": manifest.dataset,
@@ -137,13 +139,6 @@ def _identity(source: Source) -> dict[str, Any]:
         "view_set": source.view_set.name,
         "view_set_hash": source.view_set.hash,
     }
-
-
-def run_information(source: Source) -> dict[str, Any]:
-    """What run.json holds before a run begins. shapes, preset: how its objects were made, for files to be made so."""
-    made = {"shapes": source.manifest.recipe, "preset": source.view_set.preset.model_dump(mode="json")}
-    about = {"versions": library_versions(*LIBRARIES), "seconds": 0.0, "max_rss_mb": 0.0}
-    return {**_identity(source), **made, **about, "processes": distributed.world()}
 
 
 def _set_up(
@@ -161,12 +156,7 @@ def _set_up(
     _refuse_other_shards(folder, source)
     built = without_pretrained(recipe) if step_folders(folder) else recipe
     student, text = build_model(built, source.manifest.prompt_names, on_weights)
-    form = Form(student.image.image_size, student.image.patch, recipe.mask.image_cell, recipe.mask.image_ratio)
-    masked = recipe.method not in SUPERVISED
-    if masked and (form.mask_cell % form.patch or form.image_size % form.mask_cell):
-        raise Refused(
-            f"mask.image_cell={form.mask_cell} must be whole patches of {form.patch} and divide {form.image_size}"
-        )
+    form = _form_of(student.image, recipe)
     kind = SupervisedSamples if recipe.method in SUPERVISED else UnlabelledSamples
     place = distributed.rank(), distributed.world()
     pin = device.type == "cuda"
@@ -177,8 +167,18 @@ def _set_up(
     return Run(folder, recipe, device, updates, samples, loader), text
 
 
+def _form_of(tower: ImageTower, recipe: FitRecipe) -> Form:
+    """What readers must know of the model; a method without masks hides no cell. Raises Refused for another cell."""
+    if not isinstance(recipe, TaughtRecipe):
+        return Form(tower.image_size, tower.patch, tower.patch, 0.0)
+    cell = recipe.mask.image_cell
+    if cell % tower.patch or tower.image_size % cell:
+        raise Refused(f"mask.image_cell={cell} must be whole patches of {tower.patch} and divide {tower.image_size}")
+    return Form(tower.image_size, tower.patch, cell, recipe.mask.image_ratio)
+
+
 def batch_of_process(recipe: FitRecipe) -> int:
-    """Samples of a batch that are one process's. Raises Refused where they cannot share it evenly."""
+    """How many samples of a batch each process takes. Raises Refused where they cannot share it evenly."""
     own, rest = divmod(recipe.optimizer.batch_size, distributed.world())
     if rest:
         raise Refused(
@@ -189,13 +189,22 @@ def batch_of_process(recipe: FitRecipe) -> int:
 
 
 def _write_run_files(state: Run, text: nn.Module, sources: list[Loaded]) -> None:
-    """recipe.toml, run.json and the text tower: what prediction and evaluation need beside a checkpoint.
+    """Writes recipe.toml, run.json and the text tower, which prediction and evaluation need beside a checkpoint.
 
     Raises Refused where the run's folder cannot be written.
     """
-    samples = state.samples
-    about = run_information(samples.source) | {"pixel_mean": samples.mean, "pixel_deviation": samples.deviation}
-    about["weights"] = [source.summary() for source in sources]
+    samples, manifest, view_set = state.samples, state.samples.source.manifest, state.samples.source.view_set
+    about = _identity(samples.source) | {
+        "shapes": manifest.recipe,  # how `predict` must make the shapes and views of files
+        "preset": view_set.preset.model_dump(mode="json"),
+        "versions": library_versions(*LIBRARIES),
+        "seconds": 0.0,
+        "max_rss_mb": 0.0,
+        "processes": distributed.world(),
+        "pixel_mean": samples.mean,
+        "pixel_deviation": samples.deviation,
+        "weights": [source.summary() for source in sources],
+    }
     try:
         store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
         store.write_bytes(str(state.folder / CLASSES), json_text(about, indent=1).encode())
@@ -206,7 +215,7 @@ def _write_run_files(state: Run, text: nn.Module, sources: list[Loaded]) -> None
 
 
 def write_seconds(folder: Path, seconds: float, steps: int) -> None:
-    """Adds to run.json what a run took: seconds, the most resident memory, processes, milliseconds a step."""
+    """Adds the cost of a run to run.json: seconds, largest resident memory, processes, milliseconds a step."""
     about = read_about(folder)
     about["seconds"] = round(about["seconds"] + seconds, 3)
     about["max_rss_mb"] = round(peak_resident_mb(), 1)
@@ -225,8 +234,7 @@ def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, 
         while state.step < total:
             state.samples.set_epoch(*state.progress())
             for batch in _agreed(state, pace, pending):
-                rate = updates(batch.to(state.device), state.step)
-                state.step += 1
+                rate = state.update(batch)
                 on_step(state.step, total)
                 if state.step % recipe.log_every == 0 or state.step == total:
                     updates.log.refuse_fault()
@@ -242,9 +250,9 @@ def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, 
 
 
 def _agreed(state: Run, pace: Pace, pending: Pending) -> Iterator[Any]:
-    """The batches of what is left of an epoch; every process gets its own, or all stop for the same reason.
+    """The remaining batches of an epoch. All processes get a batch, or all stop for the same reason.
 
-    A signal is acted upon here, between two steps: a checkpoint is written, then Interrupted raised.
+    A signal takes effect here, between two steps: a checkpoint is written, then Interrupted is raised.
     """
     batches = iter(state.loader)
     while True:
@@ -254,7 +262,9 @@ def _agreed(state: Run, pace: Pace, pending: Pending) -> Iterator[Any]:
                 batch = next(batches, None)
             except Exception as raised:
                 error = raised
-        number = distributed.agree(None if pending.number else error, pending.number)  # it may have ended readers, too
+        number = distributed.agree(
+            None if pending.number else error, pending.number
+        )  # the signal may also have ended readers
         if number:
             state.save()
             raise Interrupted(number)
@@ -264,7 +274,7 @@ def _agreed(state: Run, pace: Pace, pending: Pending) -> Iterator[Any]:
 
 
 def _tell(state: Run, values: dict[str, float], write_event: WriteEvent, on_log: Callable[[Logged], None]) -> None:
-    """One row: to log.csv, to TensorBoard, to who listens."""
+    """Writes one row to log.csv and TensorBoard, and calls on_log."""
     append_row(state.folder / LOG, state.step, values)
     histograms, classes = state.updates.log.histograms, state.samples.source.manifest.classes
     append_histograms(state.folder / HISTOGRAMS, state.step, histograms, classes)

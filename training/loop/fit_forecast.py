@@ -1,8 +1,8 @@
-"""What a run would take, from one measured step on a batch of its shards: `fit --dry-run`. Nothing is written.
+"""`fit --dry-run`: measures a step on a batch of the shards and forecasts the cost of the run. It writes nothing.
 
-The first step allocates the optimiser's state (and compiles, where that is wanted) and is not counted; of the second,
-reading and updating are timed apart (short updates a few times more). Readers work beside the updates: they are taken
-to share the reading evenly.
+The first step is not counted: it allocates the optimiser's state, and compiles where the recipe says so. Of the second
+step, reading and updating are timed separately (a short update is repeated). Readers work beside the updates, and the
+forecast assumes that they share the reading evenly.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from typing import Any
 import torch
 
 from training import distributed
+from training.data.batch import AnyRawBatch
 from training.loop.fit import prepare
 from training.loop.throughput import peak_memory_mb
 from training.loop.train_state import Run
 from training.settings.fit_recipe import FitRecipe
 from training.weights.checkpoint import step_folders
 
-LONG_ENOUGH, MOST_STEPS = 1.0, 20  # an update that takes less than so many seconds is repeated, at most so often
+LONG_ENOUGH, MOST_STEPS = 1.0, 20  # an update is repeated until this many seconds are measured, at most so often
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What a run is and takes.
+class FitForecast:
+    """Size and cost of a run.
 
     objects: in an epoch's shards; batch_size: of all processes; done: steps of the last checkpoint, if the run has one.
-    step_seconds: of an update; read_seconds: of reading and augmenting a process's batch in one reader. data_wait: the
-    share of time that updates wait for readers. memory_mb: the most, allocated on a GPU or resident (readers not
-    counted). disk_mb: of the checkpoints that a run keeps. hours: of the steps that are left.
+    step_seconds: of an update; read_seconds: of one reader that reads and augments a process's batch. data_wait: share
+    of the time that updates wait for readers. memory_mb: the peak, allocated on a GPU or resident (without readers).
+    disk_mb: of the checkpoints that a run keeps. hours: of the remaining steps.
     """
 
     device: str
@@ -55,11 +56,11 @@ class Forecast:
     hours: float
 
     def json(self) -> dict[str, Any]:
-        """All of it, rounded to what was measured."""
+        """All fields, rounded."""
         return {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(self).items()}
 
     def lines(self) -> list[tuple[str, str]]:
-        """A short table: what, how much."""
+        """A short table for a person: (name, value)."""
         each = f"{self.steps_an_epoch:,} an epoch of {self.objects:,} objects, batches of {self.batch_size}"
         left = f", {self.done:,} of them done" if self.done else ""
         where = f"{self.processes} x {self.device}" if self.processes > 1 else self.device
@@ -76,8 +77,8 @@ class Forecast:
         ]
 
 
-def forecast(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> Forecast:
-    """Takes two steps that count for nothing. Raises what `fit` raises before and at its first steps."""
+def forecast(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> FitForecast:
+    """Measures steps whose results are thrown away. Raises the errors of `fit` before and in its first steps."""
     torch.set_flush_denormal(True)
     state = prepare(recipe, shards, run, device)
     step_seconds, read_seconds, memory = _measured(state)
@@ -87,7 +88,7 @@ def forecast(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> 
     total, folders = state.updates.total_steps, step_folders(state.folder)
     done = int(folders[-1].name.rpartition("-")[2]) if folders else 0
     parameters = list(state.updates.student.parameters())
-    return Forecast(
+    return FitForecast(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         processes=world,
         objects=state.samples.source.total,
@@ -109,47 +110,47 @@ def forecast(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> 
 
 
 def _measured(state: Run) -> tuple[float, float, float]:
-    """Seconds of an update, seconds of reading its batch, MB: of the process that has the largest."""
+    """(seconds of an update, seconds of reading its batch, peak memory in MB), the largest of all processes."""
     batches = state.samples.onwards()
-    _timed_update(state, _next(batches), 0)
+    _timed_update(state, _next(batches))
     begun = time.perf_counter()
     raw = _next(batches)
     read_seconds = time.perf_counter() - begun
-    step_seconds = [_timed_update(state, raw, 1)]
+    step_seconds = [_timed_update(state, raw)]
     more = int(distributed.largest(torch.tensor(LONG_ENOUGH / step_seconds[0])).clamp(max=MOST_STEPS))
-    step_seconds += [_timed_update(state, raw, 1) for _ in range(more)]
+    step_seconds += [_timed_update(state, raw) for _ in range(more)]
     state.updates.log.refuse_fault()
     found = torch.tensor([median(step_seconds), read_seconds, peak_memory_mb(state.device)], dtype=torch.float64)
     return tuple(distributed.largest(found).tolist())
 
 
-def _next(batches: Iterator[Any]) -> Any:
-    """A batch of this process, or what a process met: then all of them raise it."""
+def _next(batches: Iterator[AnyRawBatch]) -> AnyRawBatch:
+    """A batch of this process; if reading fails in one process, all of them raise its error."""
     with distributed.together():
         return next(batches)
 
 
-def _timed_update(state: Run, raw: Any, step: int) -> float:
-    """Seconds from a batch in this process to the end of all that its update started on the device."""
+def _timed_update(state: Run, raw: AnyRawBatch) -> float:
+    """Seconds of an update, from a batch in this process to the end of all work that it started on the device."""
     begun = time.perf_counter()
-    state.updates(raw.to(state.device), step)
+    state.update(raw)
     if state.device.type == "cuda":
         torch.cuda.synchronize(state.device)
     return time.perf_counter() - begun
 
 
 def _checkpoints_mb(state: Run) -> float:
-    """Of the first checkpoint and the last ones: the student, the teacher and AdamW's two moments, float32."""
+    """Size of the first checkpoint and the last ones: student, teacher and AdamW's two moments, float32."""
     student, teacher = state.updates.student, state.updates.teacher
     held = sum(value.numel() * value.element_size() for value in student.state_dict().values())
     moments = sum(8 * p.numel() for p in student.parameters() if p.requires_grad)
     number = min(state.recipe.keep_last, -(-state.updates.total_steps // state.recipe.save_every))
-    # the first one is made before there are moments
+    # the first checkpoint is made before AdamW has moments
     return ((number + 1) * held * (1 if teacher is None else 2) + number * moments) / 2**20
 
 
 def _duration(hours: float) -> str:
-    """Two units that say most: days and hours, hours and minutes, minutes or seconds."""
+    """A duration in its two largest units: days and hours, hours and minutes, or minutes or seconds alone."""
     minutes = round(60 * hours)
     if minutes >= 48 * 60:
         return f"{minutes // 1440} days {minutes % 1440 // 60} h"

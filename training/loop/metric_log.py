@@ -1,4 +1,4 @@
-"""RUN/log.csv, RUN/histograms.csv and RUN/tensorboard: values are summed up on the device and read once a row."""
+"""Writes RUN/log.csv, RUN/histograms.csv and RUN/tensorboard. Values are summed on the device and read once a row."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Logged:
 
 @dataclass
 class Log:
-    """What is summed up on the device since the last row of the log, and the first loss that was not finite.
+    """Sums on the device since the last row of the log, and the first loss that was not finite.
 
     names: of the entries of `sums`, a vector. counts: histograms by name; histograms: those of the last row. fault:
-    step (or -1), then 1 for each term that was not finite in it; read together with the sums, so that a step never
-    waits for the device.
+    the step (or -1), then 1 for each of its terms that was not finite. It is read together with the sums, so that a
+    step never waits for the device.
     """
 
     names: tuple[str, ...] = ()
@@ -85,9 +85,12 @@ class Log:
             raise Stopped(f"step {int(step)}: the loss {', '.join(names)} is not finite; lower optimizer.lr")
 
     def row(self) -> dict[str, float]:
-        """Means since the last row; and the biasedness of the histograms since then, which are kept in `histograms`. Of
-        the global batches: all processes call it.
+        """Means of the global batches since the last row, and the biasedness of their histograms.
+
+        `histograms` keeps those. All processes call it.
         """
+        if self.sums is None:
+            raise ValueError("no step was added since the last row")
         values = dict(zip(self.names, distributed.mean(self.sums / self.steps).tolist(), strict=True))
         counts = {name: distributed.summed(count) for name, count in self.counts.items()}
         self.histograms = {name: count.tolist() for name, count in counts.items()}
@@ -96,16 +99,16 @@ class Log:
         return values
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that the rows of a run that goes on are those of an unbroken one.
+        """The values that a checkpoint keeps, so that a resumed run logs the same rows as an unbroken one.
 
-        One row of each tensor a process: all call it.
+        Tensors have a row for each process. All processes call it.
         """
         sums = None if self.sums is None else distributed.gather_rows(self.sums[None])
         counts = {name: distributed.gather_rows(count[None]) for name, count in self.counts.items()}
         return {"names": list(self.names), "sums": sums, "counts": counts, "steps": self.steps}
 
     def restore(self, saved: dict[str, Any], device: torch.device) -> None:
-        """Goes on from a checkpoint; where it is of another number of processes, with what they had together."""
+        """Loads the values of a checkpoint; with another number of processes, their means and sums."""
         self.names, self.steps = tuple(saved["names"]), saved["steps"]
         self.sums = None
         if saved["sums"] is not None:
@@ -122,7 +125,7 @@ class Log:
 
 
 def append_row(path: Path, step: int, values: dict[str, float]) -> None:
-    """Adds a row to log.csv, with the names first where the file is new; columns that it lacks are added to it."""
+    """Adds a row to log.csv. A new file begins with the names; an old one gets the columns that it lacks."""
     row = {"step": str(step)} | {name: f"{value:.8g}" for name, value in values.items()}
     with store.stopping(str(path)):
         known = _widened(path, list(row)) if path.is_file() and path.stat().st_size else []
@@ -133,7 +136,7 @@ def append_row(path: Path, step: int, values: dict[str, float]) -> None:
 
 def append_histograms(path: Path, step: int, histograms: dict[str, list[int]], classes: Sequence[str]) -> None:
     """Adds a row for each histogram to histograms.csv: how often each class was predicted, or taught, since the last
-    row of log.csv. With the class names first where the file is new. Methods without pseudo-labels have none.
+    row of log.csv. A new file begins with the class names. Methods without pseudo-labels have no histograms.
     """
     if not histograms:
         return

@@ -17,10 +17,10 @@ LOCK = ".lock"
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Holds a run, whose folder is made if it is not there. Raises Refused where another process holds it.
+    """Locks a run inside the block, and makes its folder if it is missing. Raises Refused if another process holds it.
 
-    The lock is the kernel's and ends with the process, however that ends, so nobody need delete one; reader processes
-    do not inherit it. A file system without locks goes without.
+    The kernel releases the lock when the process ends in any way, so a lock never has to be deleted by hand. Reader
+    processes do not inherit it. On a file system without locks the run is not locked.
     """
     run.mkdir(parents=True, exist_ok=True)
     file = _locked(run / LOCK)
@@ -34,7 +34,7 @@ def held(run: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int:
-    """A descriptor of the file that is at the path, with the lock."""
+    """Opens and locks the file at the path; gives its descriptor."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -47,4 +47,4 @@ def _locked(path: Path) -> int:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         if path.exists() and os.path.samestat(os.fstat(file), os.stat(path)):
             return file
-        os.close(file)  # whoever held it deleted it meanwhile
+        os.close(file)  # the process that held it has deleted it meanwhile

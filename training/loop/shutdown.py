@@ -23,14 +23,15 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Pending:
-    """The last signal that came and was not acted upon; 0 for none."""
+    """The last signal that arrived and is not yet handled, or 0."""
 
     number: int = 0
 
 
 @contextmanager
 def remembered(*numbers: signal.Signals) -> Iterator[Pending]:
-    """Inside the block these signals are only remembered. Outside the main thread, where none can be, none is."""
+    """Inside the block these signals are only remembered. Outside the main thread, where that cannot be set, it does
+    nothing."""
     pending = Pending()
 
     def remember(number: int, frame: FrameType | None) -> None:

@@ -27,10 +27,10 @@ class Pace:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around getting the next batch.
+        """Put it around the wait for the next batch.
 
-        A GPU works off what was queued meanwhile; what counts is how long it had nothing to do. So there two marks in
-        its queue are timed, and not this process.
+        Meanwhile a GPU works on its queue, and only its idle time counts. So on a GPU the time between two events in
+        its queue is measured, not the time of this process.
         """
         if self._device.type != "cuda":
             begun = time.perf_counter()
@@ -44,10 +44,10 @@ class Pace:
         self._marks.append(marks)
 
     def row(self, steps: int) -> dict[str, float]:
-        """The values of TIMING of the steps since the last row. All processes call it, after waiting for the device.
+        """The values of TIMING for the steps since the last row. All processes call it, after waiting for the device.
 
-        data_wait: share of the time, 0 to 1; memory_mb: the most so far, allocated on the GPU or resident. Both are of
-        the process that has the largest.
+        data_wait: share of the time, 0 to 1; memory_mb: the peak so far, allocated on the GPU or resident. Both are the
+        largest of all processes.
         """
         if self._marks:
             self._marks[-1][1].synchronize()
@@ -61,7 +61,7 @@ class Pace:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory so far: allocated by torch on a GPU, else resident in this process (its readers not counted)."""
+    """Peak memory so far: allocated by torch on a GPU, else resident in this process (without its readers)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return peak_resident_mb()

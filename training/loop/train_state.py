@@ -1,9 +1,9 @@
-"""A run on its way: what moves, and how it is saved and gone on with, to the last digit, by any number of processes.
+"""The state of a run: everything that changes while it trains, how it is saved, and how it is resumed exactly.
 
-state.pt holds, beside the optimiser: how far the epoch was given out and by how many readers
-(training/data/sampler.py), and of every process its random numbers and its sums for the log. As many processes as
-before go on as if there had been no break. Another number shares what is left of the epoch anew, each sample once, and
-draws other random numbers.
+Beside the optimiser, state.pt holds which samples of the epoch were used, by how many readers
+(training/data/sampler.py), and for each process its random numbers and its sums for the log. The same number of
+processes resumes with the same results as an unbroken run. Another number divides the unused samples of the epoch
+anew, each sample once, and draws other random numbers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from manifests.errors import Refused, first_problem
+from manifests.errors import Refused, first_problem, one_line
 from manifests.rng import generator
 from training import distributed
+from training.data.batch import AnyRawBatch
 from training.data.loader import EpochSamples, Loader
 from training.data.sampler import Given, went_on
 from training.loop.metric_log import HISTOGRAMS, LOG, cut_rows
@@ -30,9 +31,10 @@ from training.weights.safe_load import require_plain
 
 @dataclass
 class Run:
-    """Everything that moves during a run. step: updates so far.
+    """Everything that changes during a run. step: updates so far.
 
-    given: what readers gave of epoch `given_epoch` before this process began, segments of training/data/sampler.py.
+    given: the batches of epoch `given_epoch` that readers gave before this process started, as segments of
+    training/data/sampler.py.
     """
 
     folder: Path
@@ -45,24 +47,30 @@ class Run:
     given: Given = field(default_factory=list)
     given_epoch: int = 0
 
+    def update(self, raw: AnyRawBatch) -> float:
+        """One update by a batch of this process; gives its learning rate."""
+        rate = self.updates(raw.to(self.device), self.step)
+        self.step += 1
+        return rate
+
     def progress(self) -> tuple[int, list[tuple[int, int, int]]]:
-        """The epoch of the next step, and what of it was given so far, by whom."""
+        """The epoch of the next step, and the segments of it that readers gave so far."""
         epoch, inside = divmod(self.step, self.samples.num_batches)
         before = list(self.given) if epoch == self.given_epoch else []
         here = inside - sum(batches for _, _, batches in before)
         return epoch, went_on(before, distributed.world(), self.recipe.data.workers, here)
 
     def seed(self) -> None:
-        """Random numbers of this process (drop path): of the recipe's seed in the first, others in each other."""
+        """Seeds the random numbers of drop path: process 0 by the recipe's seed, every other process differently."""
         names = ("process", self.step, distributed.rank())
         plain = distributed.leads() and not self.step
         torch.manual_seed(self.recipe.seed if plain else int(generator(self.recipe.seed, *names).integers(2**63)))
 
     def save(self) -> Path:
-        """Writes a checkpoint; all processes call it, the first writes.
+        """Writes a checkpoint and gives its folder. All processes call it, and process 0 writes.
 
-        Raises Stopped when a loss was not finite, or a weight of student or teacher is: the run could not go on; and
-        when the disk is full.
+        Raises Stopped when a loss, or a weight of student or teacher, is not finite (the run could not go on), and when
+        the disk is full.
         """
         updates = self.updates
         updates.log.refuse_fault()
@@ -76,7 +84,7 @@ class Run:
         return self.folder / "checkpoints" / f"step-{self.step:08d}"
 
     def _state(self) -> dict[str, Any]:
-        """What state.pt holds. Tensors of `torch_rng`, `cuda_rng` and `log` have a row for each process."""
+        """The contents of state.pt. Tensors of `torch_rng`, `cuda_rng` and `log` have a row for each process."""
         epoch, given = self.progress()
         saved = {
             "step": self.step,
@@ -91,7 +99,7 @@ class Run:
         return saved
 
     def resume(self, folder: Path) -> None:
-        """Student, teacher, optimiser, step and random numbers of a checkpoint. Raises Refused when it is damaged."""
+        """Loads student, teacher, optimiser, step and random numbers of a checkpoint; Refused when it is damaged."""
         updates = self.updates
         try:
             load_weights(updates.student, folder / MODEL)
@@ -104,7 +112,7 @@ class Run:
                 updates.log.restore(saved["log"], self.device)
                 self._restore_random(saved)
             except (RuntimeError, TypeError) as error:  # tensors of other sizes or types
-                raise Refused(f"{folder / STATE} is damaged ({' '.join(str(error).split())[:100]})") from error
+                raise Refused(f"{folder / STATE} is damaged ({one_line(error, 100)})") from error
         except _Earlier:
             raise
         except Refused as error:
@@ -124,11 +132,11 @@ class Run:
 
 
 class _Earlier(Refused):
-    """A whole checkpoint, which this version does not go on from."""
+    """An undamaged checkpoint that this version cannot resume from."""
 
 
 class _SavedLog(BaseModel):
-    """What training.loop.metric_log keeps in state.pt: sums (processes, names), counts (processes, classes)."""
+    """The state of training.loop.metric_log.Log: sums (processes, names) and counts (processes, classes)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -148,7 +156,7 @@ class _SavedLog(BaseModel):
 
 
 class _SavedState(BaseModel):
-    """state.pt, as far as its types and shapes can be held without the run."""
+    """state.pt: the types and shapes that can be checked without knowing the run."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -169,7 +177,7 @@ class _SavedState(BaseModel):
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """The tensors and plain values of state.pt. Raises Refused when it is damaged."""
+    """Reads the tensors and plain values of state.pt. Raises Refused when it is damaged."""
     try:
         require_plain(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -185,7 +193,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
-    """An optimiser's state. Raises Refused when it is of other parameters, or its numbers are none."""
+    """Loads an optimiser's state. Raises Refused when it is of other parameters, or does not hold numbers."""
     own = [dict(group) for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(saved)
@@ -202,7 +210,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], pat
 
 
 def _same_form(own: Any, saved: Any) -> bool:
-    """Whether a saved setting can stand for one of our own: a number for a number, as many of them for several."""
+    """Whether a saved setting has the form of ours: a finite number for a number, or as many of them for a list."""
     if isinstance(own, list | tuple):
         return isinstance(saved, list | tuple) and len(own) == len(saved) and all(map(_same_form, own, saved))
     if isinstance(own, int | float) and not isinstance(own, bool):

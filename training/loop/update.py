@@ -13,9 +13,9 @@ from training.loop.data_parallel import averaged
 from training.loop.metric_log import Log
 from training.models.cross_modal import CrossModalModel, parameter_groups
 from training.models.ema_teacher import Teacher
-from training.models.precision import compile_towers, settle
-from training.objectives import METHODS, TAUGHT
-from training.settings.fit_recipe import FitRecipe, OptimizerSettings
+from training.models.precision import settle
+from training.objectives import METHODS
+from training.settings.fit_recipe import FitRecipe, OptimizerSettings, TaughtRecipe
 
 
 def steps_of(settings: OptimizerSettings, steps_an_epoch: int) -> tuple[int, int]:
@@ -39,11 +39,11 @@ def learning_rate(step: int, total: int, warmup: int, settings: OptimizerSetting
 
 @dataclass
 class Updates:
-    """What an update moves. total_steps, warmup: of the schedule."""
+    """What an update changes. total_steps, warmup: of the schedule."""
 
     recipe: FitRecipe
     student: CrossModalModel
-    teacher: Teacher | None
+    teacher: Teacher[CrossModalModel] | None
     optimizer: torch.optim.Optimizer
     total_steps: int
     warmup: int
@@ -53,10 +53,10 @@ class Updates:
         self._step = averaged(METHODS[self.recipe.method], self.student)
 
     def __call__(self, batch: Any, step: int) -> float:
-        """One optimiser step and one step of the teacher, the step after `step` others; gives the learning rate.
+        """One step of the optimiser and the teacher, after `step` earlier ones; gives the learning rate.
 
-        Gradients are averaged over all processes (training/loop/data_parallel.py). An update whose loss is not finite
-        is skipped on the device, on all processes; the log finds it at its next row.
+        Gradients are averaged over all processes (training/loop/data_parallel.py). If the loss is not finite, the
+        device skips the update in all processes, and the log reports it at its next row.
         """
         rate = learning_rate(step, self.total_steps, self.warmup, self.recipe.optimizer)
         for group in self.optimizer.param_groups:
@@ -66,7 +66,7 @@ class Updates:
         self.optimizer.zero_grad(set_to_none=True)
         with distributed.answered():
             result.total.backward()
-        self.optimizer.found_inf = self.log.add(result, step + 1)
+        self.optimizer.found_inf = self.log.add(result, step + 1)  # type: ignore[attr-defined]  # fused AdamW reads it
         self.optimizer.step()
         if self.recipe.logit_scale == "clamped":
             self.student.clamp_scale()
@@ -76,14 +76,14 @@ class Updates:
 
 
 def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int) -> Updates:
-    """The optimiser of a student in its place on a device, and its teacher where the method has one."""
+    """The optimiser of a student that is already on its device, and its teacher where the method has one."""
     settings = recipe.optimizer
     student.precision = recipe.precision
     settle(recipe.precision)
-    teacher = Teacher(student, recipe.ema) if recipe.method in TAUGHT else None
+    teacher = Teacher(student, recipe.ema) if isinstance(recipe, TaughtRecipe) else None
     if recipe.compile:
         for model in (student,) if teacher is None else (student, teacher.model):
-            compile_towers(model)
+            model.compile_towers()
     return Updates(recipe, student, teacher, adamw(student, settings), *steps_of(settings, steps_an_epoch))
 
 

@@ -26,7 +26,7 @@ SMALL_CONFIG = Path(__file__).parent / "cross_most_small.json"
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """What a pass gives: feature (B, E), not normalised, and patches (B, L, D), before any last norm."""
+    """Output of a pass: feature (B, E), not normalised, and patches (B, L, D), before any last norm."""
 
     feature: Tensor
     patches: Tensor
@@ -49,7 +49,7 @@ def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_
         refuse_gelu(settings.model, f"{key}={tag}")
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.CRITICAL)  # open_clip logs what is raised anyway, and that random weights are random
+    root.setLevel(logging.CRITICAL)  # open_clip also logs what it raises, and warns of random weights
     try:
         return open_clip.create_model(
             settings.model,

@@ -25,10 +25,14 @@ LARGEST_SCALE = math.log(100)
 class CrossModalModel(nn.Module):
     """Both towers, the classifier (E, C) and the logarithm of the logit scale.
 
-    separate: the point branch has a classifier and a scale of its own; else both branches share one (paper). text: the
-    text tower, where a method trains it; the classifier then follows it (`refresh_classifier`) and is not trained.
-    captions: int64 (C, P, L), the tokens of every class in every prompt, for such a method.
+    separate: the point branch has a classifier and a scale of its own; otherwise both branches share them (paper).
+    text: the text tower of a method that trains it; the classifier is then computed from it (`refresh_classifier`) and
+    not trained. captions: int64 (C, P, L), the tokens of every class in every prompt, for such a method.
     """
+
+    captions: Tensor | None
+    points_classifier: nn.Parameter | None
+    points_logit_scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -48,9 +52,26 @@ class CrossModalModel(nn.Module):
             self.points_classifier = nn.Parameter(classifier.detach().clone())
             self.points_logit_scale = nn.Parameter(torch.tensor(float(logit_scale), dtype=classifier.dtype))
         else:
-            self.points_classifier = self.points_logit_scale = None
+            self.points_classifier, self.points_logit_scale = None, None
         self.register_buffer("captions", captions, persistent=False)
         self.precision: Precision = "fp32"  # of the towers; a run sets it
+
+    def compile_towers(self) -> None:
+        """Compiles the slow parts of both towers in place, by torch.compile; the names of weights do not change.
+
+        Another shape than that of the run's batches is compiled once more. Of farthest-point sampling only a step is
+        compiled: the loop has as many steps as there are groups.
+        """
+        self.image.visual.transformer.compile()
+        self.points.farther = torch.compile(self.points.farther)
+        self.points.encoder.compile()
+        self.points.encode = torch.compile(self.points.encode)  # type: ignore[method-assign]  # it hides the method
+
+    def text_and_captions(self) -> tuple[TextTower, Tensor]:
+        """The text tower and the captions of a method that trains it; others have neither."""
+        if self.text is None or self.captions is None:
+            raise ValueError("this model has no text tower")
+        return self.text, self.captions
 
     def image_logits(self, feature: Tensor) -> Tensor:
         """(B, C) of the image branch's unit features (B, E)."""
@@ -58,7 +79,7 @@ class CrossModalModel(nn.Module):
 
     def points_logits(self, feature: Tensor) -> Tensor:
         """(B, C) of the point branch's unit features (B, E)."""
-        if self.points_classifier is None:
+        if self.points_classifier is None or self.points_logit_scale is None:
             return self.image_logits(feature)
         return self.points_logit_scale.exp() * feature @ self.points_classifier
 
@@ -75,7 +96,7 @@ class CrossModalModel(nn.Module):
         return normalize(feature, dim=1)
 
     def inside_towers(self, device: torch.device) -> torch.autocast:
-        """The context in which the towers run; what they give besides features may be bfloat16 in it."""
+        """The context in which the towers run; inside it their outputs may be bfloat16, except for features."""
         return inside_towers(self.precision, device)
 
     def set_classifier(self, classifier: Tensor) -> None:
@@ -85,7 +106,7 @@ class CrossModalModel(nn.Module):
             self.points_classifier = nn.Parameter(classifier.detach().clone())
 
     def train(self, mode: bool = True) -> CrossModalModel:
-        """Training mode, but for a tower of which no weight is trained."""
+        """Training mode; a tower without trained weights stays in eval mode."""
         super().train(mode)
         for tower in (self.image, self.text):
             if tower is not None and not any(p.requires_grad for p in tower.parameters()):
@@ -96,7 +117,7 @@ class CrossModalModel(nn.Module):
         return [scale for scale in (self.logit_scale, self.points_logit_scale) if scale is not None]
 
     def freeze_scale(self) -> None:
-        """Leaves the logit scale as it is."""
+        """Stops training the logit scale."""
         for scale in self._scales():
             scale.requires_grad_(False)
 
@@ -108,24 +129,25 @@ class CrossModalModel(nn.Module):
 
     @torch.no_grad()
     def keep_classes(self, columns: list[int]) -> None:
-        """The classifiers' columns of these classes alone, in this order."""
+        """Keeps only the classifiers' columns of these classes, in this order."""
         self.classifier = nn.Parameter(self.classifier[:, columns].clone(), requires_grad=self.text is None)
         if self.points_classifier is not None:
             self.points_classifier = nn.Parameter(self.points_classifier[:, columns].clone())
 
     @torch.no_grad()
     def refresh_classifier(self) -> None:
-        """Where the text tower is trained: the classifier that it gives now."""
+        """Computes the classifier from the text tower again, where the method trains that tower."""
         if self.text is not None:
-            columns = [self.text.average(tokens) for tokens in self.captions]
+            text, captions = self.text_and_captions()
+            columns = [text.average(tokens) for tokens in captions]
             self.classifier.copy_(torch.stack(columns, dim=1))
 
 
 def parameter_groups(model: CrossModalModel, weight_decay: float, layer_decay: float, lr: float) -> list[dict]:
-    """AdamW groups: decay on matrices only, none on 1-D and 0-D parameters, tokens and positions; `lr_scale` by layer.
+    """AdamW groups: weight decay on matrices only, not on tokens and positions; `lr_scale` by layer.
 
-    Layer decay scales the image tower alone: embeddings lowest, then block by block; all else learns at lr. (Released
-    code also decays logit_scale, tokens and positions.)
+    Layer decay scales only the image tower: embeddings lowest, then block by block; everything else learns at lr.
+    (Released code also decays logit_scale, tokens and positions.)
     """
     blocks = len(model.image.visual.transformer.resblocks)
     groups: dict[tuple[float, float], dict] = {}

@@ -1,13 +1,16 @@
-"""The teacher: an exponential moving average of the student, and the pseudo-labels that it gives."""
+"""The teacher: a model whose weights are an exponential moving average of the student's."""
 
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from training.settings.objective import EMASettings
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def momentum(step: int, settings: EMASettings) -> float:
@@ -15,15 +18,15 @@ def momentum(step: int, settings: EMASettings) -> float:
     return settings.start + (settings.end - settings.start) * min(1.0, step / settings.steps)
 
 
-class Teacher:
+class Teacher(Generic[Model]):
     """A copy of the student in eval mode that follows it; `model` is the copy."""
 
-    def __init__(self, student: nn.Module, settings: EMASettings) -> None:
+    def __init__(self, student: Model, settings: EMASettings) -> None:
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
         self._settings = settings
 
     @torch.no_grad()
-    def update(self, student: nn.Module, step: int) -> float:
+    def update(self, student: Model, step: int) -> float:
         """teacher <- d teacher + (1 - d) student over parameters and floating buffers; others are copied. Gives d."""
         d = momentum(step, self._settings)
         pairs = list(zip(_tensors(self.model), _tensors(student), strict=True))

@@ -14,6 +14,11 @@ from training import distributed
 class GlobalBatchNorm1d(nn.BatchNorm1d):
     """BatchNorm1d of (B, C, L); in training its statistics are those of all processes' samples."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, L) normalised. In one process, or in eval mode, exactly BatchNorm1d."""
         if not self.training or distributed.world() == 1:

@@ -23,8 +23,8 @@ LARGEST_DISTANCES = 2**26  # of centres to points, 256 MB in float32; 512 groups
 
 @dataclass(frozen=True)
 class PointTokens:
-    """What a pass gives: feature (B, E), not normalised; tokens (B, G, D) after the last norm; cls (B, D);
-    original (B, G, D), the tokens that went in before any mask; mask float (B, G), 1 where masked.
+    """Output of a pass: feature (B, E), not normalised; tokens (B, G, D) after the last norm; cls (B, D);
+    original (B, G, D), the input tokens before any mask; mask float (B, G), 1 where masked.
     """
 
     feature: Tensor
@@ -35,8 +35,9 @@ class PointTokens:
 
 
 def farther(axes: Tensor, nearest: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of farthest-point sampling: squared distances (B, N) to the nearest chosen point, once `last` (3, B, 1)
-    is one, and the index (B, 1) of the farthest. axes: clouds as (3, B, N).
+    """One step of farthest-point sampling, which adds `last` (3, B, 1) to the chosen points of clouds (3, B, N).
+
+    Gives squared distances (B, N) to the nearest chosen point, and the index (B, 1) of the farthest point.
     """
     nearest = torch.minimum(nearest, (axes - last).square().sum(dim=0))
     return nearest, nearest.argmax(dim=1, keepdim=True)
@@ -46,8 +47,8 @@ def farther(axes: Tensor, nearest: Tensor, last: Tensor) -> tuple[Tensor, Tensor
 def farthest_points(points: Tensor, count: int, step: Callable[..., tuple[Tensor, Tensor]] = farther) -> Tensor:
     """Indices (B, count) of farthest-point sampling of (B, N, 3) from index 0 (released code: a random start).
 
-    Of equally far points the first is taken. On a CPU it takes a cloud at a time, which then stays in the cache (numpy:
-    three fifths of the time, measured); elsewhere all clouds at once by `step`, which may be compiled, and
+    It takes the first of equally far points. On a CPU it works on one cloud at a time, which then stays in the cache
+    (numpy: three fifths of the time, measured); elsewhere on all clouds at once by `step`, which may be compiled, and
     no step waits for the device. Both ways give the same indices.
     """
     chosen = torch.zeros(len(points), count, dtype=torch.long, device=points.device)
@@ -84,8 +85,8 @@ def group_points(
 ) -> tuple[Tensor, Tensor]:
     """Centres (B, G, 3) and neighbourhoods (B, G, S, 3) around them, centred; neighbours sorted by distance.
 
-    Distances are held for some clouds at a time, at most LARGEST_DISTANCES. Raises ValueError when a cloud has fewer
-    points than groups or than a group.
+    Distances are computed for some clouds at a time, at most LARGEST_DISTANCES. Raises ValueError when a cloud has
+    fewer points than there are groups, or than a group has.
     """
     if points.shape[1] < max(groups, size):
         raise ValueError(f"{points.shape[1]} points for {groups} groups of {size}")
@@ -103,9 +104,10 @@ def group_points(
 
 
 def block_mask(centres: Tensor, draw: Tensor, low: float = 0.3, high: float = 0.4) -> Tensor:
-    """float (B, G), 1 for the int(ratio G) centres nearest to one of them; draw (B, 2) uniform: which one, which ratio.
+    """float (B, G), 1 for the int(ratio G) centres nearest to one centre.
 
-    Source: Point-BERT block masking, ratio U(0.3, 0.4).
+    draw: uniform (B, 2); the first picks that centre, the second the ratio. Source: Point-BERT block masking, ratio
+    U(0.3, 0.4).
     """
     count = centres.shape[1]
     start = (draw[:, 0] * count).long().clamp(max=count - 1)
@@ -151,9 +153,10 @@ class PointTower(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, s.width))
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, s.width))
         drops = torch.linspace(0, s.drop_path, s.depth).tolist()
-        self.blocks = nn.ModuleList([Block(s.width, s.heads, 4.0, qkv_bias=False, drop_path=drop) for drop in drops])
-        for block in self.blocks:
-            block.norm1.eps = block.norm2.eps = 1e-5
+        blocks = [Block(s.width, s.heads, 4.0, qkv_bias=False, drop_path=drop) for drop in drops]
+        self.blocks = nn.ModuleList(blocks)
+        for block in blocks:
+            block.norm1.eps = block.norm2.eps = 1e-5  # type: ignore[assignment]  # timm has no types for them
         self.norm = nn.LayerNorm(s.width)
         self.lm_head = nn.Linear(s.width, s.width)
         self.projection = nn.Parameter(torch.randn(2 * s.width, embed_dim) * embed_dim**-0.5)
@@ -165,7 +168,7 @@ class PointTower(nn.Module):
             self.encoder.requires_grad_(False)
 
     def train(self, mode: bool = True) -> PointTower:
-        """Training mode, but for the batch norms of a frozen tokenizer."""
+        """Training mode; the batch norms of a frozen tokenizer stay in eval mode."""
         super().train(mode)
         if self.settings.freeze_tokenizer:
             self.encoder.eval()
@@ -176,7 +179,7 @@ class PointTower(nn.Module):
         return self.encode(*self.tokenize(points), mask_draw)
 
     def tokenize(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres (B, G, 3) and tokens (B, G, D) of clouds (B, N, 3): what a masked and an unmasked pass share."""
+        """Centres (B, G, 3) and tokens (B, G, D) of clouds (B, N, 3), for a masked and an unmasked pass."""
         centres, neighbours = group_points(points, self.settings.groups, self.settings.group_size, self.farther)
         return centres, widened(self.reduce_dim(self.encoder(neighbours)))
 
@@ -202,7 +205,7 @@ class PointTower(nn.Module):
         return torch.cat([tokens, tokens], dim=2) @ self.projection
 
     def reconstruct(self, tokens: Tensor) -> Tensor:
-        """The tokens (B, G, D) that went in, predicted from those that came out."""
+        """Predicts the input tokens (B, G, D) from the output tokens."""
         return self.lm_head(tokens)
 
 

@@ -1,4 +1,4 @@
-"""How numbers are kept: float32, or bfloat16 inside the towers; and what torch.compile compiles.
+"""How numbers are kept: float32, or bfloat16 inside the towers.
 
 Weights, gradients, AdamW's moments and the teacher are float32 in both. With `bf16` the towers' matrix products,
 convolutions and attention are computed in bfloat16 (torch.autocast); the sums between blocks stay float32, and so do
@@ -12,18 +12,18 @@ default). Whoever wants speed takes bf16. (Released code: fp32, with cuDNN's TF3
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.settings.model import Precision
 
 
 def settle(precision: Precision) -> None:
-    """For the whole process: float32 is float32, and bfloat16's attention is the same with gradients and without.
+    """Sets up torch for the whole process: no TF32, and in bfloat16 the same attention with gradients and without.
 
-    (Without gradients nn.MultiheadAttention has a way of its own, which knows no autocast on a CPU.)
+    (Without gradients nn.MultiheadAttention has a fast path, which ignores autocast on a CPU.)
     """
     torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made when torch is imported
     torch.backends.mha.set_fastpath_enabled(precision == "fp32")
 
 
@@ -33,23 +33,11 @@ def inside_towers(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def widened(values: Tensor) -> Tensor:
-    """float32 of bfloat16; all else as it is."""
+    """bfloat16 as float32; any other type as it is."""
     return values.float() if values.dtype == torch.bfloat16 else values
 
 
 def project(values: Tensor, matrix: Tensor) -> Tensor:
-    """values @ matrix in the matrix's precision, also inside a tower: what logits are made of is not rounded."""
+    """values @ matrix in the matrix's precision, also inside a tower, so that features are not rounded to bfloat16."""
     with torch.autocast(values.device.type, enabled=False):
         return widened(values) @ matrix
-
-
-def compile_towers(model: nn.Module) -> None:
-    """Compiles what takes the time of a CrossModalModel, in place; names of weights stay as they are.
-
-    Shapes are those of the run's batches; another one is compiled once more. Of farthest-point sampling one step is
-    compiled, not the loop, which is as long as there are groups.
-    """
-    model.image.visual.transformer.compile()
-    model.points.farther = torch.compile(model.points.farther)
-    model.points.encoder.compile()
-    model.points.encode = torch.compile(model.points.encode)

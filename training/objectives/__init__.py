@@ -1,16 +1,18 @@
 """The methods, one file each: a function `step(student, teacher, batch, recipe) -> Step`.
 
-A new method is a file here and a row in METHODS. Methods of SUPERVISED train on a labelled source domain: only they are
-given labels. Methods of TAUGHT have a teacher, the others None.
+A new method is a file here, a row in METHODS and a recipe in training/settings/fit_recipe.py. Methods of SUPERVISED
+train on labelled shards: only they are given labels. Methods whose recipe is a TaughtRecipe have a teacher, the others
+get None.
 """
 
-from training.objectives import cross_most, crosspoint, pretrain, self_training
+from training.objectives import cross_most, crosspoint, pretrain, self_training, supervised
+from training.objectives.step import StepFunction
 
-METHODS = {
+METHODS: dict[str, StepFunction] = {
     "cross_most": cross_most.step,
     "self_training": self_training.step,
     "pretrain": pretrain.step,
     "crosspoint": crosspoint.step,
+    "supervised": supervised.step,
 }
-SUPERVISED = frozenset({"pretrain"})
-TAUGHT = frozenset({"cross_most", "self_training"})
+SUPERVISED = frozenset({"pretrain", "supervised"})

@@ -13,34 +13,29 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from training.data.batch import Batch
-from training.models.clip import pixel_mask
+from training.models.clip import ImageTokens, pixel_mask
 from training.models.cross_modal import CrossModalModel
+from training.models.point_bert import PointTokens
 from training.models.precision import widened
 from training.objectives import losses
 from training.objectives.pseudo_labels import PseudoLabels, pseudo_labels
 from training.objectives.step import Step, weigh
-from training.settings.objective import CrossMostSettings, LabelSettings
+from training.settings.fit_recipe import CrossMostRecipe, TaughtRecipe
 
 
-def step(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, settings: CrossMostSettings) -> Step:
+def step(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, recipe: CrossMostRecipe) -> Step:
     """All six losses of one batch. The teacher sees weak views, unmasked, in eval mode."""
-    branches = teach(student, teacher, batch, settings, settings.labels)
-    align = losses.alignment(
-        branches.image,
-        branches.points,
-        settings.align.temperature,
-        settings.align.reduction,
-        settings.align.gather,
-    )
+    branches, settings = teach(student, teacher, batch, recipe), recipe.align
+    align = losses.alignment(branches.image, branches.points, settings.temperature, settings.reduction, settings.gather)
     terms = branches.terms | {"align": align}
-    return weigh(terms, settings.weights.model_dump(), branches.figures, branches.counts)
+    return weigh(terms, recipe.weights.model_dump(), branches.figures, branches.counts)
 
 
 @dataclass(frozen=True)
 class Branches:
-    """Both branches taught by pseudo-labels: every term but L_align, what is logged, and the student's unit features.
+    """What pseudo-labels teach both branches: every term but L_align, figures for the log, the student's features.
 
-    image, points: (B, E), those that L_cls sees: masked in one pass, unmasked in two.
+    image, points: unit features (B, E) that L_cls sees: of masked views with one pass, of unmasked views with two.
     """
 
     terms: dict[str, Tensor]
@@ -50,31 +45,26 @@ class Branches:
     points: Tensor
 
 
-def teach(
-    student: CrossModalModel,
-    teacher: CrossModalModel,
-    batch: Batch,
-    settings: CrossMostSettings,
-    label_settings: LabelSettings,
-) -> Branches:
+def teach(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, recipe: TaughtRecipe) -> Branches:
     """The terms of self-training: pseudo-labels of the teacher's weak views teach the student's strong views."""
     with torch.no_grad():
         image_logits = teacher.image_logits(teacher.image_features(batch.weak_image))
         points_logits = teacher.points_logits(teacher.point_features(batch.weak_points))
-    labels = pseudo_labels(image_logits, points_logits, label_settings, batch.modality_draw)
+    labels = pseudo_labels(image_logits, points_logits, recipe.pseudo_labels, batch.modality_draw)
     with student.inside_towers(batch.strong_image.device):
         image = student.image(batch.strong_image, batch.image_mask)
         groups = student.points.tokenize(batch.strong_points)
         points = student.points.encode(*groups, batch.points_draw)
     image_feature, points_feature = normalize(image.feature, dim=1), normalize(points.feature, dim=1)
-    terms = _masked_terms(student, batch, settings, image, points, image_feature, points_feature)
-    if settings.mask.passes == 2:
+    masked = _Masked(image, points, image_feature, points_feature)
+    terms = _masked_terms(student, batch, masked, recipe.lg_align.points == "own")
+    if recipe.mask.passes == 2:
         image_feature = student.image_features(batch.strong_image)
         with student.inside_towers(batch.strong_points.device):
             points_feature = student.points.encode(*groups).feature
         points_feature = normalize(points_feature, dim=1)
     image_out, points_out = student.image_logits(image_feature), student.points_logits(points_feature)
-    divisor = settings.cls.divisor
+    divisor = recipe.cls.divisor
     terms |= {
         "cls": losses.confident_cross_entropy(image_out, labels.image_label, labels.image_confident, divisor)
         + losses.confident_cross_entropy(points_out, labels.points_label, labels.points_confident, divisor),
@@ -84,22 +74,32 @@ def teach(
     return Branches(terms, figures, _counts(labels, image_logits, points_logits), image_feature, points_feature)
 
 
-def _masked_terms(student, batch, settings, image, points, image_feature, points_feature) -> dict[str, Tensor]:
-    """L_mim, L_mpm and L_lg-align of a masked pass."""
-    own, tower = settings.lg_align.points == "own", student.points
+@dataclass(frozen=True)
+class _Masked:
+    """What the student's towers give of masked views, and their unit features (B, E)."""
+
+    image: ImageTokens
+    points: PointTokens
+    image_feature: Tensor
+    points_feature: Tensor
+
+
+def _masked_terms(student: CrossModalModel, batch: Batch, masked: _Masked, own: bool) -> dict[str, Tensor]:
+    """L_mim, L_mpm and L_lg-align of a masked pass. own: points have a projection of their own in L_lg-align."""
+    image, points, tower = masked.image, masked.points, student.points
     with student.inside_towers(batch.strong_image.device):
         picture, tokens = student.image.reconstruct(image.patches), tower.reconstruct(points.tokens)
         of_patches = student.image.project_tokens(image.patches)
         of_tokens = points.tokens @ tower.own_projection if own else tower.project_tokens(points.tokens)
-    mask = batch.image_mask.to(image_feature.dtype)
+    mask = batch.image_mask.to(masked.image_feature.dtype)
     local_image, local_points = normalize(widened(of_patches), dim=2), normalize(widened(of_tokens), dim=2)
-    global_points = points_feature
+    global_points = masked.points_feature
     if own:
         global_points = normalize(widened(points.cls) @ tower.own_projection, dim=1)
     return {
         "mim": losses.masked_image(widened(picture), batch.strong_image, pixel_mask(mask, student.image.patch)),
         "mpm": losses.masked_points(widened(tokens), points.original, points.mask),
-        "lg_align": losses.local_global(local_image, image_feature, mask.flatten(1))
+        "lg_align": losses.local_global(local_image, masked.image_feature, mask.flatten(1))
         + losses.local_global(local_points, global_points, points.mask),
     }
 

@@ -3,37 +3,30 @@
 Afham et al. 2022: L_imid between the two augmented clouds, L_cmid between the mean of their features and the picture's,
 both NT-Xent at temperature 0.1, weights 1 : 1 (eq. 6). The two clouds are the weak and the strong one of a batch; the
 picture is the strong one. The paper trains a ResNet-50 and a DGCNN from scratch, with projection heads of their own;
-here the towers' projected features take part. `image=frozen` is not the paper's: points then learn the space of CLIP's
+here the towers' projected features are used. `image=frozen` is not in the paper: points then learn the space of CLIP's
 pictures, and text classifies them without a label or a caption.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from training.data.batch import Batch
 from training.models.cross_modal import CrossModalModel
 from training.objectives import losses
 from training.objectives.step import Step, weigh
+from training.settings.fit_recipe import CrossPointRecipe
 from training.settings.objective import CrossPointSettings
-
-if TYPE_CHECKING:
-    from training.settings.fit_recipe import FitRecipe
-
-Weight = Annotated[float, Field(ge=0)]
 
 
 def freeze(student: CrossModalModel, settings: CrossPointSettings) -> None:
-    """Takes from the optimiser what is not trained; `student.train()` leaves a frozen tower in eval mode."""
+    """Freezes what is not trained; `student.train()` leaves a frozen tower in eval mode."""
     student.image.requires_grad_(settings.image == "trained")
 
 
-def step(student: CrossModalModel, teacher: None, batch: Batch, recipe: FitRecipe) -> Step:
-    """Both losses of one batch. Nothing here has a class: the classifier stays what text made it."""
+def step(student: CrossModalModel, teacher: None, batch: Batch, recipe: CrossPointRecipe) -> Step:
+    """Both losses of one batch. They use no classes, so the classifier stays as it was made from text."""
     settings = recipe.crosspoint
     with student.inside_towers(batch.strong_image.device):
         weak, strong = student.points(batch.weak_points).feature, student.points(batch.strong_points).feature

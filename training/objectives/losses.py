@@ -1,4 +1,4 @@
-"""The six losses of Cross-MoST as pure functions: tensors in, a scalar out. Paper: section 3, equations 2-4.
+"""The losses of all methods as pure functions: tensors in, a scalar out. Paper: section 3, equations 2-4.
 
 Shape letters: B batch, C classes, E embedding, L tokens, D token width. Confident sets and masks are multiplied, never
 indexed, so that an empty one gives exactly zero with finite gradients.
@@ -18,10 +18,10 @@ from training.distributed import gather
 
 
 def counted(mask: Tensor) -> Tensor:
-    """How much of a mask (or of a confident set) is set in the global batch, at least 1, divided by the processes.
+    """The number of set entries of a mask (or confident set) in the global batch, at least 1, divided by the processes.
 
-    The divisor of a mean over what is set: counts differ between processes, and the mean of the processes' values is
-    then the value of the global batch, to the gradient.
+    It is the divisor of a mean over the set entries. Their number differs between processes; with this divisor the mean
+    of the processes' losses is the loss of the global batch, and so are its gradients.
     """
     wide = torch.promote_types(mask.dtype, torch.float32)  # a sum in bf16 counts to 256
     return distributed.summed(mask.detach().sum(dtype=wide)).clamp(min=1) / distributed.world()
@@ -33,7 +33,7 @@ def confident_cross_entropy(
     """L_cls of one modality, eq. 2: the sum over confident samples divided by B.
 
     confident_B: float, 1 where the pseudo-label counts. divisor: `selected` divides by how many are confident in the
-    global batch (released code, per GPU; NaN for none there, 0 here).
+    global batch (released code: per GPU, and NaN if there are 0; here that gives 0).
     """
     each = cross_entropy(logits_BC, label_B, reduction="none")
     total = (each * confident_B.to(each.dtype)).sum()

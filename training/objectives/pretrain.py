@@ -5,18 +5,15 @@ equal classes have equal captions; with `positives=class` they are positives of 
 supervised contrastive learning), with `object` an object has its own caption alone (CLIP, ULIP). Captions are those of
 the key `prompts`; `["{}"]` is the class name by itself (ULIP and released code; their synonyms are not in shards).
 
-Towers, by key: `trained` learns by image-text alone, the terms of points see it as it stands; `projection` learns its
-last matrix, by every term (paper, section 4: f^I and f^S are pre-trained with the point tower; released code for
-Redwood and ScanObjectNN); `frozen` learns nothing (ULIP; released code for ModelNet and Co3D). ULIP's negatives of
-other processes carry no gradient; here they do.
+Image and text tower, by key: `trained`: only the image-text term trains the tower, the terms of points give it no
+gradient. `projection`: every term trains its last matrix (paper, section 4: f^I and f^S are pre-trained with the point
+tower; released code for Redwood and ScanObjectNN). `frozen`: nothing is trained (ULIP; released code for ModelNet and
+Co3D). In ULIP negatives of other processes carry no gradient; here they do.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -25,34 +22,34 @@ from training.data.batch import LabelledBatch
 from training.models.cross_modal import CrossModalModel
 from training.objectives import losses
 from training.objectives.step import Step, weigh
+from training.settings.fit_recipe import PretrainRecipe
 from training.settings.objective import PretrainSettings
 
-if TYPE_CHECKING:
-    from training.settings.fit_recipe import FitRecipe
-
-Weight = Annotated[float, Field(ge=0)]
 PROJECTIONS = ("visual.proj", "clip.text_projection")  # f^I and f^S, by their names inside the towers
 
 
-def freeze(student: CrossModalModel, settings: PretrainSettings) -> None:
-    """Takes from the optimiser what a tower does not learn; `student.train()` leaves a frozen one in eval mode."""
-    for tower, learns in ((student.image, settings.image), (student.text, settings.text)):
+def freeze(student: CrossModalModel, recipe: PretrainRecipe) -> None:
+    """Freezes the weights that a tower does not learn; `student.train()` leaves a wholly frozen one in eval mode."""
+    text, _ = student.text_and_captions()
+    if recipe.text.freeze_tokens:
+        text.clip.token_embedding.requires_grad_(False)
+    for tower, learns in ((student.image, recipe.pretrain.image), (text, recipe.pretrain.text)):
         if learns == "trained":
             continue
         for name, parameter in tower.named_parameters():
             parameter.requires_grad_(learns == "projection" and name.startswith(PROJECTIONS))
 
 
-def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: FitRecipe) -> Step:
-    """The losses of one batch of single views: of the global batch, the same in every process."""
-    settings = recipe.pretrain
+def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: PretrainRecipe) -> Step:
+    """The losses of the global batch of single views, the same in every process."""
+    settings, (tower, captions) = recipe.pretrain, student.text_and_captions()
     with torch.set_grad_enabled(settings.image != "frozen"):
         image = distributed.gather(student.image_features(batch.images[:, 0]))
     points = distributed.gather(student.point_features(batch.points))
-    prompt = distributed.same(int(torch.randint(student.captions.shape[1], ())))
-    shown, caption = captions_of(student.captions[:, prompt], distributed.gather_rows(batch.label))
+    prompt = distributed.same(int(torch.randint(captions.shape[1], ())))
+    shown, caption = captions_of(captions[:, prompt], distributed.gather_rows(batch.label))
     with torch.set_grad_enabled(settings.text != "frozen"):
-        text = normalize(student.text.encode(shown), dim=1)
+        text = normalize(tower.encode(shown), dim=1)
     scale = student.logit_scale.exp()
     terms = terms_of(image, text[caption], points, caption, scale, settings)
     with torch.no_grad():
@@ -65,10 +62,11 @@ def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: 
 
 
 def captions_of(tokens_CL: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Captions to encode, tokens (P, L), and of each object (B,) which of them is its own.
+    """Captions to encode, tokens (P, L), and the index (B,) of each object's own caption among them.
 
-    Those of all classes, or where objects are fewer each object's; objects of one class share the first one's. (Those
-    of the classes in the batch would be fewest, but their number is known to the device alone: asking waits for it.)
+    They are the captions of all classes; or, if there are fewer objects, of each object, and objects of one class share
+    the first one's. (The captions of the classes in the batch would be fewest, but only the device knows their number,
+    and asking would wait for it.)
     """
     if len(tokens_CL) <= len(label_B):
         return tokens_CL, label_B
@@ -79,9 +77,9 @@ def captions_of(tokens_CL: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
 def terms_of(
     image_BE: Tensor, text_BE: Tensor, points_BE: Tensor, caption_B: Tensor, scale: Tensor, settings: PretrainSettings
 ) -> dict[str, Tensor]:
-    """The losses of unit features; text_BE: of each object's caption; caption_B: which one it is.
+    """The losses of unit features. text_BE: of each object's caption; caption_B: the index of that caption.
 
-    image_text is left out where both towers are frozen: it has nothing to teach.
+    image_text is left out where both towers are frozen: it has nothing to train.
     """
     alone = torch.eye(len(caption_B), dtype=torch.bool, device=caption_B.device)
     same = caption_B[:, None] == caption_B[None] if settings.positives == "class" else alone

@@ -1,4 +1,4 @@
-"""Pseudo-labels: from the teacher's logits of both modalities to labels and confident sets."""
+"""Pseudo-labels: labels and confident sets from the teacher's logits of both modalities."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from training.settings.objective import LabelSettings
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Labels int64 (B,) and confident sets float (B,) of the two branches; from_image: bool (B,), whose label it is.
+    """Labels int64 (B,) and confident sets float (B,) of the two branches; from_image: bool (B,), which gave the label.
 
-    own: each branch has a label of its own modality; else both have the same.
+    own: each branch has a label of its own modality; otherwise both have the same label.
     """
 
     image_label: Tensor
@@ -25,7 +25,7 @@ class PseudoLabels:
     own: bool = False
 
     def by_modality(self) -> tuple[Tensor, Tensor]:
-        """bool (B,) each: whether a label of the image, and one of the points, is taught."""
+        """bool (B,) each: whether a label from the image, and one from the points, is taught."""
         image, points = self.image_confident > 0, self.points_confident > 0
         return (image, points) if self.own else (image & self.from_image, points & ~self.from_image)
 

@@ -1,8 +1,8 @@
-"""What one step of any method gives to the loop."""
+"""The result of one step of any method, for the training loop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Step:
-    """total: the weighted sum, a scalar. terms, weighted: each loss by name, without and with its weight.
+    """Losses and figures of one batch.
 
-    figures: scalars to log. counts: histograms (C,) of classes; the loop adds them up between two rows of the
-    log and writes their biasedness. Neither carries a gradient.
+    total: the weighted sum, a scalar. terms, weighted: each loss by name, without and with its weight. figures: scalars
+    to log. counts: histograms (C,) of classes; the loop adds them up between two rows of the log and writes their
+    biasedness. Figures and counts carry no gradient.
     """
 
     total: Tensor
@@ -24,13 +25,16 @@ class Step:
     counts: dict[str, Tensor] = field(default_factory=dict)
 
 
+StepFunction = Callable[..., Step]  # of student, teacher, batch and recipe, each of the method's own type
+
+
 def weigh(
     terms: Mapping[str, Tensor],
     weights: Mapping[str, float],
     figures: dict[str, Tensor] | None = None,
     counts: dict[str, Tensor] | None = None,
 ) -> Step:
-    """A step of the terms, in the order of their weights."""
+    """The Step of these terms, in the order of their weights."""
     ordered = {name: terms[name] for name in weights}
     weighted = {name: weights[name] * value for name, value in ordered.items()}
     return Step(torch.stack(list(weighted.values())).sum(), ordered, weighted, figures or {}, counts or {})

@@ -1,4 +1,4 @@
-"""A table of ours beside the paper's, as one object, Markdown, CSV."""
+"""Puts our figures beside the paper's: as one object, as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def compare(name: str, table: Table, outcomes: Mapping[str, Outcome], recipe: st
     """The object that `table --json` prints; a row's status is `paper` where it is a method of others.
 
     rows: [{name, label, run, status, n, step, error, note, figures {column: {ours, paper, difference}}}], in percent
-    and points, null where there is none. recipe: the base that was put in place of the rows' own.
+    and points, null where unknown. recipe: the base that replaced those of the rows.
     """
     rows = []
     for row in table.rows:
         outcome = outcomes.get(row.name)
-        values = (outcome and outcome.values) or {}
+        values = outcome.values if outcome else {}
         figures = {}
         for column in table.columns:
             ours, paper = values.get(column), row.paper.get(column)
-            both = ours is not None and paper is not None
-            figures[column] = {"ours": ours, "paper": paper, "difference": round(ours - paper, 2) if both else None}
+            difference = None if ours is None or paper is None else round(ours - paper, 2)
+            figures[column] = {"ours": ours, "paper": paper, "difference": difference}
         rows.append(
             {
                 "name": row.name,
@@ -63,7 +63,7 @@ def heads(comparison: dict[str, Any]) -> list[str]:
 
 
 def cells(comparison: dict[str, Any]) -> list[list[str]]:
-    """The printed lines: our figure, the paper's, the difference; why there is none of ours, in place of n."""
+    """The printed lines: our figure, the paper's, the difference; in place of n, why ours is missing."""
     lines = []
     for row in comparison["rows"]:
         said = {"done": str(row["n"]), "paper": ""}.get(row["status"], row["status"])

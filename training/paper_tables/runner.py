@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from training.settings.fit_recipe import FitRecipe, checkpoint_data
 
 FIRST = "checkpoints/step-00000000"
 POLL_SECONDS = 0.1
-SILENT_SECONDS = 6 * 3600.0  # a row may take days; but a fit says a line now and then, and an evaluation ends
+SILENT_SECONDS = 6 * 3600.0  # a row may take days, but a fit prints lines meanwhile, and an evaluation ends
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Outcome:
     """What became of a row. values: percent by column, of the student; error: a line, of a row that failed."""
 
     status: Literal["done", "failed", "no shards", "not run"]
-    values: dict[str, float] | None = None
+    values: dict[str, float] = field(default_factory=dict)
     n: int | None = None
     step: int | None = None
     error: str = ""
@@ -104,7 +105,7 @@ class Place:
 
 
 def known_outcome(judged: Judged, place: Place) -> Outcome:
-    """What an earlier call found, or that nothing is known."""
+    """What an earlier call found; `not run` if it found nothing."""
     if judged.shards is None:
         return Outcome("no shards")
     try:
@@ -147,9 +148,9 @@ def assignments(changes: dict[str, Value], prefix: str = "") -> list[str]:
 
 
 def run_rows(wanted: Iterable[Judged], rows: Iterable[Judged], place: Place) -> dict[str, Outcome]:
-    """Outcomes by row: of those that are wanted, and what is known of all.
+    """Runs the wanted rows; gives the outcomes of all rows by name, with what earlier calls found.
 
-    A row that fails is said and the others go on; Ctrl-C ends the command that runs as well.
+    If a row fails, that is reported and the others go on; Ctrl-C also ends the command that is running.
     """
     outcomes = {judged.row.name: known_outcome(judged, place) for judged in rows}
     runs: dict[str, list[Judged]] = {}
@@ -174,7 +175,7 @@ def _words(outcome: Outcome) -> str:
 
 
 def _fit(together: list[Judged], place: Place) -> str:
-    """Trains the run of these rows as far as they need it; gives why it failed, or nothing."""
+    """Trains the run of these rows as far as they need it; gives the reason if that failed, else an empty text."""
     judged = together[0]
     recipe = to_toml(judged.recipe.model_dump(mode="json")).encode()
     store.write_bytes(str(place.folder / "recipes" / f"{judged.row.run}.toml"), recipe)
@@ -198,10 +199,10 @@ def _evaluate(judged: Judged, place: Place) -> Outcome:
 
 
 def _command(command: list[str], name: str, place: Place, until: Path | None = None) -> tuple[int, str, str]:
-    """Runs a command, its words kept in RUN/logs: exit code, last line on stderr, stdout.
+    """Runs a command and keeps its stderr in RUN/logs; gives exit code, last line of stderr, stdout.
 
-    until: it is told to stop, as by Ctrl-C, as soon as this is there. A command that neither says anything nor writes
-    into its run for SILENT_SECONDS is ended, which is its last line then.
+    until: the command is stopped, as by Ctrl-C, as soon as this folder exists. A command that neither prints anything
+    nor writes into its run for SILENT_SECONDS is ended, and the last line says so.
     """
     log = place.folder / "logs" / f"{name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -214,20 +215,20 @@ def _command(command: list[str], name: str, place: Place, until: Path | None = N
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),  # or a rerun would train into the same folder
             env=environment(),
         )
 
         def listen() -> None:
-            over = False  # what torchrun says after our last word tells nothing
-            for line in process.stderr:
+            over = False  # torchrun's own lines at the end explain nothing
+            for line in process.stderr or ():
                 file.write(line)
                 file.flush()
                 over = over or "torch/distributed/elastic" in line
                 last[0] = last[0] if over else line.strip() or last[0]
 
         def collect() -> None:
-            out[0] = process.stdout.read()
+            out[0] = process.stdout.read() if process.stdout else ""
 
         watch = Watch([log, place.folder / name], SILENT_SECONDS)
         threads = [threading.Thread(target=each, daemon=True) for each in (listen, collect)]
@@ -256,8 +257,3 @@ def _stop(process: subprocess.Popen) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     end(process, ENDING_SECONDS)
-
-
-def _end_with_parent() -> None:
-    """In the child: it ends when this process is killed, or two of them would train into one folder after a rerun."""
-    end_with_parent(signal.SIGTERM)

@@ -12,10 +12,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from manifests import store
 from manifests.config import (
+    Settings,
     Value,
     digest,
     find_recipe,
@@ -36,7 +37,7 @@ Column = Literal["image", "image_star", "points"]
 HEADS = {"image": "Image", "image_star": "Image*", "points": "Point cloud"}
 
 
-class Row(BaseModel):
+class Row(Settings):
     """One line of a table.
 
     name: for `--rows`; label: as printed. recipe: its base, empty for a method of others; changes: keys laid over it.
@@ -46,18 +47,16 @@ class Row(BaseModel):
     paper: percent by column, as printed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     name: Name
     label: str
     recipe: str = ""
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = Field(default_factory=dict)
     points_from_scratch: bool = False
     run: Annotated[str, Field(pattern="^([A-Za-z0-9_-][A-Za-z0-9_.-]*)?$")] = ""  # the name of a folder
     shards: str = ""
     step: Literal["last", "first"] = "last"
-    evaluate: dict[str, Any] = {}
-    paper: dict[Column, float] = {}
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    paper: dict[Column, float] = Field(default_factory=dict)
     note: str = ""
 
     @model_validator(mode="after")
@@ -67,10 +66,8 @@ class Row(BaseModel):
         return self
 
 
-class Table(BaseModel):
+class Table(Settings):
     """One file of recipes/tables. columns: what is compared; notes: what a reader must know, the paper's slips too."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     title: str
     columns: tuple[Column, ...] = ("image", "image_star", "points")
@@ -153,7 +150,7 @@ def _recipe_of(row: Row, changes: dict[str, Value], recipe: str) -> FitRecipe:
 
 
 def _identity(row: Row, recipe: FitRecipe, shards: str | None) -> str:
-    """Of what a row's figures follow from: what is trained, on which shards, and how it is judged."""
+    """A hash of everything that a row's figures depend on: recipe, shards and judgement."""
     if shards is None:
         return ""
     manifest = require_manifest(shards, f"--shards {shards}")
@@ -182,7 +179,7 @@ class Builds:
     other: str | None
 
     def find(self, variant: str) -> str | None:
-        """The build of a variant, None where there is none. Raises Refused where a folder holds two."""
+        """The build of a variant, or None. Raises Refused where a folder holds two."""
         if variant in self.named:
             return self.named[variant]
         for folder in self.folders:
@@ -205,10 +202,10 @@ def _is_of(name: str, variant: str) -> bool:
 def builds_of(given: Sequence[str], rows: Iterable[Row]) -> Builds:
     """Sorts what `--shards` was given: `VARIANT=DIR`, a folder of builds named as the variants, or a build.
 
-    A build whose dataset is one of the table's variants stands for that one, any other build for all that have none.
-    Raises Refused where there is no build, or the table has no such variant.
+    A build whose dataset is one of the table's variants stands for that variant, any other build for all variants
+    without a build. Raises Refused where there is no build, or the table has no such variant.
     """
-    named: dict[str, str] = {}
+    named: dict[str, str] = Field(default_factory=dict)
     folders: list[str] = []
     other = None
     known = sorted({row.shards or row.recipe for row in rows if row.recipe})

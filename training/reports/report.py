@@ -61,9 +61,7 @@ class _OpenRun:
 
     @property
     def loss_curves(self) -> curves.Curves:
-        recipe = self.last.recipe
-        own = recipe.method == "self_training" or recipe.labels.mode == "own"
-        return curves.Curves(row_name(self.row), self.columns, own)
+        return curves.Curves(row_name(self.row), self.columns, self.last.recipe.pseudo_labels.mode == "own")
 
 
 def wilson(share: float, count: int, z: float = NORMAL_95) -> tuple[float, float]:
@@ -282,7 +280,7 @@ def _pseudo_labels(
         except Unlabelled:
             return None
         for run, first, last in zip(chosen, quality[::2], quality[1::2], strict=True):
-            settings = run.last.recipe.labels
+            settings = run.last.recipe.pseudo_labels
             found[run.row] = {
                 "split": split,
                 "threshold": settings.threshold,

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from manifests.config import Settings
+
+MVCNN = "mvcnn80_20"  # data.objects: the objects that MVCNN's pictures of ModelNet40 show
 
 
 def views_of(count: int, num_views: int, choice: Literal["even", "first"]) -> Sequence[int]:
-    """Which of an object's `count` views are used: all (num_views 0, or no fewer than there are), or so many.
+    """Which of an object's `count` views are used: `num_views` of them, or all where that is 0 or not fewer.
 
-    even: spread over the set, number i count / num_views rounded down; of a ring, equal angles apart. first: the first
-    ones (released code: views 1 to N, of a ring one arc). The paper does not say which.
+    even: spread over the set: view i is number i count / num_views, rounded down; of a ring, equal angles apart.
+    first: the first ones (released code: views 1 to N, of a ring one arc). The paper does not say which.
     """
     if not 0 < num_views < count:
         return range(count)
@@ -22,21 +26,22 @@ def views_of(count: int, num_views: int, choice: Literal["even", "first"]) -> Se
 Positive = Annotated[int, Field(ge=1)]
 
 
-class DataSettings(BaseModel):
-    """What is read. views: a view set's name. channel: which of its pictures. num_points: a prefix of the cloud.
+class DataSettings(Settings):
+    """What is read of a build.
 
-    num_views: so many of each object's views are drawn from in training and averaged in evaluation, 0 for all;
-    view_choice: which (training.data.subsets.views_of). classes: objects of these alone: a subset that the dataset
-    table names (`medium`, `hard`) or a list; candidates: answers are among them (`subset`) or among all classes
-    (`all`). objects: `mvcnn80_20` (the first 80 and 20 of each class, by id) or a file of ids, one a line. shuffle:
-    size of the buffer, samples. workers: reader processes of each GPU, beside the one that trains; 0: it reads by
-    itself, which is best on a CPU. A core reads some 500 full-size samples a second, so a GPU that takes n a second
-    wants n / 500 + 1 of them; each keeps two batches and a buffer ahead (full size: 0.4 MB a sample of a batch, 0.1 MB
-    of the buffer). cache: a local folder below which tars of an object store are kept, up to cache_gb
-    (training.data.shard_cache); every process of the machine may share it. allow_incomplete: read an unfinished build.
+    views: a view set's name. channel: which of its pictures. num_points: a prefix of the cloud. num_views: how many of
+    each object's views are used, 0 for all: training draws one of them, evaluation averages them; view_choice: which
+    (`views_of`). classes: only objects of these: a subset that the dataset table names (`medium`, `hard`) or a list;
+    candidates: answers are among them (`subset`) or among all classes (`all`). objects: `mvcnn80_20` (the first 80 and
+    20 of each class, by id) or a file of ids, one a line. shuffle: size of the buffer, samples. allow_incomplete: read
+    an unfinished build.
+
+    workers: reader processes of each GPU, beside the one that trains; with 0 that one reads, which is best on a CPU. A
+    core reads about 500 full-size samples a second, so a GPU that takes n a second wants n / 500 + 1 readers; each
+    keeps two batches and a buffer ahead (full size: 0.4 MB a sample of a batch, 0.1 MB of the buffer). cache: a local
+    folder in which tars of an object store are kept, up to cache_gb (training.data.shard_cache); all processes of the
+    machine may share it.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     views: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")] = "rgb12"  # a folder in OUT/views
     channel: Literal["rgb", "depth", "gray"] = "rgb"
@@ -61,22 +66,36 @@ class DataSettings(BaseModel):
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class AugmentSettings(BaseModel):
-    """Strengths; the defaults are the released ones.
+class PictureAugmentSettings(Settings):
+    """How strongly every method augments pictures; the defaults are the released ones.
 
-    image_crop: smallest area share of the strong crop. image_magnitude: RandAugment's, 0 for none. points_scale:
-    strong clouds are scaled by U(1/s, s). points_shift: of the extent of each axis. points_dropout: largest share of
-    points dropped. points_crop: smallest share of each axis that the crop keeps. labelled_points: clouds of supervised
-    methods (training.data.point_augment): `turned_clouds`, or `ulip_clouds`, which are stronger.
+    image_crop: smallest area share of the strong crop. image_magnitude: RandAugment's, 0 switches it off. image_flip:
+    share of pictures that are mirrored.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     image_crop: Annotated[float, Field(gt=0, le=1)] = 0.3
     image_magnitude: Annotated[int, Field(ge=0, le=10)] = 9
     image_flip: Share = 0.5
+
+
+class AugmentSettings(PictureAugmentSettings):
+    """How strongly methods without labels augment pictures and clouds; the defaults are the released ones.
+
+    points_scale: strong clouds are scaled by U(1/s, s). points_shift: of the extent of each axis. points_dropout:
+    largest share of points dropped. points_crop: smallest share of each axis that the crop keeps.
+    """
+
     points_scale: Annotated[float, Field(ge=1)] = 2.0
     points_shift: Share = 0.5
     points_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.875
     points_crop: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class LabelledAugmentSettings(PictureAugmentSettings):
+    """How methods with labels augment pictures and clouds.
+
+    labelled_points: `turned` or `ulip`, which is stronger (training.data.point_augment: `turned_clouds`,
+    `ulip_clouds`).
+    """
+
     labelled_points: Literal["turned", "ulip"] = "turned"

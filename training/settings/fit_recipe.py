@@ -1,19 +1,25 @@
-"""The typed recipe of a run: each part's settings stand beside the code that they configure."""
+"""The recipe of a run: one class for each method, with the keys that this method reads and no other."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from manifests.config import Value, find_recipe, load_toml, merge, parse_recipe
+from manifests.config import Settings, Value, find_recipe, load_toml, merge, nearest_key, parse_recipe, unknown_name
 from manifests.errors import Refused
-from training.data.subsets import MVCNN
-from training.settings.data import AugmentSettings, DataSettings
+from training.settings import objective
+from training.settings.data import (
+    MVCNN,
+    AugmentSettings,
+    DataSettings,
+    LabelledAugmentSettings,
+    PictureAugmentSettings,
+)
 from training.settings.model import ImageSettings, InitSettings, PointSettings, Precision, TextSettings
-from training.settings.objective import CrossMostSettings, CrossPointSettings, EMASettings, PretrainSettings
 from training.settings.prompts import DEFAULT_PROMPTS, Prompts, names_a_file
 
 log = logging.getLogger(__name__)
@@ -21,15 +27,13 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 POLICY_OF_DATA = ("workers", "cache", "cache_gb")  # of the machine, not of the run
 
 
-class OptimizerSettings(BaseModel):
+class OptimizerSettings(Settings):
     """AdamW. lr: base, times batch_size / 256. steps: in all, or 0 for `epochs`. floor: lowest lr, as a share of lr.
 
     batch_size: of all processes together, so that a recipe means the same on any number of GPUs (released: of each).
     warmup_epochs: linear from 0. Released: lr 2e-5, floor 1/20, decay 0.05, layer decay 0.65, one warm-up epoch.
     betas: torch's own (released); ULIP's pre-training has (0.9, 0.98).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: Annotated[float, Field(gt=0)] = 2e-5
     floor: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -42,30 +46,25 @@ class OptimizerSettings(BaseModel):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
 
 
-class FitRecipe(CrossMostSettings):
-    """What to train on what.
+class FitRecipe(Settings):
+    """What to train on what: the keys that every method reads.
 
-    classifier: one for both branches, or each its `own`. logit_scale: `trained` (released), `clamped` (trained, held in
-    1 to 100 after each update; CLIP), or `frozen` as it begins (MUST, at 100; ULIP and released pre-training). prompts:
-    the classifier's, or the name of a shipped set (training.settings.prompts), or a file with one a line. log_every,
-    save_every: steps; keep_last: newest checkpoints that stay beside the first. tensorboard: write RUN/tensorboard as
-    well. precision: of the towers, `fp32` or `bf16`; compile: them, by torch.compile (training/models/precision.py).
+    logit_scale: `trained` (released), `clamped` (trained, held in 1 to 100 after each update; CLIP), or `frozen` as it
+    begins (MUST, at 100; ULIP and released pre-training). prompts: the classifier's, or the name of a shipped set
+    (training.settings.prompts), or a file with one a line. log_every, save_every: steps; keep_last: newest checkpoints
+    that stay beside the first. tensorboard: write RUN/tensorboard as well. precision: of the towers, `fp32` or `bf16`;
+    compile: them, by torch.compile (training/models/precision.py).
     """
 
-    method: Literal["cross_most", "self_training", "pretrain", "crosspoint"] = "cross_most"
+    method: str
     seed: int = 0
     init: InitSettings = InitSettings()
     image: ImageSettings = ImageSettings()
-    text: TextSettings = TextSettings()
     prompts: Prompts = DEFAULT_PROMPTS
     points: PointSettings = PointSettings()
-    classifier: Literal["shared", "own"] = "shared"
     logit_scale: Literal["trained", "clamped", "frozen"] = "trained"
     data: DataSettings = DataSettings()
-    augment: AugmentSettings = AugmentSettings()
-    ema: EMASettings = EMASettings()
-    pretrain: PretrainSettings = PretrainSettings()
-    crosspoint: CrossPointSettings = CrossPointSettings()
+    augment: PictureAugmentSettings = PictureAugmentSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     log_every: Annotated[int, Field(ge=1)] = 10
     save_every: Annotated[int, Field(ge=1)] = 1000
@@ -81,50 +80,190 @@ class FitRecipe(CrossMostSettings):
             raise ValueError(f"data.num_points={self.data.num_points} is fewer than the {wanted} that points.* needs")
         return self
 
+    @property
+    def pseudo_labels(self) -> objective.LabelSettings:
+        """The pseudo-labels that a run teaches and that evaluation measures; the defaults where a method has none."""
+        return objective.LabelSettings()
+
+
+class ClassifierRecipe(FitRecipe):
+    """Methods whose classifier is made from text once. classifier: one for both branches, or each its `own`."""
+
+    classifier: Literal["shared", "own"] = "shared"
+
+
+class TaughtRecipe(ClassifierRecipe):
+    """Methods with a teacher, whose pseudo-labels teach strong, masked views."""
+
+    labels: objective.ThresholdSettings = objective.ThresholdSettings()
+    cls: objective.ClsSettings = objective.ClsSettings()
+    mask: objective.MaskSettings = objective.MaskSettings()
+    lg_align: objective.LocalGlobalSettings = objective.LocalGlobalSettings()
+    ema: objective.EMASettings = objective.EMASettings()
+    augment: AugmentSettings = AugmentSettings()
+
+
+class CrossMostRecipe(TaughtRecipe):
+    """Keys of training/objectives/cross_most.py."""
+
+    method: Literal["cross_most"] = "cross_most"
+    labels: objective.LabelSettings = objective.LabelSettings()
+    weights: objective.Weights = objective.Weights()
+    align: objective.AlignSettings = objective.AlignSettings()
+
+    @property
+    def pseudo_labels(self) -> objective.LabelSettings:
+        """As `labels` has them."""
+        return self.labels
+
+
+class SelfTrainingRecipe(TaughtRecipe):
+    """Keys of training/objectives/self_training.py."""
+
+    method: Literal["self_training"]
+    weights: objective.SelfTrainingWeights = objective.SelfTrainingWeights()
+
+    @property
+    def pseudo_labels(self) -> objective.LabelSettings:
+        """Each branch is taught by its own."""
+        return objective.LabelSettings(mode="own", **self.labels.model_dump())
+
+
+class CrossPointRecipe(ClassifierRecipe):
+    """Keys of training/objectives/crosspoint.py."""
+
+    method: Literal["crosspoint"]
+    crosspoint: objective.CrossPointSettings = objective.CrossPointSettings()
+    augment: AugmentSettings = AugmentSettings()
+
+
+class SupervisedRecipe(ClassifierRecipe):
+    """Keys of training/objectives/supervised.py."""
+
+    method: Literal["supervised"]
+    augment: LabelledAugmentSettings = LabelledAugmentSettings()
+
+
+class PretrainRecipe(FitRecipe):
+    """Keys of training/objectives/pretrain.py, whose classifier follows the text tower."""
+
+    method: Literal["pretrain"]
+    text: TextSettings = TextSettings()
+    pretrain: objective.PretrainSettings = objective.PretrainSettings()
+    augment: LabelledAugmentSettings = LabelledAugmentSettings()
+
     @model_validator(mode="after")
-    def _weights_for_frozen_towers(self) -> FitRecipe:
-        given = self.image.pretrained or self.init.image or self.init.all
-        if self.method == "pretrain" and not given:
-            for name in ("image", "text"):
-                learns = getattr(self.pretrain, name)
+    def _weights_for_frozen_towers(self) -> PretrainRecipe:
+        if not (self.image.pretrained or self.init.image or self.init.all):
+            for name, learns in (("image", self.pretrain.image), ("text", self.pretrain.text)):
                 if learns != "trained":
                     raise ValueError(f"pretrain.{name}={learns} needs weights: init.image=FILE or a tag")
         return self
 
 
+DEFAULT_METHOD = "cross_most"
+RECIPE_OF: dict[str, type[FitRecipe]] = {
+    "cross_most": CrossMostRecipe,
+    "self_training": SelfTrainingRecipe,
+    "pretrain": PretrainRecipe,
+    "crosspoint": CrossPointRecipe,
+    "supervised": SupervisedRecipe,
+}
+
+
+def keys_of(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The keys of a recipe, dotted, and its tables, each before what is in it."""
+    for name, field in kind.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys_of(field.annotation, f"{prefix}{name}.")
+
+
+READ_BY = {method: frozenset(keys_of(kind)) for method, kind in RECIPE_OF.items()}
+EVERY_KEY = frozenset[str]().union(*READ_BY.values())
+
+
 def read_recipe(name: str, changes: dict[str, Value]) -> FitRecipe:
-    """A recipe file with changes applied. Raises Refused naming what does not fit."""
-    return parse_recipe(FitRecipe, merge(load_toml(find_recipe(name, RECIPES)), changes), f"recipe {name}")
+    """A recipe file with changes applied.
+
+    A change of `method` drops those keys of the file that the other method does not read: the file was written for its
+    own. Raises Refused naming what does not fit: also a key of another method, in `changes` or in a file of its method.
+    """
+    values, where = load_toml(find_recipe(name, RECIPES)), f"recipe {name}"
+    method = _method_of(merge(values, changes), where)
+    if values.get("method", DEFAULT_METHOD) != method or _has_every_table(values):
+        values = _without(values, EVERY_KEY - READ_BY[method])
+    merged = merge(values, changes)
+    _refuse_other_keys(merged, method, where)
+    return parse_recipe(RECIPE_OF[method], merged, where)
+
+
+def _method_of(values: dict[str, Value], where: str) -> str:
+    method = values.get("method", DEFAULT_METHOD)
+    if not isinstance(method, str) or method not in RECIPE_OF:
+        raise Refused(f"{where}: {unknown_name('method', str(method), list(RECIPE_OF))}")
+    return method
+
+
+def _has_every_table(values: dict[str, Value]) -> bool:
+    """Whether an earlier version saved this recipe: it wrote the tables of all methods, with their defaults."""
+    return {"labels", "pretrain", "crosspoint"} <= set(values)
+
+
+def _without(values: dict[str, Value], keys: frozenset[str], prefix: str = "") -> dict[str, Value]:
+    """Values without these dotted keys."""
+    return {
+        name: _without(value, keys, f"{prefix}{name}.") if isinstance(value, dict) else value
+        for name, value in values.items()
+        if prefix + name not in keys
+    }
+
+
+def _refuse_other_keys(values: dict[str, Value], method: str, where: str, prefix: str = "") -> None:
+    """Raises Refused for the first key that other methods read and this one does not."""
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, dict) and value:
+            _refuse_other_keys(value, method, where, f"{key}.")
+        elif key in EVERY_KEY - READ_BY[method]:
+            readers = " and ".join(other for other, keys in READ_BY.items() if key in keys)
+            table = prefix if prefix[:-1] in READ_BY[method] else ""
+            read = [known for known in sorted(READ_BY[method]) if known.rpartition(".")[0] == table[:-1]]
+            near = nearest_key(key, READ_BY[method])
+            hint = f"; did you mean {near}?" if near and near.rpartition(".")[2] == name else ""
+            raise Refused(f"{where}: {key} is a key of {readers}{hint}; method={method} reads {', '.join(read)}")
 
 
 def saved_recipe(values: dict[str, Value], where: str) -> FitRecipe:
     """A recipe that was saved with a run, whose prompts are written out; no other file is read for it.
 
-    Raises Refused naming `where` and what does not fit.
+    Keys of other methods, which earlier versions saved as well, are dropped. Raises Refused naming `where` and what
+    does not fit.
     """
     prompts = values.get("prompts")
     if isinstance(prompts, str) and names_a_file(prompts):
         raise Refused(f"{where}: prompts={prompts[:60]!r} names a file, and a saved recipe has its prompts written out")
-    return parse_recipe(FitRecipe, values, where)
+    method = _method_of(values, where)
+    return parse_recipe(RECIPE_OF[method], _without(values, EVERY_KEY - READ_BY[method]), where)
 
 
 def travelling_recipe(recipe: FitRecipe) -> FitRecipe:
-    """A recipe as it goes with a checkpoint: without what is of the machine that trained."""
+    """A recipe as it goes with a checkpoint: without the keys about the machine that trained."""
     defaults = {name: DataSettings.model_fields[name].default for name in POLICY_OF_DATA}
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=defaults)})
 
 
 def checkpoint_data(recipe: FitRecipe) -> DataSettings:
-    """What of `data` holds for a checkpoint: neither policy of a machine nor a file of objects."""
+    """The table `data` of a checkpoint: without the keys about a machine, and without a file of objects."""
     data = travelling_recipe(recipe).data
     return data if data.objects == MVCNN else data.model_copy(update={"objects": ""})
 
 
 def checkpoint_recipe(values: dict[str, Value], where: str) -> FitRecipe:
-    """The recipe of a checkpoint, which may be somebody else's: nothing in it says what this machine reads or writes.
+    """The recipe of a checkpoint, which may come from somebody else: it never says what this machine reads or writes.
 
-    Machine policy and a list of objects are the command line's to give. Weights that training began with are named in
-    it and never read. Raises Refused as `saved_recipe` does.
+    The command line gives the keys about the machine and a list of objects. The recipe names the weights that training
+    began with, and they are never read. Raises Refused as `saved_recipe` does.
     """
     recipe = saved_recipe(values, where)
     used = checkpoint_data(recipe)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from manifests.config import Settings
 
 Who = Literal["student", "teacher"]
 
@@ -12,17 +14,14 @@ Who = Literal["student", "teacher"]
 Precision = Literal["fp32", "bf16"]
 
 
-class ImageSettings(BaseModel):
-    """Which CLIP. model: an open_clip name or `cross_most_small` (ours, for CPUs). pretrained: its weights, as
-    `init.image` takes them (training.weights.pretrained): a tag of open_clip, a file. They are loaded before those of
-    `init`, so that they can give the text tower to towers of `init.all` that come without one. image_size: side of the
-    picture in pixels, where it is not the model's own (0).
+class ImageSettings(Settings):
+    """The CLIP model. model: an open_clip name or `cross_most_small` (ours, for CPUs). pretrained: its weights, a file
+    or a tag of open_clip as in `init.image`. They are loaded before those of `init`, so that they can give a text tower
+    to an `init.all` without one. image_size: side of the picture in pixels; 0 is the model's own.
 
     stem: `patch` (one convolution, CLIP's own) or `conv` (three stride-2 convolutions, for small towers from scratch;
     masked pixels are zeroed before it, or neighbours would leak).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = "ViT-B-16-quickgelu"
     pretrained: str = ""
@@ -30,13 +29,11 @@ class ImageSettings(BaseModel):
     stem: Literal["patch", "conv"] = "patch"
 
 
-class TextSettings(BaseModel):
-    """freeze_tokens: the table of token embeddings is not trained, where a method trains the text tower.
+class TextSettings(Settings):
+    """The text tower, where a method trains it. freeze_tokens: the table of token embeddings is not trained.
 
-    (A small pre-training uses a hundred of its 49,408 rows; random rows that stay tell words apart as well.)
+    (A small pre-training uses a hundred of its 49,408 rows; random rows that are not trained tell words apart as well.)
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     freeze_tokens: bool = True
 
@@ -44,15 +41,13 @@ class TextSettings(BaseModel):
 Positive = Annotated[int, Field(ge=1)]
 
 
-class PointSettings(BaseModel):
+class PointSettings(Settings):
     """Sizes of the point tower. Defaults: Cross-MoST as released (64 groups of 32, 12 blocks of width 384).
 
     tokenizer_widths: channels of the mini-PointNet's three inner convolutions; tokenizer_width: of a token.
     freeze_tokenizer: the mini-PointNet is not trained and its batch norms stay in eval mode (released code freezes the
     weights and leaves the batch norms moving).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     groups: Positive = 64
     group_size: Positive = 32
@@ -71,21 +66,18 @@ class PointSettings(BaseModel):
         return self
 
 
-class InitSettings(BaseModel):
+class InitSettings(Settings):
     """Weights to begin with. Each is a path (a file, a run of ours, one of its checkpoints) or
-    `hf-hub:owner/repository[@revision][/file]`; `image` may also be an open_clip tag. Kinds:
+    `hf-hub:owner/repository[@revision][/file]`; `image` may also be an open_clip tag. Kinds of files:
     training.weights.formats.KINDS.
 
-    `image.pretrained` is loaded first (the same values as `image`; older recipes have it), then `all` (both towers, and
-    text tower and logit scale where they are there), `image` (image tower, text tower, logit scale), `points` (point
-    tower), each over what came before. Without points, the point tower begins at random. take: which of the two models
-    of a file that holds both (released code evaluates its student). other_space: points whose projection is aligned to
-    another image tower than this run's, such as ULIP's to SLIP's, are refused, kept as they are, or their projection
-    is dropped and begins at random. classifier: made from `text`, or the one in the `file` of `all`, for the same
-    classes in the same order.
+    They are loaded in this order, each over the weights before it: `image.pretrained` (as `image`; older recipes have
+    it), `all` (both towers, and text tower and logit scale if the file has them), `image` (image tower, text tower,
+    logit scale), `points` (point tower). Without points, the point tower begins at random. take: the model to take from
+    a file that holds both (released code evaluates its student). other_space: points whose projection is aligned to
+    another image tower than this run's, such as ULIP's to SLIP's, are refused, kept as they are, or get a random
+    projection. classifier: made from `text`, or taken from the `file` of `all`, for the same classes in the same order.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     all: str = ""
     image: str = ""

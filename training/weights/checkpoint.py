@@ -17,13 +17,20 @@ from torch import Tensor, nn
 
 from manifests import store
 from manifests.config import load_toml, to_toml
-from manifests.errors import Refused, Stopped
+from manifests.errors import Refused, Stopped, one_line
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
-from training.objectives import SUPERVISED, crosspoint, pretrain
-from training.settings.fit_recipe import FitRecipe, checkpoint_recipe, travelling_recipe
+from training.objectives import crosspoint, pretrain
+from training.settings.fit_recipe import (
+    ClassifierRecipe,
+    CrossPointRecipe,
+    FitRecipe,
+    PretrainRecipe,
+    checkpoint_recipe,
+    travelling_recipe,
+)
 from training.settings.model import InitSettings
-from training.weights.formats import first_not_finite, require_finite
+from training.weights.formats import below, first_not_finite, require_finite
 from training.weights.pretrained import Loaded, initial_towers
 from training.weights.run_folder import MODEL, RECIPE, STATE, TEACHER, TEXT, last_step, read_about, step_folders
 
@@ -46,22 +53,19 @@ def build_model(
     on_weights: Callable[[Loaded], None] = lambda loaded: None,
     blank: bool = False,
 ) -> tuple[CrossModalModel, TextTower]:
-    """A fresh model and its text tower, seeded by the recipe, with the weights that it names.
+    """A new model and its text tower, seeded by the recipe, with the weights that it names.
 
-    Its classifier is made from text: from the class names in words, in the recipe's prompts; or taken from the file of
-    `init.all`. on_weights: told of each source of weights. blank: the classifier is left zero, for a checkpoint that is
-    loaded next. Raises Refused when they are missing or of other sizes.
+    The classifier is made from text (the class names in words, in the recipe's prompts), or taken from the file of
+    `init.all`. on_weights: called for each source of weights. blank: leaves the classifier zero, for a checkpoint that
+    is loaded next. Raises Refused when weights are missing or of other sizes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         towers = initial_towers(recipe)
         for loaded in towers.loaded:
             on_weights(loaded)
-        supervised = recipe.method in SUPERVISED
-        text = towers.text
-        if supervised and recipe.text.freeze_tokens:
-            text.clip.token_embedding.requires_grad_(False)
-        classifier = towers.classifier
+        text, classifier = towers.text, towers.classifier
+        pretrained = isinstance(recipe, PretrainRecipe)
         if blank:
             classifier = torch.zeros(towers.image.embed_dim, len(prompt_names))
         elif classifier is None:
@@ -74,33 +78,28 @@ def build_model(
             towers.points,
             classifier,
             towers.scale,
-            separate=recipe.classifier == "own" and not supervised,
-            text=text if supervised else None,
-            captions=text.captions(prompt_names, recipe.prompts) if supervised else None,
+            separate=isinstance(recipe, ClassifierRecipe) and recipe.classifier == "own",
+            text=text if pretrained else None,
+            captions=text.captions(prompt_names, recipe.prompts) if pretrained else None,
         )
-        if supervised:
-            pretrain.freeze(model, recipe.pretrain)
-        if recipe.method == "crosspoint":
+        if isinstance(recipe, PretrainRecipe):
+            pretrain.freeze(model, recipe)
+        if isinstance(recipe, CrossPointRecipe):
             crosspoint.freeze(model, recipe.crosspoint)
         if recipe.logit_scale == "frozen":
             model.freeze_scale()
     return model, text
 
 
-def _below(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of one submodule, by their names inside it."""
-    return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
-
-
 def load_text(checkpoint: Checkpoint, text: TextTower) -> None:
-    """The text tower of a checkpoint: its own, where it was trained, or its run's."""
-    own = _below(read_weights(checkpoint.folder / MODEL), "text")
+    """Loads the text tower of a checkpoint: from its model, where the method trains it, or from its run."""
+    own = below(read_weights(checkpoint.folder / MODEL), "text.")
     file = checkpoint.folder.parent.parent / TEXT
     _load(text, own or read_weights(file), checkpoint.folder / MODEL if own else file)
 
 
 def without_pretrained(recipe: FitRecipe) -> FitRecipe:
-    """The same towers with random weights: for a checkpoint that is loaded next, weights need not be there."""
+    """A recipe for the same towers with random weights, which a checkpoint then replaces: needs no files of weights."""
     image = recipe.image.model_copy(update={"pretrained": ""})
     return recipe.model_copy(update={"image": image, "init": InitSettings()})
 
@@ -150,7 +149,7 @@ def save_step(
 
 
 def prune(run: Path, keep_last: int) -> None:
-    """Deletes all but the first (zero-shot) and the last `keep_last` checkpoints. None is ever seen half deleted."""
+    """Deletes all checkpoints but the first (zero-shot) and the last `keep_last`, each of them at once by a rename."""
     for folder in step_folders(run)[1:-keep_last]:
         aside = folder.parent / store.temporary_name(folder.name)
         os.replace(folder, aside)
@@ -181,14 +180,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error
+        raise Refused(f"{path}: {one_line(error)}") from error
     require_finite(tensors, path)
     return tensors
 
 
 def refuse_broken_other(folder: Path, who: str) -> None:
-    """Raises Refused where the other model of a checkpoint than the one that is asked for is damaged or not finite: the
-    run went wrong before this step, whatever the one still answers."""
+    """Raises Refused where a checkpoint's other model (not `who`) is damaged or not finite: then the run went wrong
+    before this step, even if the model of `who` still answers."""
     other = folder / (MODEL if who == "teacher" else TEACHER)
     if other.is_file():
         read_weights(other)
@@ -203,4 +202,4 @@ def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise Refused(f"{path}: {' '.join(str(error).split())[:300]}") from error
+        raise Refused(f"{path}: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""What a weights file holds, for a person who looks at it before it is used."""
+"""`python -m training weights FILE`: describes a weights file before it is used."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ KINDS = {  # kind -> what it is, in words
     OPENSHAPE: "OpenShape's point encoder",
     UNI3D: "Uni3D's point encoder",
 }
-OTHER_TOWERS = {  # kinds none of whose tensors fit a tower of ours, and why
+OTHER_TOWERS = {  # kinds whose tensors fit no tower of ours, and why
     SLIP: "its image tower is timm's ViT with a bias in the patches and no first norm, not a CLIP ViT",
     OPENSHAPE: "it is no Point-BERT: set abstraction over coloured points, no positions, a linear readout of one token",
     UNI3D: "it is no Point-BERT: a plain ViT over coloured points, positions added once, a linear readout of one token",
@@ -46,8 +46,8 @@ class WeightsFile:
     """One file's tensors under our names: `image.*`, `points.*`, `text.*` as in CrossModalModel, `classifier`,
     `logit_scale`.
 
-    left_over: names, as in the file, of tensors that none of our towers has a place for. projection: (D, E) of the
-    image tower that its embedding space belongs to, None where the file has none; space says the same in words.
+    left_over: tensors without a place in our towers, by their names in the file. projection: (D, E) of the image tower
+    that the embedding space belongs to, if the file holds it; space says the same in words.
     """
 
     path: str
@@ -59,7 +59,12 @@ class WeightsFile:
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         """The tensors of one tower, by their names inside it."""
-        return {n.removeprefix(prefix): value for n, value in self.tensors.items() if n.startswith(prefix)}
+        return below(self.tensors, prefix)
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def read_weights_file(path: str | Path, who: Who = "student") -> WeightsFile:
@@ -83,7 +88,7 @@ def read_weights_file(path: str | Path, who: Who = "student") -> WeightsFile:
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor with a NaN or an infinity in it, or None; the device is waited for once."""
+    """The name of the first tensor that holds NaN or infinity, or None. It waits for the device once."""
     floating = {name: value for name, value in tensors.items() if value.is_floating_point()}
     if not floating:
         return None
@@ -99,7 +104,7 @@ def require_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def recognise(names: Iterable[str]) -> str:
-    """The kind of a file by the names of its tensors, without `module.`; empty where none fits."""
+    """The kind of a file by the names of its tensors (without `module.`), or an empty text if no kind fits."""
     names = set(names)
 
     def some(*prefixes: str) -> bool:

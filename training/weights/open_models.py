@@ -1,4 +1,4 @@
-"""The models of a checkpoint, ready to be asked: student and teacher, and their classifier for other classes."""
+"""Opens a checkpoint for evaluation: student, teacher and text tower, and a classifier of other classes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ WHO = ("student", "teacher")
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint's models by name, in eval mode, and their text tower, without its weights.
+    """A checkpoint's models by name, in eval mode, and their text tower, whose weights are not loaded yet.
 
-    A teacher with the student's weights, as in step 0, is the student.
+    A teacher with the same weights as the student, as in step 0, is the same object.
     """
 
     checkpoint: Checkpoint
@@ -56,10 +56,10 @@ class Opened:
 
 
 def open_models(checkpoint: Checkpoint, who: str | None = None, precision: Precision = "fp32") -> Opened:
-    """Student and, where there is one, teacher; or one of them alone. precision: of their towers, for the process.
+    """Opens student and teacher (some methods have only a student), or just the one of `who`.
 
-    Raises Refused when a file is damaged or a number in it not finite, also in the one that is not asked for; or when
-    the teacher is asked for where there is none.
+    precision: of their towers, for the process. Raises Refused when a file of either model is damaged or holds a number
+    that is not finite, or when `who` is the teacher of a method without one.
     """
     student, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names, blank=True)
     files = {"student": checkpoint.folder / MODEL, "teacher": checkpoint.folder / TEACHER}
@@ -72,7 +72,7 @@ def open_models(checkpoint: Checkpoint, who: str | None = None, precision: Preci
         files = {who: files[who]}
     models: dict[str, CrossModalModel] = {}
     for name, file in files.items():
-        if name == "teacher" and models and filecmp.cmp(*files.values(), shallow=False):
+        if name == "teacher" and models and filecmp.cmp(files["student"], file, shallow=False):
             models[name] = models["student"]
             continue
         models[name] = copy.deepcopy(student) if models else student
@@ -84,10 +84,10 @@ def open_models(checkpoint: Checkpoint, who: str | None = None, precision: Preci
 
 
 def fit_classes(opened: Opened, source: Source, shards: str, from_text: bool = False, subset: bool = False) -> None:
-    """Holds a checkpoint's classes to those of the shards, or gives it a classifier of their names.
+    """Checks that a checkpoint has the classes of the shards, or gives it a classifier of their names.
 
-    subset: candidates were asked for by name; the checkpoint's answers are then among those of its classes alone.
-    Raises Refused where the classes are others.
+    subset: candidates were asked for by name; then the checkpoint may know more classes, and answers only with these.
+    Raises Refused where the classes differ.
     """
     checkpoint, classes = opened.checkpoint, source.manifest.classes
     if from_text:

@@ -1,14 +1,15 @@
-"""The weights that a run begins with: from files, open_clip tags, a hub or runs of ours, onto our towers.
+"""Fills the towers of a new run with weights from files, open_clip tags, a hub or runs of ours.
 
-Every source becomes a WeightsFile; each tower takes all of its part or the source is refused, naming the first misfit.
+Every source becomes a WeightsFile. A tower takes all tensors of its part, or the source is refused, naming the first
+tensor that does not fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from manifests.config import load_toml
-from manifests.errors import Refused
+from manifests.errors import Refused, one_line
 from training.models.clip import ImageTower, TextTower, build_towers, create_clip, is_tag, refuse_gelu, resize_positions
 from training.models.point_bert import PointTower
+from training.settings.fit_recipe import FitRecipe
 from training.settings.model import ImageSettings, InitSettings, Who
 from training.weights.formats import (
     DVAE,
@@ -30,14 +32,12 @@ from training.weights.formats import (
     OURS,
     RELEASED,
     WeightsFile,
+    below,
     read_weights_file,
     require_finite,
 )
 from training.weights.run_folder import MODEL, RECIPE, TEACHER, TEXT, last_step
 from training.weights.safe_load import read_tensors
-
-if TYPE_CHECKING:
-    from training.settings.fit_recipe import FitRecipe
 
 HUB = "hf-hub:"
 _HUB_FILES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "model.pt")
@@ -75,15 +75,7 @@ class Loaded:
 
     def summary(self) -> dict[str, Any]:
         """What run.json keeps."""
-        return {
-            "key": self.key,
-            "source": self.source,
-            "kind": self.kind,
-            "space": self.space,
-            "loaded": len(self.loaded),
-            "missing": list(self.missing),
-            "left_over": list(self.left_over),
-        }
+        return asdict(self) | {"loaded": len(self.loaded)}
 
 
 def some(names: tuple[str, ...]) -> str:
@@ -109,7 +101,7 @@ class Towers:
 
 
 def initial_towers(recipe: FitRecipe) -> Towers:
-    """Towers with the recipe's weights, drawn from torch's random numbers where it names none. Raises Refused."""
+    """Towers with the weights that the recipe names; the other weights are random. Raises Refused."""
     settings, init = recipe.image, recipe.init
     image, text, scale = build_towers(settings.model_copy(update={"pretrained": ""}))
     towers = Towers(image, PointTower(recipe.points, image.embed_dim), text, scale)
@@ -187,7 +179,7 @@ def _from_hub(key: str, source: str) -> Path:
         except EntryNotFoundError:
             continue  # also where the hub cannot be reached and the file is not in the cache
         except Exception as error:  # every layer below has its own errors; all of them mean that there is no file
-            raise Refused(f"{key}={source}: {' '.join(str(error).split())[:200]}") from error
+            raise Refused(f"{key}={source}: {one_line(error, 200)}") from error
     raise Refused(f"{key}={source}: not in the hub's cache, and the hub has or gives no such file")
 
 
@@ -224,8 +216,8 @@ def _take(
     loaded: list[str] = []
     missing: list[str] = []
     for part in wanted:
-        given = {n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")}
-        there, lacking = _fill(modules[part], given, what, part, _optional(weights.kind, part, dropped))
+        optional = _optional(weights.kind, part, dropped)
+        there, lacking = _fill(modules[part], below(tensors, f"{part}."), what, part, optional)
         loaded += there
         missing += lacking
     if "image" in parts and "logit_scale" in tensors:
@@ -237,24 +229,16 @@ def _take(
         towers.classifier = tensors["classifier"].float()
         loaded.append("classifier")
     unused = [name for name in weights.tensors if name not in loaded and name not in dropped]
-    towers.loaded.append(
-        Loaded(
-            key,
-            source,
-            weights.kind,
-            weights.space,
-            tuple(loaded),
-            tuple(missing),
-            (*unused, *dropped, *weights.left_over),
-        )
-    )
+    left_over = (*unused, *dropped, *weights.left_over)
+    towers.loaded.append(Loaded(key, source, weights.kind, weights.space, tuple(loaded), tuple(missing), left_over))
 
 
 def _prepared(
     towers: Towers, weights: WeightsFile, what: str, parts: tuple[str, ...], init: InitSettings
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors to load, positions resized to the pictures' size; and the names of those that are dropped."""
-    tensors, dropped = dict(weights.tensors), ()
+    tensors = dict(weights.tensors)
+    dropped: tuple[str, ...] = ()
     if "image.visual.positional_embedding" in tensors and weights.kind in (OPENAI, OPEN_CLIP, RELEASED):
         name = "image.visual.positional_embedding"
         tensors[name] = resize_positions(tensors[name], towers.image.visual)

@@ -10,13 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from manifests.errors import Refused, first_problem
 from manifests.records import read_json
 
-MODEL, TEACHER, STATE, RECIPE, CLASSES = (
-    "model.safetensors",
-    "teacher.safetensors",
-    "state.pt",
-    "recipe.toml",
-    "run.json",
-)
+MODEL, TEACHER, STATE = "model.safetensors", "teacher.safetensors", "state.pt"
+RECIPE, CLASSES = "recipe.toml", "run.json"
 TEXT = "text/text.safetensors"
 
 

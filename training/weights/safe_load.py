@@ -1,4 +1,4 @@
-"""Tensors of any weights file (safetensors, torch, TorchScript), read without running anything that it holds."""
+"""Reads the tensors of any weights file (safetensors, torch, TorchScript) without running any code in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from manifests.errors import Refused
+from manifests.errors import Refused, with_type
 from training.settings.model import Who
 
 _HARMLESS = (  # classes that training scripts pickle beside their tensors: arguments, scores, paths
@@ -33,28 +33,16 @@ _HARMLESS = (  # classes that training scripts pickle beside their tensors: argu
     "numpy.dtypes.Int64DType",
     "pathlib.PosixPath",
 )
-
-
 _DICTIONARIES = ("easydict.EasyDict", "collections.defaultdict")
-
-
 _CONTAINERS = ("state_dict", "base_model", "module", "model_state_dict", "model")
-
-
 _LONGEST_NAME = 1000  # of a class
-
-
 _PICKLES = 5  # in a file of torch's older format, before the values: magic, version, system, what was saved, keys
-
-
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-
-
 _SIZES_OF_CLIP = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI keeps beside the weights
 
 
 class _Inert:
-    """Stands for a class or function that a file names: takes whatever it is given and does nothing."""
+    """Stands for a class or function that a file names: takes any arguments and does nothing."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> _Inert:
         return object.__new__(cls)
@@ -78,14 +66,16 @@ def read_tensors(path: str | Path, who: Who = "student") -> dict[str, Tensor]:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are opcodes and records
         code = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"names code ({code[1]}) that no weights need, and is not read" if code else "is damaged or no weights"
-        words = "" if code else f" ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-        raise Refused(f"{path} {reason}{words}") from error
+        if code:
+            reason = f"names code ({code[1]}) that no weights need, and is not read"
+        else:
+            reason = f"is damaged or no weights ({with_type(error, 120)})"
+        raise Refused(f"{path} {reason}") from error
     return _strip(_unwrap(loaded, str(path), who))
 
 
 def _open(file: Path) -> Any:
-    """What a file holds: safetensors, a zip of torch.save, a TorchScript archive, or torch's older format."""
+    """Loads safetensors, a zip of torch.save, a TorchScript archive, or torch's older format."""
     with open(file, "rb") as opened:
         head = opened.read(9)
     if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
@@ -103,9 +93,9 @@ def _open(file: Path) -> Any:
 def require_plain(file: Path) -> None:
     """Raises ValueError for an archive that torch would unpack or search for minutes.
 
-    Such as one whose members are larger than its file (torch stores tensors as they are; only the text of code, which
-    is never read, is packed); a tar (torch before 0.1.10); a pickle that is cut or names something very long, for which
-    torch searches its own message in quadratic time.
+    That is an archive whose members are larger than its file (torch stores tensors uncompressed; only the text of code,
+    which is never read, is compressed); a tar (torch before 0.1.10); or a pickle that is cut or names something very
+    long: torch searches its own message about that in quadratic time.
     """
     with contextlib.suppress(tarfile.TarError), tarfile.open(file, "r:"):
         raise ValueError("a tar archive, torch's format before 0.1.10: load and save it with a newer torch")

@@ -23,7 +23,7 @@ from training.data.labels import labelled
 from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples
 from training.data.sample_index import DamagedShard
 from training.data.sampler import went_on
-from training.settings.data import AugmentSettings, DataSettings
+from training.settings.data import AugmentSettings, DataSettings, LabelledAugmentSettings
 
 FORM = Form(image_size=64, patch=8, mask_cell=16, mask_ratio=0.3)
 SETTINGS = DataSettings(views="rgb12", num_points=128, shuffle=16)
@@ -451,7 +451,7 @@ def test_batches_move_whole(shards) -> None:
 
 def test_supervised_batches_hold_one_view_and_the_label(shards) -> None:
     source = open_source(str(shards), SETTINGS)
-    samples = SupervisedSamples(source, SETTINGS, AugmentSettings(), FORM, 4, 0)
+    samples = SupervisedSamples(source, SETTINGS, LabelledAugmentSettings(), FORM, 4, 0)
     loader = Loader(samples)
     strong = 0
     for epoch in range(3):
@@ -500,7 +500,7 @@ def test_an_object_without_a_label_is_named(shards, tmp_path, workers: int) -> N
     tar.write_bytes(whole[:first] + planted + whole[second:])
     tar.with_suffix(".json").write_text(json.dumps({**record, "checks": {}}))  # as of an older build
     source = open_source(str(out), settings)
-    loader = Loader(SupervisedSamples(source, settings, AugmentSettings(), FORM, 1, 0))
+    loader = Loader(SupervisedSamples(source, settings, LabelledAugmentSettings(), FORM, 1, 0))
     with pytest.raises(DamagedShard) as caught:
         list(loader)
     assert str(caught.value) == f"{tar}: {record['keys'][1]}: no label, which supervised training needs"

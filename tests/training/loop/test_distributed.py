@@ -29,6 +29,7 @@ RECIPES = {
     "trained_tokenizer_f64": ("small_cross_most", *COMMON, *LABELS, TOKENIZER, "cls.divisor=selected"),
     "self_training": ("small_self_training", *COMMON, *LABELS),
     "pretrain_f64": ("small_pretrain", *COMMON),
+    "supervised": ("small_cross_most", *COMMON, "method=supervised"),
     "skipped": ("small_cross_most", *COMMON),
 }
 # What is added to all keys of an attention has no gradient but rounding, which AdamW makes as large as any. So it is
@@ -262,11 +263,6 @@ def test_refusals_are_told_once(shards, tmp_path) -> None:
     words = "optimizer.batch_size=9 is of all processes together: 2 of them cannot share it evenly"
     assert done.stderr.count(words) == 1
     assert not (tmp_path / "run").exists()
-    environment = dict(ENVIRONMENT, WORLD_SIZE="2")
-    oracle = [sys.executable, "-m", "training.oracle", "small_cross_most", *map(str, common)]
-    done = subprocess.run(oracle, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.strip() == "training.oracle runs in one process: start it without torchrun"
 
 
 @pytest.mark.slow

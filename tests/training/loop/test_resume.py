@@ -27,7 +27,7 @@ from training.loop.metric_log import append_row, cut_rows
 from training.loop.run_lock import held
 from training.loop.shutdown import remembered
 from training.loop.throughput import TIMING, Pace
-from training.settings.fit_recipe import FitRecipe, read_recipe
+from training.settings.fit_recipe import CrossMostRecipe, read_recipe
 from training.weights.checkpoint import prune, save_step, step_folders
 
 FEW = (
@@ -283,7 +283,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(alone, shards, tmp_path) 
 
 def test_keep_last_and_save_every(alone, tmp_path) -> None:
     assert [path.name[-1] for path in step_folders(alone)] == ["0", "4", "8", "9"]
-    model, recipe = torch.nn.Linear(2, 2), FitRecipe()
+    model, recipe = torch.nn.Linear(2, 2), CrossMostRecipe()
     for step in range(6):
         save_step(tmp_path, step, model, None, {"step": step}, recipe)
     prune(tmp_path, 3)

@@ -13,7 +13,7 @@ from torch import nn
 from training.loop.update import learning_rate
 from training.models.cross_modal import parameter_groups
 from training.models.ema_teacher import Teacher
-from training.settings.fit_recipe import FitRecipe, OptimizerSettings
+from training.settings.fit_recipe import CrossMostRecipe, OptimizerSettings
 from training.settings.objective import EMASettings
 from training.weights.checkpoint import build_model
 
@@ -65,7 +65,7 @@ def test_parameter_groups_of_the_full_model_equal_golden(golden) -> None:
     """Equal but for what is mended: no decay on tokens, positions and the logit scale."""
     folder = golden / "method" / "schedules"
     released = json.loads((folder / "param_groups_vitb16_pointbert.json").read_text())
-    recipe = FitRecipe()
+    recipe = CrossMostRecipe()
     model, _ = build_model(recipe, tuple(f"class {i}" for i in range(40)))
     settings = recipe.optimizer
     of = {}

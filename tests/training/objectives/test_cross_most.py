@@ -14,10 +14,10 @@ from training.models.ema_teacher import Teacher
 from training.objectives import self_training
 from training.objectives.cross_most import step
 from training.objectives.losses import divergence_from_uniform
-from training.settings.fit_recipe import FitRecipe
-from training.settings.objective import CrossMostSettings, EMASettings, LabelSettings, MaskSettings, Weights
+from training.settings.fit_recipe import CrossMostRecipe, SelfTrainingRecipe
+from training.settings.objective import EMASettings, LabelSettings, MaskSettings, ThresholdSettings, Weights
 
-RECIPE = FitRecipe.model_validate(
+RECIPE = CrossMostRecipe.model_validate(
     {
         "image": {"model": "cross_most_small", "stem": "conv"},
         "points": {
@@ -35,7 +35,7 @@ RECIPE = FitRecipe.model_validate(
 TERMS = ["cls", "align", "fair", "mim", "mpm", "lg_align"]
 
 
-def model_of(recipe: FitRecipe = RECIPE):
+def model_of(recipe: CrossMostRecipe = RECIPE):
     from training.weights.checkpoint import build_model
 
     return build_model(recipe, ("mug", "bowl", "chair"))[0]
@@ -63,7 +63,7 @@ def batch_of(size: int = 6) -> Batch:
 def test_all_six_terms_and_their_weights(passes: int, points: str) -> None:
     model, batch = model_of(), batch_of()
     weights = Weights(cls=2, align=3, fair=5, mim=7, mpm=11, lg_align=13)
-    settings = CrossMostSettings(
+    settings = CrossMostRecipe(
         weights=weights,
         mask=MaskSettings(passes=passes),
         lg_align={"points": points},
@@ -105,7 +105,7 @@ def test_the_teacher_labels_weak_views_of_which_nothing_is_hidden(mode: str) -> 
     """Its labels of weak views, by hand, teach the student's strong views; what it is asked is what the log tells."""
     model, batch = model_of(), other_views()
     teacher = decided_teacher(model)
-    settings = CrossMostSettings(labels=LabelSettings(mode=mode, threshold=0.0), mask=MaskSettings(passes=2))
+    settings = CrossMostRecipe(labels=LabelSettings(mode=mode, threshold=0.0), mask=MaskSettings(passes=2))
     result = step(model, teacher, batch, settings)
     with torch.no_grad():
         image = teacher.image_logits(teacher.image_features(batch.weak_image))
@@ -133,14 +133,14 @@ def test_the_log_tells_shares_of_each_branch() -> None:
         points = teacher.points_logits(teacher.point_features(batch.weak_points)).softmax(dim=1).amax(dim=1)
     above = {"image_threshold": image.sort().values[-2:].mean().item()}
     above["points_threshold"] = points.sort().values[1:3].mean().item()
-    found = step(model, teacher, batch, CrossMostSettings(labels=LabelSettings(mode="own", **above)))
+    found = step(model, teacher, batch, CrossMostRecipe(labels=LabelSettings(mode="own", **above)))
     assert found.figures["confident_image"].item() == pytest.approx(1 / 6)
     assert found.figures["confident_points"].item() == pytest.approx(4 / 6)
     assert found.counts["labels_image"].sum() == 1
     assert found.counts["labels_points"].sum() == 4
     assert found.figures["logit_scale"].item() == pytest.approx(1 / 0.07, rel=1e-3)
     surest = torch.maximum(image, points)
-    joint = CrossMostSettings(labels=LabelSettings(threshold=surest.sort().values[1:3].mean().item()))
+    joint = CrossMostRecipe(labels=LabelSettings(threshold=surest.sort().values[1:3].mean().item()))
     found = step(model, teacher, batch, joint)
     share = (image >= points)[surest > joint.labels.threshold].float().mean().item()
     assert found.figures["confident_image"].item() == pytest.approx(4 / 6)
@@ -154,7 +154,7 @@ def test_each_pass_hides_what_it_says() -> None:
     for name, moved in (("image_mask", ("mim",)), ("points_draw", ("mpm",))):
         other = 1 - batch.points_draw if name == "points_draw" else batch.image_mask.flip(1, 2)
         for passes in (1, 2):
-            settings = CrossMostSettings(labels=LabelSettings(threshold=0.0), mask=MaskSettings(passes=passes))
+            settings = CrossMostRecipe(labels=LabelSettings(threshold=0.0), mask=MaskSettings(passes=passes))
             begun = step(model, teacher, batch, settings).terms
             found = step(model, teacher, replace(batch, **{name: other}), settings).terms
             same = {term for term in TERMS if torch.equal(found[term], begun[term])}
@@ -173,7 +173,7 @@ def test_gradients_are_those_of_the_value(term: str, points: str) -> None:
     floating = {n: v.double() for n, v in vars(batch).items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
     batch = replace(batch, **floating)
     teacher = Teacher(model, EMASettings()).model
-    settings = CrossMostSettings(labels=LabelSettings(threshold=0.0), lg_align={"points": points})
+    settings = CrossMostRecipe(labels=LabelSettings(threshold=0.0), lg_align={"points": points})
     for tower in ("image.", "points."):
         model.zero_grad()
         step(model, teacher, batch, settings).terms[term].backward()
@@ -204,7 +204,7 @@ def test_the_divisor_of_the_classification_loss_by_key() -> None:
     labels = LabelSettings(mode="image", threshold=confidence.sort().values[-2:].mean().item())  # one is above
     values = {}
     for divisor in ("batch", "selected"):
-        settings = CrossMostSettings(labels=labels, cls={"divisor": divisor})
+        settings = CrossMostRecipe(labels=labels, cls={"divisor": divisor})
         values[divisor] = step(model, teacher, batch, settings).terms["cls"].item()
     assert values["batch"] > 0
     assert values["selected"] == pytest.approx(6 * values["batch"], rel=1e-4)
@@ -212,7 +212,7 @@ def test_the_divisor_of_the_classification_loss_by_key() -> None:
 
 def test_nothing_confident_gives_no_classification_loss() -> None:
     model = model_of()
-    settings = CrossMostSettings(labels=LabelSettings(threshold=1.0))
+    settings = CrossMostRecipe(labels=LabelSettings(threshold=1.0))
     result = step(model, Teacher(model, EMASettings()).model, batch_of(), settings)
     assert result.terms["cls"].item() == 0
     result.total.backward()
@@ -239,7 +239,7 @@ def test_decay_is_for_matrices_and_layers_are_scaled() -> None:
 def test_the_total_falls() -> None:
     model, batch = model_of(), batch_of()
     teacher = Teacher(model, EMASettings())
-    settings = CrossMostSettings(labels=LabelSettings(threshold=0.0), mask=MaskSettings(passes=2))
+    settings = CrossMostRecipe(labels=LabelSettings(threshold=0.0), mask=MaskSettings(passes=2))
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05, 1.0, 1e-3))
     totals = []
     for number in range(30):
@@ -269,7 +269,7 @@ def test_each_branch_learns_where_its_own_labels_are_sure() -> None:
     labels = LabelSettings(
         mode="own", image_threshold=float(limits[0][1:3].mean()), points_threshold=float(limits[1][3:5].mean())
     )
-    result = step(model, teacher, batch, CrossMostSettings(labels=labels, mask=MaskSettings(passes=2)))
+    result = step(model, teacher, batch, CrossMostRecipe(labels=labels, mask=MaskSettings(passes=2)))
     with torch.no_grad():
         seen = (
             model.image_logits(model.image_features(batch.strong_image)),
@@ -294,7 +294,7 @@ def test_the_log_tells_whose_labels_were_taken() -> None:
     surer = torch.maximum(image, points)
     told = set()
     for limit in (surer.sort().values[:-1] + 1e-6).tolist():
-        settings = CrossMostSettings(labels=LabelSettings(threshold=limit))
+        settings = CrossMostRecipe(labels=LabelSettings(threshold=limit))
         taken = (image >= points)[surer > limit].float().mean().item()
         assert step(model, teacher, batch, settings).figures["from_image"].item() == pytest.approx(taken)
         told.add(round(taken, 3))
@@ -306,8 +306,9 @@ def test_self_training_is_taught_by_each_branchs_own_labels(monkeypatch) -> None
     teacher = Teacher(model, EMASettings()).model
     points_logits = teacher.points_logits  # its branches name different classes
     monkeypatch.setattr(teacher, "points_logits", lambda features: points_logits(features).roll(1, dims=1))
-    joint = CrossMostSettings(labels=LabelSettings(threshold=0.0))
-    own = CrossMostSettings(labels=LabelSettings(threshold=0.0, mode="own"))
-    found = self_training.step(model, teacher, batch, joint).terms["cls"].item()
+    joint = CrossMostRecipe(labels=LabelSettings(threshold=0.0))
+    own = CrossMostRecipe(labels=LabelSettings(threshold=0.0, mode="own"))
+    alone = SelfTrainingRecipe(labels=ThresholdSettings(threshold=0.0))
+    found = self_training.step(model, teacher, batch, alone).terms["cls"].item()
     assert found == pytest.approx(step(model, teacher, batch, own).terms["cls"].item(), rel=1e-5)
     assert found != pytest.approx(step(model, teacher, batch, joint).terms["cls"].item(), rel=1e-3)

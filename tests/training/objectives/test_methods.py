@@ -22,7 +22,7 @@ from manifests.errors import Stopped
 from training.loop import fit
 from training.loop.throughput import TIMING
 from training.objectives import METHODS, SUPERVISED
-from training.settings.fit_recipe import read_recipe
+from training.settings.fit_recipe import RECIPE_OF, read_recipe
 from training.weights.checkpoint import build_model, open_checkpoint, without_pretrained
 
 FEW = (
@@ -164,10 +164,12 @@ def test_weights_of_other_sizes_or_none_are_refused(training, shards, pretrained
     assert not (tmp_path / "run").exists()
 
 
-def test_only_pretraining_is_given_labels(shards, tmp_path) -> None:
-    assert {"pretrain"} == SUPERVISED
+def test_only_supervised_methods_are_given_labels(shards, tmp_path) -> None:
+    assert {"pretrain", "supervised"} == SUPERVISED
+    assert set(METHODS) == set(RECIPE_OF)
     for name in METHODS:
-        batch = next(iter(state_of(f"small_{name}", shards, tmp_path / name).loader))
+        recipe = "small_cross_most" if name == "supervised" else f"small_{name}"
+        batch = next(iter(state_of(recipe, shards, tmp_path / name, f"method={name}").loader))
         assert hasattr(batch, "label") is (name in SUPERVISED), name
 
 

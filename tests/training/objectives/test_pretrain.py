@@ -18,7 +18,7 @@ from training.loop.fit import fit
 from training.loop.update import adamw, learning_rate, steps_of
 from training.models.cross_modal import CrossModalModel
 from training.objectives.pretrain import freeze, step, terms_of
-from training.settings.fit_recipe import FitRecipe, read_recipe
+from training.settings.fit_recipe import PretrainRecipe, read_recipe
 from training.settings.objective import PretrainSettings
 from training.weights.checkpoint import build_model
 
@@ -148,7 +148,7 @@ def test_points_pull_the_towers_by_key(learns: str, pulled: bool) -> None:
 def test_an_object_is_taught_its_own_class_in_every_prompt() -> None:
     """Losses by hand, of the captions that the step must have taken; prompts are drawn anew for each batch."""
     model, batch = model_of(PretrainSettings()).eval(), batch_of(8)
-    recipe = FitRecipe(pretrain=PretrainSettings())
+    recipe = PretrainRecipe(method="pretrain")
     with torch.no_grad():
         image, points = model.image_features(batch.images[:, 0]), model.point_features(batch.points)
         scale, values = model.logit_scale.exp(), []
@@ -169,10 +169,10 @@ def test_an_object_is_taught_its_own_class_in_every_prompt() -> None:
 
 
 def model_of(settings: PretrainSettings) -> CrossModalModel:
-    changes = parse_changes((*SMALL, "method=pretrain"))
-    recipe = FitRecipe.model_validate(read_recipe("small_pretrain", changes).model_dump())
+    changes = parse_changes(SMALL)
+    recipe = read_recipe("small_pretrain", changes)
     model = build_model(recipe, ("mug", "bowl", "chair"))[0]
-    freeze(model, settings)
+    freeze(model, recipe.model_copy(update={"pretrain": settings}))
     return model.train()
 
 
@@ -185,7 +185,7 @@ def batch_of(size: int = 8) -> LabelledBatch:
 def bytes_kept(settings: PretrainSettings) -> tuple[int, int]:
     """Bytes that autograd keeps for a whole step, and for the point tower alone."""
     model, batch, kept = model_of(settings), batch_of(), {}
-    recipe = FitRecipe(pretrain=settings)
+    recipe = PretrainRecipe.model_construct(pretrain=settings)
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor

@@ -18,22 +18,21 @@ from PIL import Image
 
 from manifests.config import to_toml
 from manifests.plain_text import for_csv, for_terminal
-from training import demo
+from training import demo, oracle
 from training.__main__ import main
-from training.loop import supervised_bound
 from training.loop.metric_log import append_histograms, cut_rows
 from training.paper_tables.table_rows import builds_of, read_table, resolve
 from training.plots.scatter import scatter_picture
 
-FEW = (
+SMALL = (
     "data.num_points=64",
     "optimizer.batch_size=8",
     "optimizer.steps=2",
     "log_every=2",
     "points.depth=1",
-    "labels.threshold=0.06",  # of 19 classes: an untrained model gives some pseudo-labels
     "tensorboard=false",
 )
+FEW = (*SMALL, "labels.threshold=0.06")  # of 19 classes: an untrained model gives some pseudo-labels
 DATASET = "---\nfoo: bar\x85| `a` | [red]x[/nope]"
 
 
@@ -146,7 +145,7 @@ def test_a_terminal_obeys_no_label(run, named, tmp_path, monkeypatch) -> None:
 
 def test_the_oracle_and_the_demonstration_show_paths(named, tmp_path, capsys) -> None:
     folder = tmp_path / FOLDER / "oracle"
-    assert supervised_bound.main(["small_cross_most", "--shards", str(named), "--run", str(folder), *FEW]) == 0
+    assert oracle.main(["small_cross_most", "--shards", str(named), "--run", str(folder), *SMALL]) == 0
     assert demo.main(["--out", str(folder)]) == 2
     told = capsys.readouterr()
     assert hidden(told.out + told.err) == ""

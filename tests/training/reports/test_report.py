@@ -26,7 +26,7 @@ from training.reports import report
 from training.reports.page import Page, PageTable, Section, gain_lines, page_of, row_name, to_html, to_markdown
 from training.reports.prediction_sheet import RIGHT, WRONG, Answer, Shown, sheet, spread
 from training.reports.report import collect, paired_gain, wilson, write
-from training.settings.fit_recipe import FitRecipe
+from training.settings.fit_recipe import saved_recipe
 from training.settings.objective import LabelSettings
 from training.weights.checkpoint import Checkpoint
 
@@ -76,7 +76,8 @@ def test_a_paired_gain_by_hand() -> None:
 )
 def test_curves_know_whose_labels_a_run_has(method: str, mode: str, own: bool) -> None:
     """Figure 4: each branch's own share, or the shares of one label that both learn."""
-    recipe = FitRecipe(method=method, labels=LabelSettings(mode=mode))
+    values = {"labels": {"mode": mode}} if method == "cross_most" else {}
+    recipe = saved_recipe({"method": method} | values, "a run")
     last = Checkpoint(Path("run"), 4, recipe, (), (), "d")
     values = {"confident_image": [0.5], "confident_points": [0.3], "from_image": [0.2]}
     curves = report._Run(method, "run", {}, last, last, values).loss_curves

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from manifests.errors import Refused
-from training.settings.fit_recipe import FitRecipe, read_recipe
+from training.settings.fit_recipe import CrossMostRecipe, read_recipe
 from training.settings.prompts import DEFAULT_PROMPTS, prompt_set_names
 
 
@@ -19,7 +19,7 @@ def test_shipped_sets() -> None:
     assert prompts("ulip64")[0] == "a point cloud model of {}."
     assert prompts("clip2point") == ("image of a {}",)
     assert prompts("pointclip") == ("point cloud depth map of a {}.",)
-    assert FitRecipe().prompts == DEFAULT_PROMPTS == ("a photo of a {}.", "a 3D model of a {}.")
+    assert CrossMostRecipe().prompts == DEFAULT_PROMPTS == ("a photo of a {}.", "a 3D model of a {}.")
 
 
 def test_a_file_and_a_list(tmp_path) -> None:

@@ -18,7 +18,7 @@ from manifests import remote
 from manifests.config import load_toml, merge, to_toml
 from manifests.errors import Refused
 from training.evaluation.evaluate import settings_of
-from training.settings.fit_recipe import FitRecipe
+from training.settings.fit_recipe import RECIPE_OF
 from training.weights.checkpoint import open_checkpoint
 
 
@@ -188,4 +188,5 @@ def test_every_key_that_may_hold_a_path_is_known() -> None:
     a file."""
     weights = {"image.pretrained", "init.all", "init.image", "init.points"}  # never read for a checkpoint
     names = {"image.model", "data.views", "data.split", "data.classes"}  # of a list, or held to a pattern
-    assert words_of(FitRecipe) == weights | names | {"prompts", "data.cache", "data.objects"}
+    words = set().union(*map(words_of, RECIPE_OF.values()))
+    assert words == weights | names | {"prompts", "data.cache", "data.objects"}
