@@ -16,6 +16,7 @@ from typing import Literal
 
 from manifests.errors import Refused
 from manifests.process_info import environment
+from pipeline.jobs import ray_cluster
 from renderers.system_libraries import PACKAGE_OF, missing_libraries
 
 ROLES = {
@@ -46,16 +47,7 @@ SHM_MB = 100  # Ray keeps its object store there: 80 MB
 OPEN_FILES = 4096
 DISK_GB = 10
 _RAY_SECONDS = 300  # its parts have limits of their own, which say more
-_START_RAY = """
-from manifests.errors import Refused, Stopped
-from pipeline.jobs.ray_cluster import start_once
-from pipeline.jobs.time_limits import leaving
-try:
-    start_once()
-except (Refused, Stopped) as error:
-    leaving(1)
-    raise SystemExit(str(error))
-"""
+_START_RAY = f"import {ray_cluster.__name__} as cluster; raise SystemExit(cluster.start_and_say())"
 State = Literal["ok", "note", "missing"]
 
 

@@ -54,8 +54,9 @@ def test_every_path_is_there_and_defines_what_is_said_to_be_in_it() -> None:
         files = [REPOSITORY / path] if path.endswith(".py") else list((REPOSITORY / path).glob("[a-z]*.py"))
         trees = [ast.parse(file.read_text()) for file in files]
         names = {node.name for tree in trees for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-        assigned = (node for tree in trees for node in tree.body if isinstance(node, ast.Assign))
-        names |= {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
+        assigned = [node for tree in trees for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+        targets = [node.targets[0] if isinstance(node, ast.Assign) else node.target for node in assigned]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
         assert name in names, f"{name} is not in {path}"
 
 

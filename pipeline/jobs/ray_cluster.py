@@ -31,7 +31,7 @@ from pipeline.jobs.ray_cleanup import (
     refuse_temporary_folder,
 )
 from pipeline.jobs.ray_jobs import CALL_SECONDS, KEPT, RunningJobs
-from pipeline.jobs.time_limits import LimitedThread, TooLong
+from pipeline.jobs.time_limits import LimitedThread, TooLong, leaving
 from pipeline.jobs.worker import work
 from pipeline.plan.environment import package_folders, versions_here
 from pipeline.plan.plan import Job, Plan
@@ -172,6 +172,16 @@ def start_once() -> None:
             _RAY.call("its first worker", _START_SECONDS, lambda: ray.get(ray.remote(max_retries=0)(_answer).remote()))
         except (TooLong, ray.exceptions.RayError) as error:
             raise Stopped(f"Ray starts, and no worker of it: {one_line(error)}") from error
+
+
+def start_and_say() -> str | int:
+    """`start_once` as a program: gives what SystemExit takes, 0 or why no Ray starts here."""
+    try:
+        start_once()
+    except (Refused, Stopped) as error:
+        leaving(1)
+        return str(error)
+    return 0
 
 
 def _answer() -> int:

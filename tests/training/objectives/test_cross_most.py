@@ -308,7 +308,7 @@ def test_self_training_is_taught_by_each_branchs_own_labels(monkeypatch) -> None
     monkeypatch.setattr(teacher, "points_logits", lambda features: points_logits(features).roll(1, dims=1))
     joint = CrossMostRecipe(labels=LabelSettings(threshold=0.0))
     own = CrossMostRecipe(labels=LabelSettings(threshold=0.0, mode="own"))
-    alone = SelfTrainingRecipe(labels=ThresholdSettings(threshold=0.0))
+    alone = SelfTrainingRecipe(method="self_training", labels=ThresholdSettings(threshold=0.0))
     found = self_training.step(model, teacher, batch, alone).terms["cls"].item()
     assert found == pytest.approx(step(model, teacher, batch, own).terms["cls"].item(), rel=1e-5)
     assert found != pytest.approx(step(model, teacher, batch, joint).terms["cls"].item(), rel=1e-3)
