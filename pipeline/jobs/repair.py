@@ -55,7 +55,6 @@ def repair(
 
     def prepare(records: FinishedRecords) -> None:
         promised.update((tar, _sha256(tar)) for tar in wanted)
-        records.forget(wanted)
         for tar in wanted:
             if not known_fingerprints(tar):  # one that says what its objects were made of is looked at once more
                 store.remove(tar)
@@ -64,7 +63,8 @@ def repair(
         if any(wanted & set(plan.raw_tars(job)) for job in todo):
             write_finished(plan, jobs, records)
 
-    execute(plan, jobs, Task(todo, todo, FinishedRecords(), prepare, finish), workers, on_start, on_event)
+    task = Task(todo, lambda job, records: [tar for tar in plan.tars(job) if tar in wanted], prepare, finish)
+    execute(plan, jobs, task, workers, on_start, on_event)
     same = {tar for tar in wanted if promised[tar] is not None and _sha256(tar) == promised[tar]}
     return Repaired(tuple(sorted(same)), tuple(sorted(wanted - same)), tuple(left))
 
