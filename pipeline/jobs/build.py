@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from manifests.layout import read_manifest, read_view_set, view_set_names, views_tar
-from pipeline.jobs.build_manifest import write_finished, write_unfinished
+from pipeline.jobs.build_manifest import write_build_manifest, write_unfinished
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.jobs.summary import Summary, summed_up
@@ -41,7 +41,7 @@ def build(
         jobs,
         again=lambda job, records: records.with_failures(plan.tars(job), retry),
         prepare=prepare,
-        finish=lambda records: write_finished(plan, jobs, records),
+        finish=lambda records: write_build_manifest(plan, jobs, records),
         needed=not _is_whole(plan),
     )
     return summed_up(plan, jobs, execute(plan, jobs, task, workers, on_start, on_event))

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 
+from manifests.process_info import handling
 from pipeline.jobs import ray_cluster
 from pipeline.jobs.build_lock import build_lock
 from pipeline.jobs.record_cache import FinishedRecords
@@ -113,30 +114,16 @@ def run_on(jobs: list[Job], plan: Plan, workers: Workers, demand: ray_cluster.De
 
 def run_here(jobs: list[Job], plan: Plan) -> Iterator[JobEvent]:
     """Runs jobs one after the other in this process (`--workers 0`): for debuggers, without isolation."""
-    maker = PlainMaker(plan)
-    with _remembered_interrupts() as pressed:
+    maker, pressed = PlainMaker(plan), threading.Event()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        pressed.set()  # mesh libraries catch BaseException, and with it the KeyboardInterrupt
+        signal.default_int_handler(number, frame)
+
+    with handling(signal.SIGINT, remember):
         for job in jobs:
             for progress in run_job(job, plan, maker):
                 if pressed.is_set():
                     raise KeyboardInterrupt
                 yield JobEvent(job, progress)
             yield JobEvent(job, state="done")
-
-
-@contextmanager
-def _remembered_interrupts() -> Iterator[threading.Event]:
-    """An event that is set by Ctrl-C: mesh libraries catch BaseException, and with it the KeyboardInterrupt."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        pressed.set()
-        signal.default_int_handler(number, frame)
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

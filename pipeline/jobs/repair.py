@@ -10,7 +10,7 @@ from manifests.errors import Refused
 from manifests.layout import require_manifest, views_tar
 from manifests.records import read_record, record_path
 from pipeline.formats.fingerprints import known_fingerprints
-from pipeline.jobs.build_manifest import write_finished
+from pipeline.jobs.build_manifest import write_build_manifest
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.from_build import whole_plan
@@ -61,7 +61,7 @@ def repair(
 
     def finish(records: FinishedRecords) -> None:
         if any(wanted & set(plan.raw_tars(job)) for job in todo):
-            write_finished(plan, jobs, records)
+            write_build_manifest(plan, jobs, records)
 
     task = Task(todo, lambda job, records: [tar for tar in plan.tars(job) if tar in wanted], prepare, finish)
     execute(plan, jobs, task, workers, on_start, on_event)
