@@ -20,7 +20,7 @@ class Stopped(Exception):
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """What an error says, in one line of at most so many characters; its type where it says nothing."""
+    """What an error says, in one line of at most `most` characters; its type where it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 

@@ -19,7 +19,7 @@ from manifests import store
 from manifests.config import digest
 from manifests.errors import Refused, first_problem
 from manifests.presets import AnyViews, Preset, preset_hash
-from manifests.records import read_json, write_json
+from manifests.records import Key, read_json, write_json
 from manifests.samples import CONTENT, FORMAT, tar_name
 
 SHAPES = "shapes"
@@ -30,8 +30,7 @@ RECIPE = "recipe.toml"
 ASSETS = "assets.jsonl"
 LOCK = "build.lock"
 SPLITS = "splits"  # a folder with a list of ids for each split, where the recipe divided the dataset
-MAX_SHARDS = 1_000_000  # of a split: a number beyond is damage, and no reader looks for so many files
-SPLIT_NAME = r"^[A-Za-z0-9_-]{1,80}$"  # it becomes part of a file's name
+MAX_SHARDS = 1_000_000  # of a split: a larger number is damage, and no reader looks for the files
 
 
 class SplitCounts(BaseModel):
@@ -59,7 +58,7 @@ class BuildManifest(BaseModel):
     dataset: str
     classes: tuple[str, ...]
     prompt_names: tuple[str, ...]
-    splits: dict[Annotated[str, Field(pattern=SPLIT_NAME)], SplitCounts]
+    splits: dict[Key, SplitCounts]
     shapes_hash: str
     assets_hash: str
     recipe: dict[str, Any]

@@ -1,7 +1,7 @@
 """Text from outside, made harmless where it is shown: on a terminal, in Markdown, in HTML, in a spreadsheet.
 
-Class names, ids, paths, reasons of failures and versions come from files of others. What they hold stays as it is in
-our files and in JSON; whoever shows it passes through here. The only file that prints, makes a console and writes csv.
+Class names, ids, paths, reasons of failures and versions come from other people's files. Our files and JSON keep them
+as they are; code that shows them does so through this module, the only one that prints, makes a console or writes csv.
 """
 
 from __future__ import annotations

@@ -8,7 +8,12 @@ import resource
 import signal
 import sys
 import sysconfig
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 _ENDED = ("Z", "X", "x")  # proc(5), states of a process
 _HOME = str(Path(__file__).resolve().parents[1])  # of our packages
@@ -58,6 +63,19 @@ def end_with_parent(number: signal.Signals) -> None:
     """Lets the kernel send this process a signal when its parent dies; on Linux only."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+
+
+@contextmanager
+def handling(number: signal.Signals, handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Gives a signal a handler while the block runs; not outside the main thread, which alone may do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def environment() -> dict[str, str]:

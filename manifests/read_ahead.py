@@ -26,7 +26,7 @@ _BEYOND = ("InvalidRange", "range is not satisfiable", "Requested Range Not Sati
 
 
 def awaited(future: Future[_T], path: str, requests: int = 1) -> _T:
-    """Waits for what a thread reads of `path`, with so many requests in a row.
+    """Waits for what a thread reads of `path`, with `requests` requests in a row.
 
     Raises the thread's own error, and Stopped where it takes longer than all its requests may.
     """
@@ -92,7 +92,7 @@ class AheadFile(io.RawIOBase):
         return remote.patiently(self.path, "read", attempt)
 
     def _here(self, most: int) -> memoryview:
-        """Bytes at the position, at most so many: as far as a block goes. Empty at the end of the file."""
+        """At most `most` bytes at the position, as far as a block goes; empty at the end of the file."""
         if self._position >= self.size:
             return memoryview(b"")
         number = bisect_right(self._starts, self._position) - 1
@@ -114,7 +114,7 @@ class AheadFile(io.RawIOBase):
         return done
 
     def read(self, size: int | None = -1) -> bytes:
-        """So many bytes, or what there is; all that follow for -1."""
+        """The next `size` bytes, fewer at the end of the file; all that follow for -1."""
         if size is None or size < 0:
             return self.readall()
         found = self._here(size)

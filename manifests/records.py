@@ -248,5 +248,4 @@ def parse_assets(data: bytes) -> list[Asset]:
     return [Asset(id, source, split, class_name, key) for split, key, id, class_name, source in rows]
 
 
-_Split = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
-_ASSET_ROWS = TypeAdapter(list[tuple[_Split, Key, str, str | None, str]])
+_ASSET_ROWS = TypeAdapter(list[tuple[Key, Key, str, str | None, str]])  # a split's name has the form of a key

@@ -1,7 +1,7 @@
 """Samples and the tar members that hold them: the only place that knows member names.
 
 A sample is a key and a dict of member suffix -> bytes (`json`, `points.npy`, `v03.depth.png` ...). `FORMAT` is the
-layout; `CONTENT` is raised by whoever changes what the bytes of a build mean, and is part of every hash.
+layout; `CONTENT` goes up with every change of what a build's bytes mean, and is part of every hash.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from manifests.errors import one_line
 
 FORMAT = 1
 CONTENT = 1
@@ -153,7 +155,7 @@ def decode_picture(data: bytes) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises whatever its decoders trip over
-        raise ValueError(f"damaged picture: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"damaged picture: {one_line(error, 200)}") from error
     return array.astype(np.uint16) if array.dtype == np.int32 else array
 
 
@@ -269,7 +271,7 @@ def _read_header(file: IO[bytes]) -> _Header | None:
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytes:
-    """So many bytes; of a header that lies no more room is asked for than there is."""
+    """The next `size` bytes; a header that lies makes it ask for no more memory than the file fills."""
     data = file.read(min(size, _ROOM))
     if len(data) == _ROOM:
         data += _rest(file, size - _ROOM)

@@ -26,7 +26,7 @@ from manifests.process_info import started
 from manifests.remote import filesystem, is_url, patiently, stopped_by
 
 _TEMPORARY = re.compile(r"^\.(?P<name_and_host>.+\.[A-Za-z0-9_.-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
-_ELSEWHERE_SECONDS = 600  # a temporary file of another machine that is not written for so long is left behind
+_ELSEWHERE_SECONDS = 600  # a temporary file of another machine that was not written for longer is left behind
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 _COMMAND = re.compile(r"\s*pipe:", re.IGNORECASE)
 _KEYS = re.compile(r"\w+://[^/]*@")
@@ -199,7 +199,7 @@ def take_away(path: str, data: bytes) -> None:
         if aside.read_bytes() != data:
             os.link(aside, path)
     except FileExistsError:
-        pass  # whoever came third has it
+        pass  # a third process has it by now
     finally:
         aside.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-MAX_VALENCE = 64  # faces around a vertex beyond so many are not averaged
+MAX_VALENCE = 64  # of the faces around a vertex no more than these are averaged
 
 
 def weld(vertices: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from manifests.errors import Refused
+from manifests.errors import Refused, one_line
 from manifests.presets import RasterizedViews
 from renderers.cameras import Camera, pixel_rays
 from renderers.geometry import Mesh
@@ -24,11 +24,7 @@ try:
     from pytorch3d.structures import Meshes
 except (ImportError, OSError) as error:
     library = (getattr(error, "name", None) or "pytorch3d").partition(".")[0]
-    why = (
-        "is missing"
-        if isinstance(error, ModuleNotFoundError)
-        else f"does not load ({str(error).partition(chr(10))[0]})"
-    )
+    why = "is missing" if isinstance(error, ModuleNotFoundError) else f"does not load ({one_line(error)})"
     raise Refused(
         f"{library} {why}: install PyTorch3D as https://github.com/facebookresearch/pytorch3d/blob/main/INSTALL.md says"
     ) from error
@@ -65,9 +61,7 @@ def device_of(preset: RasterizedViews) -> torch.device:
             corner = torch.zeros((1, 3, 3), device="cuda")
             rasterize_meshes(Meshes(corner, torch.arange(3, device="cuda").reshape(1, 1, 3)), 8, 0.0, 1, 0)
         except RuntimeError as error:
-            raise Refused(
-                f"device=cuda: this PyTorch3D does not draw there ({str(error).partition(chr(10))[0]})"
-            ) from error
+            raise Refused(f"device=cuda: this PyTorch3D does not draw there ({one_line(error)})") from error
     return torch.device(preset.device)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from manifests.layout import read_manifest, read_view_set, view_set_names, views_tar
-from pipeline.jobs.build_manifest import write_finished, write_unfinished
+from pipeline.jobs.build_manifest import write_build_manifest, write_unfinished
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.jobs.summary import Summary, summed_up
 from pipeline.plan.from_build import drawn_sets
 from pipeline.plan.plan import Job, Plan
 from pipeline.plan.same_build import refuse_other_build
-from pipeline.shards.build_shard import is_missing, missing_tars
+from pipeline.shards.build_shard import missing_tars
 
 
 def build(
@@ -31,25 +31,18 @@ def build(
     refuse_other_build(plan, jobs)
     if retry:
         plan = replace(plan, view_sets=tuple({s.name: s for s in (*plan.view_sets, *drawn_sets(plan))}.values()))
-    records = FinishedRecords()
-    missing = [
-        job for job in jobs if is_missing(job, plan, records.is_done) or records.with_failures(plan.tars(job), retry)
-    ]
 
     def prepare(records: FinishedRecords) -> None:
         write_unfinished(plan, jobs)
         if retry:
-            for job in missing:
-                records.forget(records.with_failures(plan.tars(job), retry))
-            _forget_files(plan, missing, records)
+            _forget_files(plan, jobs, records, retry)
 
     task = Task(
         jobs,
-        missing,
-        records,
+        again=lambda job, records: records.with_failures(plan.tars(job), retry),
         prepare=prepare,
-        finish=lambda records: write_finished(plan, jobs, records),
-        needed=bool(missing) or not _is_whole(plan),
+        finish=lambda records: write_build_manifest(plan, jobs, records),
+        needed=not _is_whole(plan),
     )
     return summed_up(plan, jobs, execute(plan, jobs, task, workers, on_start, on_event))
 
@@ -61,13 +54,14 @@ def _is_whole(plan: Plan) -> bool:
     return manifest is not None and manifest.complete and sets
 
 
-def _forget_files(plan: Plan, jobs: list[Job], records: FinishedRecords) -> None:
+def _forget_files(plan: Plan, jobs: list[Job], records: FinishedRecords, retry: frozenset[str]) -> None:
     """Removes the records of sets of files where shapes are built anew: `views` with their --source fills them in."""
     for name in view_set_names(plan.out):
         known = read_view_set(plan.out, name)
         if known is not None and known.preset.reads == "files":
-            anew = (job for job in jobs if missing_tars(job, plan, records.is_done)[0])
-            records.forget(views_tar(plan.out, name, job.split, job.shard) for job in anew)
+            for job in jobs:
+                if missing_tars(job, plan, records.is_done)[0] or records.with_failures(plan.raw_tars(job), retry):
+                    records.forget([views_tar(plan.out, name, job.split, job.shard)])
 
 
 def estimate_bytes(plan: Plan, num_assets: int) -> int:

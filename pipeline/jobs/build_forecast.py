@@ -18,7 +18,7 @@ from pipeline.shards.build_shard import is_missing, missing_tars, stored_objects
 from pipeline.shards.object import BuiltObject
 
 TRIALS = 3
-ATTEMPTS = 9  # where objects fail, so many are tried
+ATTEMPTS = 9  # at most, where objects fail
 WORKER_COUNTS = (1, 4, 16, 64)
 
 
@@ -33,7 +33,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cost:
-    """What so many workers need. memory_gb: of all workers together, each as large as the trials' process grew."""
+    """What a number of workers needs. memory_gb: of all workers together, each as large as the trials' process grew."""
 
     workers: int
     hours: float

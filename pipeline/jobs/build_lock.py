@@ -124,7 +124,7 @@ def _is_live(path: str, held: bytes, holder: dict[str, Any]) -> bool:
 
 def _is_renewed(path: str, held: bytes) -> bool:
     """Whether a lock is written again within QUIET_SECONDS of its last writing, by the clock of the disk or store that
-    holds it; one that has been quiet for so long is not waited for."""
+    holds it; a lock that has been quiet for longer is not waited for."""
     quiet = store.age_seconds(path)
     left = QUIET_SECONDS - max(quiet or 0.0, 0.0)
     if left > 0:

@@ -16,7 +16,6 @@ from manifests.layout import (
     ViewSetManifest,
     read_manifest,
     read_view_set,
-    shapes_tar,
     write_manifest,
     write_view_set,
 )
@@ -34,7 +33,7 @@ def write_unfinished(plan: Plan, jobs: list[Job]) -> None:
     if read_manifest(plan.out) is None:
         store.write_bytes(store.join(plan.out, ASSETS), assets_file(jobs))
         _write_splits(plan, jobs)
-        write_manifest(plan.out, _manifest(plan, jobs, {}, complete=False))
+        write_build_manifest(plan, jobs)
     recipe = to_toml(plan.recipe.model_dump(mode="json", exclude_none=True))
     header = f"# The resolved recipe of this build; shapes hash {plan.shapes_hash}\n"
     store.write_bytes(store.join(plan.out, RECIPE), (header + recipe).encode())
@@ -64,24 +63,21 @@ def write_view_set_manifest(plan: Plan, view_set: ViewSet) -> None:
         write_view_set(plan.out, manifest)
 
 
-def write_finished(plan: Plan, jobs: list[Job], finished: FinishedRecords) -> None:
-    """Writes the manifest of a finished build, with the sums of its records."""
-    records = {(job.split, job.shard): finished[shapes_tar(plan.out, job.split, job.shard)] for job in jobs}
-    write_manifest(plan.out, _manifest(plan, jobs, records, complete=True))
-
-
-def _manifest(plan: Plan, jobs: list[Job], records: dict[tuple[str, int], Record], complete: bool) -> BuildManifest:
-    splits = {}
+def write_build_manifest(plan: Plan, jobs: list[Job], finished: FinishedRecords | None = None) -> None:
+    """Writes OUT/manifest.json: of a finished build with the sums of its records, of an unfinished one without."""
+    splits: dict[str, SplitCounts] = {}
+    records: list[Record] = []
     for split in sorted({job.split for job in jobs}):
         of_split = [job for job in jobs if job.split == split]
-        done = [records[split, job.shard] for job in of_split if (split, job.shard) in records]
+        done = [finished[plan.raw_tars(job)[0]] for job in of_split] if finished is not None else []
+        records += done
         splits[split] = SplitCounts(
             assets=sum(len(job.assets) for job in of_split),
             samples=sum(record.count for record in done),
             failures=sum(len(record.failures) for record in done),
             shards=len(of_split),
         )
-    return BuildManifest(
+    manifest = BuildManifest(
         dataset=plan.table.name,
         classes=plan.classes,
         prompt_names=plan.prompt_names,
@@ -89,8 +85,9 @@ def _manifest(plan: Plan, jobs: list[Job], records: dict[tuple[str, int], Record
         shapes_hash=plan.shapes_hash,
         assets_hash=plan.assets_hash,
         recipe=plan.recipe.identity(),
-        complete=complete,
+        complete=finished is not None,
         versions=plan.versions,
-        seconds=round(sum(record.seconds for record in records.values()), 3),
-        max_rss_mb=max((record.max_rss_mb for record in records.values()), default=0.0),
+        seconds=round(sum(record.seconds for record in records), 3),
+        max_rss_mb=max((record.max_rss_mb for record in records), default=0.0),
     )
+    write_manifest(plan.out, manifest)

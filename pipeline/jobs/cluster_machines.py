@@ -21,7 +21,7 @@ from renderers import backend_table
 PENDING_PER_WORKER = 2  # one that runs and one that waits, so that no worker waits for the driver
 EMPTY_SECONDS = 600  # how long to wait for a machine that has room for a job
 _ANSWER_SECONDS = 300  # for the first worker of a machine: it fetches our packages and loads the libraries
-_HEAD_SECONDS = 30  # a head that does not answer for so long is lost; Ray ends this process after 60
+_HEAD_SECONDS = 30  # a head that does not answer for longer is lost; Ray ends this process after 60
 _WORKER_MB = 150  # what a Ray worker takes beside the process that was weighed
 _SPARE = 1.25  # on top of what was weighed: other objects are larger
 

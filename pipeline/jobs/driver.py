@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 
+from manifests.process_info import handling
 from pipeline.jobs import ray_cluster
 from pipeline.jobs.build_lock import build_lock
 from pipeline.jobs.record_cache import FinishedRecords
@@ -32,14 +33,13 @@ class Workers:
 class Task:
     """What a command wants done with the jobs of a plan.
 
-    jobs: those that may be run. missing: those to run, found without the lock in `records`. prepare: called under the
-    lock; it writes manifests and removes the records of tars that are made again. finish: called under the lock with
-    the records of all tars. needed: whether OUT has to be writable.
+    jobs: those that may be run. again: tars of a job that are finished and made again all the same. prepare: called
+    under the lock before anything is made. finish: called under the lock once everything is made. needed: whether OUT
+    has to be writable even where nothing is missing.
     """
 
     jobs: list[Job]
-    missing: list[Job]
-    records: FinishedRecords
+    again: Callable[[Job, FinishedRecords], list[str]]
     prepare: Callable[[FinishedRecords], None]
     finish: Callable[[FinishedRecords], None] = lambda records: None
     needed: bool = True
@@ -48,14 +48,15 @@ class Task:
 def execute(
     plan: Plan, jobs: list[Job], task: Task, workers: Workers, on_start: OnStart, on_event: OnEvent
 ) -> FinishedRecords:
-    """Gets the machines ready, takes the lock, looks again, and runs what is missing; returns the records after that.
+    """Looks what is missing, gets machines and lock, looks again and runs the missing jobs; returns the records then.
 
     jobs: all jobs of the plan. Where nothing is missing, no renderer and no Ray is loaded, and OUT may be read-only.
     Raises Refused where a machine or library is not fit, or while another build has the lock; Stopped midway.
     """
-    missing, records = task.missing, task.records
+    records = FinishedRecords()
+    missing = _missing(plan, task, records)
     machines = ready(plan, workers, missing) if missing else nullcontext()
-    with machines as demand, build_lock(plan.out, task.needed) as lock:
+    with machines as demand, build_lock(plan.out, bool(missing) or task.needed) as lock:
         if lock is None:
             on_start(0, num_objects(jobs))
             return records
@@ -63,7 +64,8 @@ def execute(
             records = FinishedRecords()  # another build may have made some until the lock was ours
         task.prepare(records)
         if missing:
-            missing = [job for job in task.jobs if is_missing(job, plan, records.is_done)]
+            records.forget(tar for job in missing for tar in task.again(job, records))
+            missing = _missing(plan, task, records)
         todo = num_objects(missing)
         on_start(todo, num_objects(jobs) - todo)
         for event in run_on(missing, plan, workers, demand):
@@ -73,6 +75,10 @@ def execute(
             records = FinishedRecords()
         task.finish(records)
     return records
+
+
+def _missing(plan: Plan, task: Task, records: FinishedRecords) -> list[Job]:
+    return [job for job in task.jobs if is_missing(job, plan, records.is_done) or task.again(job, records)]
 
 
 def num_objects(jobs: Iterable[Job]) -> int:
@@ -108,30 +114,16 @@ def run_on(jobs: list[Job], plan: Plan, workers: Workers, demand: ray_cluster.De
 
 def run_here(jobs: list[Job], plan: Plan) -> Iterator[JobEvent]:
     """Runs jobs one after the other in this process (`--workers 0`): for debuggers, without isolation."""
-    maker = PlainMaker(plan)
-    with _remembered_interrupts() as pressed:
+    maker, pressed = PlainMaker(plan), threading.Event()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        pressed.set()  # mesh libraries catch BaseException, and with it the KeyboardInterrupt
+        signal.default_int_handler(number, frame)
+
+    with handling(signal.SIGINT, remember):
         for job in jobs:
             for progress in run_job(job, plan, maker):
                 if pressed.is_set():
                     raise KeyboardInterrupt
                 yield JobEvent(job, progress)
             yield JobEvent(job, state="done")
-
-
-@contextmanager
-def _remembered_interrupts() -> Iterator[threading.Event]:
-    """An event that is set by Ctrl-C: mesh libraries catch BaseException, and with it the KeyboardInterrupt."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        pressed.set()
-        signal.default_int_handler(number, frame)
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

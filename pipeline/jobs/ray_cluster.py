@@ -12,13 +12,12 @@ import os
 import secrets
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, suppress
 from typing import Any
 
 from manifests.errors import Refused, Stopped, one_line, with_type
-from manifests.process_info import environment
+from manifests.process_info import environment, handling
 from pipeline.jobs.cluster_machines import EMPTY_SECONDS, Demand, Slots, demand_of, looking_seconds
 from pipeline.jobs.ray_cleanup import (
     MARK,
@@ -38,7 +37,7 @@ from pipeline.plan.plan import Job, Plan
 from pipeline.shards.build_shard import JobEvent
 
 log = logging.getLogger(__name__)
-ASSETS_PER_WORKER = 1000  # native libraries leak: a worker process is renewed after about so many
+ASSETS_PER_WORKER = 1000  # native libraries leak: after about as many a worker process is renewed
 _OBJECT_STORE_BYTES = 80 << 20  # records travel, arrays do not; 80 MB is near Ray's minimum
 _START_SECONDS = 120  # for a private Ray, which takes 4; Ray's own limits leave out some of its waits
 _JOIN_SECONDS = 60
@@ -81,21 +80,10 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    with _ended_by_sigterm(), _private(ray, workers) if address is None else _joined(ray, address):
+    # SIGTERM as Ctrl-C: `finally` blocks then end a private Ray and delete its folder
+    ended = handling(signal.SIGTERM, signal.default_int_handler)
+    with ended, _private(ray, workers) if address is None else _joined(ray, address):
         yield ray
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Treats SIGTERM as Ctrl-C, so that `finally` blocks end a private Ray and delete its folder."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pipeline.shards.build_shard import JobEvent
 MAX_LOSSES = 4  # times that one job may lose its machine, or its careful worker
 CALL_SECONDS = 45  # for what Ray answers at once; it ends this process itself after 60 of a head that hangs
 LOOK_SECONDS = 10  # between looks at the machines of a cluster, which come and go, and at jobs that say nothing
-_WAIT_SECONDS = 1  # for a job to say something; Ctrl-C has to wait for so long
+_WAIT_SECONDS = 1  # for a job to report; Ctrl-C waits as long
 _SILENT_SECONDS = 30  # beyond what a worker may need for an object: one that hangs ends itself, a stopped one does not
 _ENDED_SECONDS = 60  # a worker that Ray was asked to end is gone after 5
 KEPT = "what is finished is kept, run the same again"

@@ -18,7 +18,7 @@ from pipeline.plan.build_recipe import stored_recipe
 from pipeline.plan.from_build import of_build
 from pipeline.plan.plan import Job, Plan, ViewSet, existing_folder, source_folder
 from pipeline.plan.same_build import refuse_other_view_set
-from pipeline.shards.build_shard import is_missing, missing_tars
+from pipeline.shards.build_shard import missing_tars
 from pipeline.shards.views_from_files import resolved
 
 
@@ -60,12 +60,6 @@ def draw_view_set(
     retry: kinds of failures (timeout, memory, crash, data) whose shards are drawn anew.
     """
     (view_set,) = plan.view_sets
-    records = FinishedRecords()
-
-    def failed(job: Job, records: FinishedRecords) -> list[str]:
-        return records.with_failures(plan.tars(job)[-1:], retry)
-
-    missing = [job for job in jobs if is_missing(job, plan, records.is_done) or failed(job, records)]
 
     def prepare(records: FinishedRecords) -> None:
         store.delete_temporaries(store.join(plan.out, VIEWS, view_set.name))
@@ -74,9 +68,11 @@ def draw_view_set(
                 tar = shapes_tar(plan.out, job.split, job.shard)
                 raise Refused(f"{tar} or its meshes or record are missing: run the build again first")
         write_view_set_manifest(plan, view_set)
-        for job in missing:
-            records.forget(failed(job, records))
 
-    needed = bool(missing) or read_view_set(plan.out, view_set.name) is None
-    task = Task(jobs, missing, records, prepare=prepare, needed=needed)
+    task = Task(
+        jobs,
+        again=lambda job, records: records.with_failures(plan.tars(job)[-1:], retry),
+        prepare=prepare,
+        needed=read_view_set(plan.out, view_set.name) is None,
+    )
     return view_set_summary(plan, jobs, view_set, execute(plan, jobs, task, workers, on_start, on_event))

@@ -11,7 +11,7 @@ from manifests.layout import require_manifest, views_tar
 from manifests.records import read_record, record_path
 from pipeline.datasets import dataset_module
 from pipeline.formats.fingerprints import known_fingerprints
-from pipeline.jobs.build_manifest import write_finished
+from pipeline.jobs.build_manifest import write_build_manifest
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.from_build import whole_plan
@@ -56,16 +56,16 @@ def repair(
 
     def prepare(records: FinishedRecords) -> None:
         promised.update((tar, _sha256(tar)) for tar in wanted)
-        records.forget(wanted)
         for tar in wanted:
             if not known_fingerprints(tar):  # one that says what its objects were made of is looked at once more
                 store.remove(tar)
 
     def finish(records: FinishedRecords) -> None:
         if any(wanted & set(plan.raw_tars(job)) for job in todo):
-            write_finished(plan, jobs, records)
+            write_build_manifest(plan, jobs, records)
 
-    execute(plan, jobs, Task(todo, todo, FinishedRecords(), prepare, finish), workers, on_start, on_event)
+    task = Task(todo, lambda job, records: [tar for tar in plan.tars(job) if tar in wanted], prepare, finish)
+    execute(plan, jobs, task, workers, on_start, on_event)
     same = {tar for tar in wanted if promised[tar] is not None and _sha256(tar) == promised[tar]}
     return Repaired(tuple(sorted(same)), tuple(sorted(wanted - same)), tuple(left))
 

@@ -40,7 +40,7 @@ class LimitedThread:
         return self._stuck is not None
 
     def call(self, what: str, seconds: float, function: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
-        """What the function returns or raises. Raises TooLong, naming `what`, after so many seconds."""
+        """What the function returns or raises. Raises TooLong, naming `what`, after `seconds`."""
         if self._stuck is not None:
             raise TooLong(str(self._stuck))
         if not self._runs:

@@ -24,7 +24,7 @@ from machine import describe_machine
 from manifests.config import parse_changes
 from manifests.layout import meshes_tar, shapes_tar, views_tar
 from manifests.records import Record, record_path
-from pipeline.jobs.build_manifest import write_finished, write_unfinished
+from pipeline.jobs.build_manifest import write_build_manifest, write_unfinished
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import Job, make_plan
@@ -61,7 +61,7 @@ def make_up(out: Path, changes: list[str]) -> None:
         for view_set in plan.view_sets:
             names = [f"v{v:02d}.{c}.png" for v in range(view_set.preset.num_views) for c in view_set.preset.channels]
             _record(views_tar(plan.out, view_set.name, job.split, job.shard), view_set.hash, job, ["json", *names])
-    write_finished(plan, jobs, FinishedRecords())
+    write_build_manifest(plan, jobs, FinishedRecords())
 
 
 def _record(tar: str, hash: str, job: Job, suffixes: list[str]) -> None:

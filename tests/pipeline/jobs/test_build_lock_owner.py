@@ -17,7 +17,6 @@ from manifests.errors import Refused
 from manifests.process_info import started
 from pipeline.jobs.build_lock import build_lock
 from pipeline.jobs.driver import Task, Workers, execute
-from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.shards.build_shard import JobEvent
@@ -54,7 +53,7 @@ def test_a_long_build_keeps_its_lock_fresh(tmp_path, monkeypatch) -> None:
         ages.append(now[0] - json.loads((tmp_path / "build.lock").read_text())["renewed"])
         now[0] += 15
 
-    task = Task(jobs, jobs, FinishedRecords(), prepare=lambda records: None)
+    task = Task(jobs, again=lambda job, records: [], prepare=lambda records: None)
     execute(plan, jobs, task, Workers(0), lambda *_: None, look)
     assert len(ages) >= 60
     assert max(ages) < 120
