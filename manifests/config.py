@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -125,14 +125,17 @@ def merge(values: dict[str, Value], changes: dict[str, Value]) -> dict[str, Valu
     return merged
 
 
-def parse_recipe(kind: type[Recipe], values: dict[str, Value], where: str) -> Recipe:
-    """A typed recipe from plain values. Raises Refused naming `where`, the key and the nearest valid one."""
-    with refuse_invalid(where, [kind]):
+def parse_recipe(kind: type[Recipe], values: dict[str, Value], where: str, reads: str = "") -> Recipe:
+    """A typed recipe from plain values. Raises Refused naming `where`, the key and the nearest valid one.
+
+    reads: which keys there are, for a person who gave one that does not exist.
+    """
+    with refuse_invalid(where, [kind], reads):
         return kind.model_validate(values)
 
 
 @contextmanager
-def refuse_invalid(where: str, kinds: Sequence[type[BaseModel]]) -> Iterator[None]:
+def refuse_invalid(where: str, kinds: Sequence[type[BaseModel]], reads: str = "") -> Iterator[None]:
     """Turns pydantic's report into one line: the first key that is wrong, why, and the nearest key that exists."""
     try:
         yield
@@ -140,29 +143,40 @@ def refuse_invalid(where: str, kinds: Sequence[type[BaseModel]]) -> Iterator[Non
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if part not in BACKENDS)
         if first["type"] == "extra_forbidden":
-            name = str(first["loc"][-1])
-            near = difflib.get_close_matches(name, sorted(_all_keys(kinds)), n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = nearest_key(key, _all_keys(kinds))
+            hint = (f"; did you mean {near}?" if near else "") + (f" ({reads})" if reads else "")
             raise Refused(_one_line(f"{where}: unknown key {key[-100:]}{hint}")) from error
         got = "" if first["type"] in ("missing", "value_error") else f", got {_short(first['input'])}"
         message = first["msg"].removeprefix("Value error, ")
         raise Refused(_one_line(f"{where}: {key[-100:] + ': ' if key else ''}{message}{got}")) from error
 
 
-def _all_keys(kinds: Iterable[Any]) -> set[str]:
-    """Names of all fields of the models, those of their nested models included."""
+def nearest_key(key: str, known: Iterable[str]) -> str | None:
+    """The dotted key whose last part is most like that of `key`, in the most similar table, or None.
+
+    A `*` in a known key stands for any name or number, and becomes that of `key`.
+    """
+    by_name: dict[str, list[str]] = {}
+    for each in sorted(known):
+        by_name.setdefault(each.rpartition(".")[2], []).append(each)
+    given = key.split(".")
+    names = difflib.get_close_matches(given[-1], by_name, n=1, cutoff=0.5)
+    if not names:
+        return None
+    nearest = max(by_name[names[0]], key=lambda each: difflib.SequenceMatcher(None, each, key).ratio()).split(".")
+    return ".".join(given[n] if part == "*" and n < len(given) else part for n, part in enumerate(nearest))
+
+
+def _all_keys(kinds: Iterable[Any], prefix: str = "") -> set[str]:
+    """Dotted keys of all fields of the models, those of their nested models included; `*` for a key of a dict."""
     keys: set[str] = set()
-    todo, seen = list(kinds), set()
-    while todo:
-        kind = todo.pop()
-        if kind in seen:
-            continue
-        seen.add(kind)
+    for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys |= set(kind.model_fields)
-            todo += [field.annotation for field in kind.model_fields.values()]
+            for name, field in kind.model_fields.items():
+                keys |= {prefix + name} | _all_keys([field.annotation], f"{prefix}{name}.")
         else:
-            todo += [inner for inner in get_args(kind) if isinstance(inner, type) or get_args(inner)]
+            several = get_origin(kind) in (dict, list, tuple)
+            keys |= _all_keys(get_args(kind), f"{prefix}*." if several else prefix)
     return keys
 
 

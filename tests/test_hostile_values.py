@@ -24,7 +24,7 @@ from pipeline.formats.file_list import listed_assets
 from pipeline.formats.header_checks import check_header
 from pipeline.formats.off import parse_off
 from pipeline.formats.point_cloud import CLOUD_SUFFIXES, read_cloud
-from pipeline.plan.build_recipe import BuildRecipe
+from pipeline.plan.build_recipe import stored_recipe
 from training.paper_tables.table_rows import Table
 from training.settings.fit_recipe import FitRecipe
 from training.settings.prompts import read_prompts
@@ -112,12 +112,16 @@ def test_json(data: bytes) -> None:
 
 
 @MANY
-@given(TEXTS, st.dictionaries(st.sampled_from(["data", "optimizer", "views", "method", "rows", "title"]), JSON))
+@given(
+    TEXTS, st.dictionaries(st.sampled_from(["data", "optimizer", "views", "method", "rows", "title", "dataset"]), JSON)
+)
 def test_recipes(text: str, values: dict[str, Any]) -> None:
     in_one_line(lambda: parse_toml(text))
     in_one_line(lambda: parse_changes([text]))
-    for kind in (BuildRecipe, FitRecipe, Table):
+    for kind in (FitRecipe, Table):
         in_one_line(lambda kind=kind: parse_recipe(kind, values, "recipe x"))
+    for dataset in ({}, {"dataset": "meshes"}, {"dataset": "redwood"}):
+        in_one_line(lambda dataset=dataset: stored_recipe({**values, **dataset}, "recipe x"))
 
 
 @MANY

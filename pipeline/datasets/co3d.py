@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused, first_problem
 from manifests.records import Asset
+from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.seeded_split import seeded_split
 from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera
 from pipeline.formats.json_stream import JsonLimits, load_json, load_records
@@ -40,7 +41,7 @@ _MASKED = 127
 _SPLITS = ("train", "val", "test")
 
 
-class Co3dV2Options(BaseModel):
+class Co3dV2Options(DatasetOptions):
     """How the sequences of a category are divided, which frames are black, and limits of annotations.
 
     split: `seeded` by train_fraction and split_seed, or by the set list of `subset` (v1 has one list and no subset): a
@@ -49,7 +50,7 @@ class Co3dV2Options(BaseModel):
     when unpacked, json_depth of its nesting.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    IN_TABLE: ClassVar[bool] = True
     LIMITS: ClassVar[frozenset[str]] = frozenset({"annotations_mb", "json_depth"})
 
     split: Literal["seeded", "set_lists"] = "seeded"
@@ -71,6 +72,9 @@ class Co3dV1Options(Co3dV2Options):
 
     subset: str = ""
     hidden: tuple[str, ...] = ()
+
+
+OPTIONS: dict[str, type[DatasetOptions]] = {"co3d_v1": Co3dV1Options, "co3d_v2": Co3dV2Options}
 
 
 class _Record(BaseModel):

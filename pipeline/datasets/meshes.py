@@ -12,6 +12,7 @@ from pathlib import Path
 from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
+from pipeline.datasets.options import DatasetOptions
 from pipeline.formats.file_list import listed_assets
 from pipeline.formats.mesh import MESH_SUFFIXES, read_mesh
 from pipeline.formats.raw_shape import RawShape
@@ -20,12 +21,21 @@ from pipeline.formats.source_files import list_files, plain_name
 SPLITS = ("train", "val", "test")
 
 
-def assets(root: Path, table: DatasetTable, options: str | None = None) -> Iterator[Asset]:
-    """Every file with a mesh's suffix below the folder, or the rows of the listing `options`.
+class Listing(DatasetOptions):
+    """listing: a csv or jsonl file that names the objects. Its path is in no hash, the list of assets is."""
+
+    listing: str | None = None
+
+
+OPTIONS = Listing
+
+
+def assets(root: Path, table: DatasetTable, options: Listing) -> Iterator[Asset]:
+    """Every file with a mesh's suffix below the folder, or the rows of the listing.
 
     Raises Refused when there is none, or when the listing is wrong.
     """
-    yield from own_files(root, options, MESH_SUFFIXES)
+    yield from own_files(root, options.listing, MESH_SUFFIXES)
 
 
 def own_files(root: Path, listing: str | None, suffixes: Collection[str]) -> Iterator[Asset]:
@@ -52,6 +62,6 @@ def own_files(root: Path, listing: str | None, suffixes: Collection[str]) -> Ite
         raise Refused(f"no file to read in {root}: looked for {', '.join(suffixes)}")
 
 
-def read(asset: Asset, root: Path, options: str | None = None) -> RawShape:
+def read(asset: Asset, root: Path, options: Listing | None = None) -> RawShape:
     """The mesh or points of one file. Raises ValueError when it cannot be read."""
     return read_mesh(root / asset.source, root)

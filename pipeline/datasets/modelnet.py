@@ -19,17 +19,24 @@ from manifests import store
 from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
-from pipeline.datasets.splits import Division, count_shortfalls, dataset_folder
+from pipeline.datasets.options import ListedSplit, NamedSplit
+from pipeline.datasets.splits import count_shortfalls, dataset_folder
 from pipeline.formats.mesh import read_mesh
 from pipeline.formats.raw_shape import RawShape
 
 SPLITS = ("train", "test")
-TAKES_LISTS = True
 FIRST = {"train": 80, "test": 20}  # of each class, MVCNN (modelnet40v1)
 _ID = re.compile(r"(.+?_\d{4})(?!\d)")  # chair_0890_001.jpg, night_stand_0001.obj.shaded_v001.png
 
 
-def assets(root: Path, table: DatasetTable, options: Division) -> Iterator[Asset]:
+class ModelNetOptions(NamedSplit, ListedSplit):
+    """split: mvcnn80_20. split_list: the ids of its objects, or a folder of their pictures."""
+
+
+OPTIONS = ModelNetOptions
+
+
+def assets(root: Path, table: DatasetTable, options: ModelNetOptions) -> Iterator[Asset]:
     """Every .off file of the known classes, or those of a division.
 
     Raises Refused when the folder holds no class of the table, or a list no id.
@@ -78,7 +85,7 @@ def listed_ids(path: str, table: DatasetTable) -> frozenset[str]:
     return ids
 
 
-def shortfalls(options: Division, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
+def shortfalls(options: ModelNetOptions, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
     """What a copy lacks of the expected counts, or of the list."""
     if not options.split_list:
         return count_shortfalls(options, table, found, splits)
@@ -86,7 +93,7 @@ def shortfalls(options: Division, table: DatasetTable, found: list[Asset], split
     return [f"{len(found):,} of {len(listed):,} listed objects"] if len(found) != len(listed) else []
 
 
-def notes(options: Division, table: DatasetTable) -> tuple[str, ...]:
+def notes(options: ModelNetOptions, table: DatasetTable) -> tuple[str, ...]:
     """What a person should know about the division."""
     if not options.split or options.split_list:
         return ()
@@ -94,7 +101,7 @@ def notes(options: Division, table: DatasetTable) -> tuple[str, ...]:
     return (f"split={options.split} without split_list: the first {first} objects of each class, perhaps not MVCNN's",)
 
 
-def read(asset: Asset, root: Path, options: Division | None = None) -> RawShape:
+def read(asset: Asset, root: Path, options: ModelNetOptions | None = None) -> RawShape:
     """The mesh of one file. Raises ValueError when it has no face or cannot be read."""
     raw = read_mesh(root / asset.source, root)
     if raw.mesh is None:

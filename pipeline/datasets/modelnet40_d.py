@@ -14,19 +14,21 @@ from pathlib import Path
 from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
+from pipeline.datasets.options import CloudLimit, NamedSplit, NamedSplitOfClouds
 from pipeline.datasets.release_files import listed_files, only_folder, read_lines, require_order
-from pipeline.datasets.splits import Division, compare_counts
+from pipeline.datasets.splits import compare_counts
 from pipeline.formats.hdf5 import read_labels, read_row
 from pipeline.formats.point_cloud import read_cloud
 from pipeline.formats.raw_shape import RawShape, check_finite
 
+OPTIONS = NamedSplitOfClouds
 SPLITS = ("train", "test")
 TEXT = "normal_resampled"
 EXAMPLE = "modelnet40_ply_hdf5_2048/ply_data_train0.h5 or modelnet40_normal_resampled/airplane/airplane_0001.txt"
 _NORMALS = "columns passed over"
 
 
-def assets(root: Path, table: DatasetTable, options: Division) -> Iterator[Asset]:
+def assets(root: Path, table: DatasetTable, options: NamedSplitOfClouds) -> Iterator[Asset]:
     """Every row of the h5 files, or every listed text file. Raises Refused where neither release is there, or both."""
     wanted = _is_text if options.split == TEXT else lambda folder: _is_h5(folder) or _is_text(folder)
     folder = only_folder(root, wanted, table.name, EXAMPLE)
@@ -38,13 +40,13 @@ def assets(root: Path, table: DatasetTable, options: Division) -> Iterator[Asset
         yield from _h5_assets(root, folder, table, options.max_points)
 
 
-def shortfalls(options: Division, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
+def shortfalls(options: NamedSplit, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
     """Splits that are not of the expected size: the two releases differ by three objects."""
     text = any(asset.source.endswith(".txt") for asset in found)
     return compare_counts(table.split_counts[TEXT] if text else table.counts, found, splits)
 
 
-def read(asset: Asset, root: Path, options: Division) -> RawShape:
+def read(asset: Asset, root: Path, options: CloudLimit) -> RawShape:
     """The cloud of one object. Raises ValueError when it cannot be read or its label is no class."""
     if asset.source.endswith(".txt"):
         raw = read_cloud(root, asset.source)
@@ -52,7 +54,7 @@ def read(asset: Asset, root: Path, options: Division) -> RawShape:
     return row_shape(asset, root, options)
 
 
-def row_shape(asset: Asset, root: Path, options: Division, with_parts: bool = False) -> RawShape:
+def row_shape(asset: Asset, root: Path, options: CloudLimit, with_parts: bool = False) -> RawShape:
     """The cloud of one row (`<file>#<row>`). Raises ValueError when its label is no class, or a point is not finite."""
     relative, _, number = asset.source.rpartition("#")
     if asset.class_name is None:

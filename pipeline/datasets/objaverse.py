@@ -20,6 +20,7 @@ from pathlib import Path
 from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
+from pipeline.datasets.options import DatasetOptions
 from pipeline.formats.mesh import read_mesh
 from pipeline.formats.raw_shape import RawShape
 from pipeline.formats.source_files import source_file
@@ -42,7 +43,7 @@ def complete(table: DatasetTable, root: Path) -> DatasetTable:
     )
 
 
-def assets(root: Path, table: DatasetTable, options: None = None) -> Iterator[Asset]:
+def assets(root: Path, table: DatasetTable, options: DatasetOptions | None = None) -> Iterator[Asset]:
     """Every annotated object whose GLB is there. Raises Refused when there is no annotation file or no GLB."""
     files = _glb_files(root)
     seen: set[str] = set()
@@ -55,7 +56,7 @@ def assets(root: Path, table: DatasetTable, options: None = None) -> Iterator[As
         raise Refused(f"no annotated GLB in {root}: expected files such as {root}/glbs/000-000/<uid>.glb")
 
 
-def read(asset: Asset, root: Path, options: None = None) -> RawShape:
+def read(asset: Asset, root: Path, options: DatasetOptions | None = None) -> RawShape:
     """The mesh of one GLB. Raises ValueError when it has no face or cannot be read."""
     raw = read_mesh(root / asset.source, root)
     if raw.mesh is None:

@@ -7,19 +7,21 @@ from pathlib import Path
 
 from manifests.dataset_info import DatasetTable
 from manifests.records import Asset
-from pipeline.datasets.meshes import own_files
+from pipeline.datasets.meshes import Listing, own_files
 from pipeline.formats.point_cloud import CLOUD_SUFFIXES, read_cloud
 from pipeline.formats.raw_shape import RawShape
 
+OPTIONS = Listing
 
-def assets(root: Path, table: DatasetTable, options: str | None = None) -> Iterator[Asset]:
-    """Every file with a cloud's suffix below the folder, or the rows of the listing `options`.
+
+def assets(root: Path, table: DatasetTable, options: Listing) -> Iterator[Asset]:
+    """Every file with a cloud's suffix below the folder, or the rows of the listing.
 
     Raises Refused when there is none, or when the listing is wrong.
     """
-    yield from own_files(root, options, CLOUD_SUFFIXES)
+    yield from own_files(root, options.listing, CLOUD_SUFFIXES)
 
 
-def read(asset: Asset, root: Path, options: str | None = None) -> RawShape:
+def read(asset: Asset, root: Path, options: Listing | None = None) -> RawShape:
     """The points of one file, and their colours where it has some. Raises ValueError when it cannot be read."""
     return read_cloud(root, asset.source)

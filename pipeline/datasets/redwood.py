@@ -19,11 +19,12 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
+from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.seeded_split import seeded_split
 from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera
 from pipeline.formats.json_stream import JsonLimits, load_json
@@ -41,14 +42,14 @@ _ID = re.compile(r"\d{5}")
 _MEMBER = re.compile(r"(?:[^/]+/)?(rgb|depth)/(\d+)-(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
 
-class RedwoodOptions(BaseModel):
+class RedwoodOptions(DatasetOptions):
     """How the scans of a class are divided, and limits of an archive.
 
     pair_us: farthest in time, microseconds, that a colour picture's depth may be. Limits, in no hash: zip_members of an
     archive, picture_mb of one of its pictures when unpacked.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    IN_TABLE: ClassVar[bool] = True
     LIMITS: ClassVar[frozenset[str]] = frozenset({"zip_members", "picture_mb"})
 
     train_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8
@@ -56,6 +57,9 @@ class RedwoodOptions(BaseModel):
     pair_us: Annotated[int, Field(ge=0)] = 50_000
     zip_members: Annotated[int, Field(ge=1)] = 200_000
     picture_mb: Annotated[int, Field(ge=1)] = 16
+
+
+OPTIONS = RedwoodOptions
 
 
 def assets(root: Path, table: DatasetTable, options: RedwoodOptions) -> Iterator[Asset]:

@@ -22,12 +22,14 @@ from manifests.dataset_info import DatasetTable, load_table
 from manifests.errors import Refused
 from manifests.records import Asset
 from pipeline.datasets.modelnet40_d import class_of, row_shape
+from pipeline.datasets.options import CloudLimit, NamedSplit, NamedSplitOfClouds
 from pipeline.datasets.release_files import folders, read_lines
-from pipeline.datasets.splits import Division, compare_counts
+from pipeline.datasets.splits import compare_counts
 from pipeline.formats.hdf5 import has_background, read_labels
 from pipeline.formats.raw_shape import RawShape, check_finite
 from pipeline.formats.source_files import noted, source_file
 
+OPTIONS = NamedSplitOfClouds
 PREFIXES = {"train": "training", "test": "test"}
 PARTITIONS = ("main_split", "split1", "split2", "split3", "split4")
 FOLDERS = tuple(f"{name}{suffix}" for name in PARTITIONS for suffix in ("", "_nobg"))
@@ -61,7 +63,7 @@ VARIANTS = {
 }
 
 
-def assets(root: Path, table: DatasetTable, options: Division) -> Iterator[Asset]:
+def assets(root: Path, table: DatasetTable, options: NamedSplitOfClouds) -> Iterator[Asset]:
     """Every row of the variant's two h5 files, or every raw object of the list.
 
     Ids are `<variant>-<row>`: rows of the test file go on after those of the training file; raw objects have their
@@ -80,7 +82,7 @@ def assets(root: Path, table: DatasetTable, options: Division) -> Iterator[Asset
         raise Refused(f"no {table.name} in {root}: expected {name}, or {partition}.txt and folders of .bin files")
 
 
-def shortfalls(options: Division, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
+def shortfalls(options: NamedSplit, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
     """Splits that are not of the expected size; of split1..4 only the sum over both splits is known."""
     expected = table.split_counts[options.split] if options.split else table.counts
     total = expected.get("total", len(found))
@@ -89,7 +91,7 @@ def shortfalls(options: Division, table: DatasetTable, found: list[Asset], split
     return compare_counts({name: n for name, n in expected.items() if name != "total"}, found, splits)
 
 
-def read(asset: Asset, root: Path, options: Division) -> RawShape:
+def read(asset: Asset, root: Path, options: CloudLimit) -> RawShape:
     """The cloud of one object, uncentred. Raises ValueError when it cannot be read or its label is no class."""
     if not asset.source.endswith(".bin"):
         return row_shape(asset, root, options)

@@ -16,17 +16,18 @@ from pathlib import Path
 from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
+from pipeline.datasets.options import ListedSplit
 from pipeline.datasets.shapenet_lists import read_split_list
-from pipeline.datasets.splits import Division, compare_counts, dataset_folder
+from pipeline.datasets.splits import compare_counts, dataset_folder
 from pipeline.formats.mesh import read_mesh
 from pipeline.formats.raw_shape import RawShape
 
-TAKES_LISTS = True
+OPTIONS = ListedSplit
 OBJ = {"shapenet_v1": "model.obj", "shapenet_v2": "models/model_normalized.obj"}  # P3D datasets/shapenet_core.py:66
 UNTEXTURED = "no texture"
 
 
-def assets(root: Path, table: DatasetTable, options: Division) -> Iterator[Asset]:
+def assets(root: Path, table: DatasetTable, options: ListedSplit) -> Iterator[Asset]:
     """Every object of the known synsets: all in `train`, or those of the list, in its splits.
 
     Raises Refused when the folder holds no synset, one of the other version, or one that the table does not have.
@@ -65,7 +66,7 @@ def _folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def shortfalls(options: Division, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
+def shortfalls(options: ListedSplit, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
     """What a copy lacks: objects of the list, `train 3 of 41,950`; without a list whole synsets, `2 of 55 synsets`."""
     if options.split_list:
         listed = read_split_list(options.split_list, table.synsets, [asset.id for asset in found])
@@ -77,13 +78,13 @@ def shortfalls(options: Division, table: DatasetTable, found: list[Asset], split
     return [summary] if lost else []
 
 
-def notes(options: Division, table: DatasetTable) -> tuple[str, ...]:
+def notes(options: ListedSplit, table: DatasetTable) -> tuple[str, ...]:
     """What a person should know about the list."""
     nameless = read_split_list(options.split_list, table.synsets, []).nameless if options.split_list else 0
     return (f"split_list: {nameless} of its rows have a synset and no id",) if nameless else ()
 
 
-def read(asset: Asset, root: Path, options: Division | None = None) -> RawShape:
+def read(asset: Asset, root: Path, options: ListedSplit | None = None) -> RawShape:
     """The textured mesh of one object. Raises ValueError when it has no face or cannot be read."""
     path = root / asset.source
     folder = path.parents[1] if path.parent.name == "models" else path.parent

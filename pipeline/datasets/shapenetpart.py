@@ -14,16 +14,17 @@ from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
 from pipeline.datasets.modelnet40_d import class_of, row_shape
+from pipeline.datasets.options import CloudLimit
 from pipeline.datasets.release_files import listed_files, only_folder, require_order
-from pipeline.datasets.splits import Division
 from pipeline.formats.hdf5 import read_labels
 from pipeline.formats.raw_shape import RawShape
 
+OPTIONS = CloudLimit
 SPLITS = ("train", "val", "test")
 NUM_PARTS = 50
 
 
-def assets(root: Path, table: DatasetTable, options: Division) -> Iterator[Asset]:
+def assets(root: Path, table: DatasetTable, options: CloudLimit) -> Iterator[Asset]:
     """Every row of the h5 files. Raises Refused when the release is not there, or is another one."""
     folder = only_folder(root, _has_files, table.name, "hdf5_data/ply_data_train0.h5")
     require_order(root, folder / "all_object_categories.txt", table.classes)
@@ -39,7 +40,7 @@ def assets(root: Path, table: DatasetTable, options: Division) -> Iterator[Asset
                 yield Asset(f"{Path(relative).stem}-{row:05d}", f"{relative}#{row}", split, class_of(table, int(label)))
 
 
-def read(asset: Asset, root: Path, options: Division) -> RawShape:
+def read(asset: Asset, root: Path, options: CloudLimit) -> RawShape:
     """The cloud and the part labels of one row. Raises ValueError when it cannot be read or a label is out of range."""
     raw = row_shape(asset, root, options, with_parts=True)
     if raw.parts.max() >= NUM_PARTS:

@@ -1,33 +1,21 @@
-"""How the objects of a dataset are divided into splits: a named division, or a list of ids; and what a copy lacks."""
+"""What a partial copy of a dataset lacks, and the folder in which its classes lie."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
-
-MAX_POINTS = 4_000_000
-
-
-@dataclass(frozen=True)
-class Division:
-    """What a recipe asks for. split: a name of the table's `split_counts`. split_list: a file or a folder.
-
-    max_points: the most that one object of a dataset of clouds may declare.
-    """
-
-    split: str = ""
-    split_list: str = ""
-    max_points: int = MAX_POINTS
+from pipeline.datasets.options import DatasetOptions, NamedSplit
 
 
-def count_shortfalls(options: Division, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]) -> list[str]:
+def count_shortfalls(
+    options: DatasetOptions, table: DatasetTable, found: list[Asset], splits: tuple[str, ...]
+) -> list[str]:
     """`train 3 of 9,843` for each split whose count is not the table's; splits: looks at these only, () at all."""
-    division = getattr(options, "split", "")
+    division = options.split if isinstance(options, NamedSplit) else ""
     return compare_counts(table.split_counts.get(division) or table.counts, found, splits)
 
 

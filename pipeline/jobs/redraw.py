@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from manifests import store
-from manifests.config import Value, parse_recipe
+from manifests.config import Value
 from manifests.errors import Refused
 from manifests.layout import VIEWS, read_view_set, require_manifest, shapes_tar, view_set_hash
 from manifests.presets import load_preset
@@ -13,7 +13,7 @@ from pipeline.jobs.build_manifest import write_view_set_manifest
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.jobs.summary import Summary, view_set_summary
-from pipeline.plan.build_recipe import BuildRecipe
+from pipeline.plan.build_recipe import stored_recipe
 from pipeline.plan.from_build import of_build
 from pipeline.plan.plan import Job, Plan, ViewSet, existing_folder, refuse_frames, source_folder
 from pipeline.plan.same_build import refuse_other_view_set
@@ -30,7 +30,7 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
     manifest = require_manifest(out, f"--shards {out}")
     if not manifest.complete:
         raise Refused(f"--shards {out} is not finished: run its build again first")
-    recipe = parse_recipe(BuildRecipe, manifest.recipe, f"{out}/manifest.json")
+    recipe = stored_recipe(manifest.recipe, f"{out}/manifest.json")
     plan, jobs = of_build(out, manifest, recipe)
     name, preset = load_preset(preset_name, changes)
     root = None

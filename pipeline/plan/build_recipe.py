@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from manifests.config import Value, digest, find_recipe, load_toml, merge, parse_recipe
-from manifests.dataset_info import axes_matrix
+from manifests.dataset_info import axes_matrix, load_table
 from manifests.samples import CONTENT, FORMAT
-from pipeline.datasets.co3d import Co3dV1Options, Co3dV2Options
-from pipeline.datasets.redwood import RedwoodOptions
-from pipeline.datasets.splits import MAX_POINTS, Division
-from pipeline.datasets.synthetic.generator import ParametricOptions
+from pipeline.datasets import options_of
+from pipeline.datasets.options import MAX_POINTS, DatasetOptions
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 POLICY = frozenset({"asset_seconds", "asset_memory_mb", "max_points", "max_failed_fraction", "allow_partial"})
-OPTIONS = ("parametric", "redwood", "co3d_v1", "co3d_v2")  # datasets with a table of their own in the recipe
-LISTED = ("meshes", "points")  # datasets that take `listing`
+PATHS = frozenset({"listing", "split_list"})  # what they say is in the hash of the list of assets
+ONCE_IN_ALL = {"split": "", "split_list": "", "max_points": MAX_POINTS}  # each stored recipe of 0.1.0 holds these keys
+ONCE_IN_ALL_TABLES = ("parametric", "redwood", "co3d_v1", "co3d_v2")  # and these tables, whatever its dataset
 
 
 class BuildRecipe(BaseModel):
-    """What to make of which dataset.
+    """What to make of which dataset: the keys of every recipe. `recipe_kind` adds those that the dataset reads.
 
     num_points: samples of a surface. fps_prefix: how many of them come first, in farthest-point order. axes: replaces
     the dataset's own. classes: keeps these only, in this label order (for folders without classes: the candidates).
-    splits: keeps these only. split: another division of the dataset than its own, by name (mvcnn80_20). split_list: a
-    file or folder that says which object is in which split (the shipped recipes say which kinds are read). listing: a
-    csv or jsonl file that names the objects of `meshes` and `points`. The paths of both are in no hash, the list of
-    assets that they give is. views: a table of preset name -> changed keys, or a list of names.
-    Policy keys (asset_seconds without progress, asset_memory_mb a process, max_points that one object of a dataset of
-    clouds may declare, max_failed_fraction, allow_partial) change no byte and are in no hash.
+    splits: keeps these only. views: a table of preset name -> changed keys, or a list of names.
+    Policy keys (asset_seconds without progress, asset_memory_mb a process, max_failed_fraction, allow_partial) change
+    no byte and are in no hash.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -48,17 +46,9 @@ class BuildRecipe(BaseModel):
     shard_size: Annotated[int, Field(ge=1)] = 256
     classes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
-    split: str = ""
-    split_list: str = ""
-    listing: str | None = None
     views: dict[str, dict[str, Any]] = {}
-    parametric: ParametricOptions = ParametricOptions()
-    redwood: RedwoodOptions = RedwoodOptions()
-    co3d_v1: Co3dV1Options = Co3dV1Options()
-    co3d_v2: Co3dV2Options = Co3dV2Options()
     asset_seconds: Annotated[float, Field(gt=0)] = 120.0
     asset_memory_mb: Annotated[int, Field(ge=200)] = 2000
-    max_points: Annotated[int, Field(ge=1)] = MAX_POINTS
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     allow_partial: bool = False
 
@@ -74,21 +64,20 @@ class BuildRecipe(BaseModel):
             axes_matrix(axes)
         return axes
 
-    def options(self) -> ParametricOptions | RedwoodOptions | Co3dV2Options | Division | str | None:
-        """The dataset's own table, or the path of its listing, else how it is divided into splits."""
-        if self.dataset in LISTED:
-            return self.listing
-        if self.dataset in OPTIONS:
-            return getattr(self, self.dataset)
-        return Division(self.split, self.split_list, self.max_points)
+    def __reduce__(self) -> tuple[Callable[..., BuildRecipe], tuple[dict[str, Any], str]]:
+        """Pickles the values, as `recipe_kind` makes classes that an import does not find."""
+        return stored_recipe, (self.model_dump(), "recipe")
+
+    def options(self) -> DatasetOptions:
+        """The keys that only the dataset reads: its own table, or this recipe itself where it has no table."""
+        return cast(DatasetOptions, getattr(self, self.dataset, self))
 
     def identity(self) -> dict[str, Any]:
         """The keys that change shapes and meshes, as plain values."""
-        left_out = {*POLICY, "views", "listing", "split_list", *(name for name in OPTIONS if name != self.dataset)}
-        if not self.split:
-            left_out.add("split")
-        values = self.model_dump(mode="json", exclude=left_out)
-        for limit in getattr(self.options(), "LIMITS", ()):
+        values = self.model_dump(mode="json", exclude={*POLICY, *PATHS, "views"})
+        if values.get("split") == "":
+            del values["split"]
+        for limit in self.options().LIMITS:
             del values[self.dataset][limit]
         return values
 
@@ -102,8 +91,48 @@ def _view_table(views: Value) -> Value:
     return {str(name): {} for name in views} if isinstance(views, list) else views
 
 
+@cache
+def recipe_kind(dataset: str) -> type[BuildRecipe]:
+    """The class of a dataset's recipes: the keys of every recipe, then its own. Raises Refused on an unknown one."""
+    options = options_of(load_table(dataset))
+    table: dict[str, Any] = {dataset: (options, options())} if options.IN_TABLE else {}
+    bases = (BuildRecipe,) if table else cast(tuple[type[BuildRecipe], ...], (options, BuildRecipe))
+    return create_model("BuildRecipe", __base__=bases, **table)
+
+
+def _parse(values: dict[str, Value], where: str) -> BuildRecipe:
+    """A typed recipe. Raises Refused on a key that its dataset does not read, naming those that it reads."""
+    dataset = values.get("dataset")
+    if not isinstance(dataset, str):
+        return parse_recipe(BuildRecipe, values, where)
+    kind = recipe_kind(dataset)
+    own = sorted(set(kind.model_fields) - set(BuildRecipe.model_fields))
+    keys = [f"{name}.*" if name == dataset else name for name in own]
+    reads = f"{dataset} reads {' and '.join(keys) or 'no key'} beside the keys of every dataset"
+    return parse_recipe(kind, values, where, reads)
+
+
+def _without_other_datasets(values: dict[str, Value]) -> dict[str, Value]:
+    """The values of a stored recipe without the keys that only other datasets read, where these have their defaults."""
+    dataset = values.get("dataset")
+    if not isinstance(dataset, str):
+        return values
+    others = {**ONCE_IN_ALL, **{name: _own_defaults(name) for name in ONCE_IN_ALL_TABLES if name in values}}
+    read = recipe_kind(dataset).model_fields
+    return {k: value for k, value in values.items() if k in read or k not in others or value != others[k]}
+
+
+def _own_defaults(dataset: str) -> dict[str, Value]:
+    return options_of(load_table(dataset))().model_dump(mode="json", exclude_none=True)
+
+
+def stored_recipe(values: dict[str, Value], where: str) -> BuildRecipe:
+    """The recipe of a build from its recipe.toml or manifest, of older versions too. Raises Refused on other values."""
+    return _parse(_without_other_datasets(values), where)
+
+
 def read_recipe(name: str, changes: dict[str, Value]) -> BuildRecipe:
     """A recipe file with changes applied, presets included. Raises Refused naming what does not fit."""
-    values = load_toml(find_recipe(name, RECIPES))
+    values = _without_other_datasets(load_toml(find_recipe(name, RECIPES)))
     values["views"] = _view_table(values.get("views", {}))
-    return parse_recipe(BuildRecipe, merge(values, changes), f"recipe {name}")
+    return _parse(merge(values, changes), f"recipe {name}")

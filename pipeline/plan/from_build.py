@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from manifests import store
-from manifests.config import parse_recipe, parse_toml
+from manifests.config import parse_toml
 from manifests.dataset_info import load_table
 from manifests.errors import Refused
 from manifests.layout import (
@@ -20,7 +20,8 @@ from manifests.layout import (
     view_set_names,
 )
 from manifests.records import Asset, parse_assets
-from pipeline.plan.build_recipe import BuildRecipe
+from pipeline.datasets import dataset_module
+from pipeline.plan.build_recipe import BuildRecipe, stored_recipe
 from pipeline.plan.plan import (
     LIBRARIES,
     Job,
@@ -28,7 +29,6 @@ from pipeline.plan.plan import (
     ViewSet,
     complete_table,
     cut_jobs,
-    dataset_module,
     existing_folder,
 )
 
@@ -57,7 +57,7 @@ def whole_plan(out: str, source: str | None) -> tuple[Plan, list[Job]]:
     """
     manifest = require_manifest(out, out)
     plan, jobs = of_build(out, manifest, _recipe(out, manifest))
-    if source is not None and getattr(dataset_module(plan.table), "NEEDS_SOURCE", True):
+    if source is not None and dataset_module(plan.table).NEEDS_SOURCE:
         root = existing_folder(source, plan.table.name)
         plan = replace(plan, source=str(root), table=complete_table(plan.table, root))
     return replace(plan, view_sets=tuple(drawn_sets(plan, skip_damaged=True))), jobs
@@ -67,12 +67,12 @@ def _recipe(out: str, manifest: BuildManifest) -> BuildRecipe:
     """The recipe of a build with its limits, from OUT/recipe.toml; without them where that is gone or another's."""
     path = store.join(out, RECIPE)
     try:
-        recipe = parse_recipe(BuildRecipe, parse_toml((store.read_bytes(path) or b"").decode()), path)
+        recipe = stored_recipe(parse_toml((store.read_bytes(path) or b"").decode()), path)
         if recipe.shapes_hash() == manifest.shapes_hash:
             return recipe
     except (ValueError, Refused):
         pass  # the manifest holds what changes bytes
-    recipe = parse_recipe(BuildRecipe, manifest.recipe, f"{out}/manifest.json")
+    recipe = stored_recipe(manifest.recipe, f"{out}/manifest.json")
     if recipe.shapes_hash() != manifest.shapes_hash:
         raise Refused(f"{out} was made by another version of this program: it cannot make the same bytes")
     return recipe

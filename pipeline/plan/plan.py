@@ -7,13 +7,11 @@ is a random sample of its split, and shard 17 is shard 17 on any cluster.
 from __future__ import annotations
 
 import gc
-import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from manifests import store
 from manifests.dataset_info import DatasetTable, default_prompt_name, load_table
@@ -22,7 +20,8 @@ from manifests.layout import library_versions, meshes_tar, shapes_tar, view_set_
 from manifests.presets import AnyViews, load_preset
 from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.rng import seed_digest
-from pipeline.datasets.splits import count_shortfalls
+from pipeline.datasets import dataset_module
+from pipeline.datasets.options import ListedSplit, NamedSplit
 from pipeline.plan.build_recipe import BuildRecipe
 
 LIBRARIES = ("numpy", "pillow", "trimesh", "open3d", "open3d-cpu", "webdataset")
@@ -88,11 +87,6 @@ class Plan:
         return self.classes.index(class_name) if class_name in self.classes else None
 
 
-def dataset_module(table: DatasetTable) -> ModuleType:
-    """The file of pipeline/datasets of a dataset: `assets(root, table, options)` and `read(asset, root, options)`."""
-    return importlib.import_module(f"pipeline.datasets.{table.reader or table.name}")
-
-
 def make_view_sets(recipe: BuildRecipe, shapes_hash: str) -> tuple[ViewSet, ...]:
     """The view sets that a recipe asks for. Raises Refused on an unknown preset or when two get one name."""
     sets: list[ViewSet] = []
@@ -112,7 +106,7 @@ def make_view_sets(recipe: BuildRecipe, shapes_hash: str) -> tuple[ViewSet, ...]
 
 def refuse_frames(table: DatasetTable, name: str) -> None:
     """Raises Refused where a dataset has no sequences to take frames from."""
-    if not hasattr(dataset_module(table), "frames"):
+    if dataset_module(table).frames is None:
         raise Refused(f"{name}: {table.name} has no sequences of frames")
 
 
@@ -156,20 +150,19 @@ def _plan_and_jobs(recipe: BuildRecipe, source: str | None, out: str) -> tuple[P
         assets_hash=asset_list_hash(assets),
         view_sets=view_sets,
         versions=library_versions(*LIBRARIES),
-        notes=tuple(getattr(dataset_module(table), "notes", _no_notes)(recipe.options(), table)),
+        notes=tuple(dataset_module(table).notes(recipe.options(), table)),
     )
     return plan, cut_jobs(assets, recipe.seed, recipe.shard_size)
 
 
 def complete_table(table: DatasetTable, root: Path | None) -> DatasetTable:
     """The table, with classes and counts from the source where that holds them (the dataset's `complete`)."""
-    complete = getattr(dataset_module(table), "complete", None)
-    return table if complete is None else complete(table, root)
+    return dataset_module(table).complete(table, root)
 
 
 def source_folder(table: DatasetTable, source: str | None) -> Path | None:
     """The absolute folder of a dataset that is read from files, None for a made one. Raises Refused where missing."""
-    if not getattr(dataset_module(table), "NEEDS_SOURCE", True):
+    if not dataset_module(table).NEEDS_SOURCE:
         return None
     return existing_folder(source, table.name)
 
@@ -186,9 +179,8 @@ def existing_folder(source: str | None, what: str) -> Path:
 
 def list_assets(recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> list[Asset]:
     """The dataset's assets with their keys, restricted to the recipe's classes and splits, sorted by split and key."""
-    module = dataset_module(table)
-    _refuse_division(recipe, table, module)
-    found = list(module.assets(root, table, recipe.options()))
+    _refuse_division(recipe, table)
+    found = list(dataset_module(table).assets(root, table, recipe.options()))
     _refuse_partial(recipe, table, found)
     for class_name in recipe.classes:
         if table.classes and class_name not in table.classes:
@@ -214,26 +206,20 @@ def list_assets(recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> 
     return sorted(named, key=lambda asset: (asset.split, asset.key))
 
 
-def _refuse_division(recipe: BuildRecipe, table: DatasetTable, module: ModuleType) -> None:
-    if recipe.split and recipe.split not in table.split_counts:
-        known = ", ".join(table.split_counts) or "its own only"
-        raise Refused(f"split: {table.name} is not divided by {recipe.split}; known: {known}")
-    if recipe.split_list and not getattr(module, "TAKES_LISTS", False):
-        raise Refused(f"split_list: {table.name} takes no list")
-    if recipe.split_list and not os.path.exists(recipe.split_list):
-        raise Refused(f"split_list: no such file {recipe.split_list}")
+def _refuse_division(recipe: BuildRecipe, table: DatasetTable) -> None:
+    options = recipe.options()
+    if isinstance(options, NamedSplit) and options.split and options.split not in table.split_counts:
+        known = ", ".join(table.split_counts)
+        raise Refused(f"split: {table.name} is not divided by {options.split}; known: {known}")
+    if isinstance(options, ListedSplit) and options.split_list and not os.path.exists(options.split_list):
+        raise Refused(f"split_list: no such file {options.split_list}")
 
 
 def _refuse_partial(recipe: BuildRecipe, table: DatasetTable, found: list[Asset]) -> None:
     """Compares with the expected counts, or asks the dataset's own `shortfalls`."""
-    shortfalls: Callable[..., list[str]] = getattr(dataset_module(table), "shortfalls", count_shortfalls)
-    wrong = shortfalls(recipe.options(), table, found, recipe.splits)
+    wrong = dataset_module(table).shortfalls(recipe.options(), table, found, recipe.splits)
     if wrong and not recipe.allow_partial:
         raise Refused(f"not the whole {table.name}: {', '.join(wrong)}; to build it all the same: allow_partial=true")
-
-
-def _no_notes(options: object, table: DatasetTable) -> tuple[str, ...]:
-    return ()
 
 
 def _classes(recipe: BuildRecipe, table: DatasetTable, assets: list[Asset]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -29,10 +29,11 @@ from manifests.samples import (
     decode_array,
     read_samples,
 )
+from pipeline.datasets import dataset_module
 from pipeline.formats.fingerprints import fingerprint_of, known_fingerprints, require_unchanged
 from pipeline.formats.glb import encode_mesh
 from pipeline.formats.source_files import Fingerprint, watched
-from pipeline.plan.plan import Job, Plan, ViewSet, dataset_module
+from pipeline.plan.plan import Job, Plan, ViewSet
 from pipeline.shards.object import (
     Outcome,
     ViewResults,

@@ -21,10 +21,11 @@ from manifests.samples import (
     encode_array,
     encode_json,
 )
+from pipeline.datasets import dataset_module
 from pipeline.formats.fingerprints import fingerprint_values
 from pipeline.formats.glb import decode_mesh, encode_mesh
 from pipeline.formats.source_files import Fingerprint, watched
-from pipeline.plan.plan import Plan, ViewSet, dataset_module
+from pipeline.plan.plan import Plan, ViewSet
 from pipeline.shards.encode_views import view_members
 from pipeline.shards.shape import Shape, make_shape
 from pipeline.shards.view_quality import judge, require_seen

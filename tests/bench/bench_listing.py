@@ -18,8 +18,9 @@ from pathlib import Path
 from machine import describe_machine
 
 from manifests.dataset_info import load_table
+from pipeline.datasets import dataset_module
 from pipeline.plan.build_recipe import read_recipe
-from pipeline.plan.plan import dataset_module, make_plan
+from pipeline.plan.plan import make_plan
 
 CLASSES = 40
 

@@ -90,11 +90,12 @@ def build_and_check(recipe_name: str, case: Path, out: str = "out", **changes: A
     """Each object is read, then all is built: every file is an object or a Failure, and `check` finds all well."""
     from manifests.config import merge
     from manifests.errors import Refused
+    from pipeline.datasets import dataset_module
     from pipeline.inspect.check import check
     from pipeline.jobs.build import build
     from pipeline.jobs.driver import Workers
     from pipeline.plan.build_recipe import read_recipe
-    from pipeline.plan.plan import dataset_module, make_plan
+    from pipeline.plan.plan import make_plan
 
     os.fsync = lambda descriptor: None  # a thousand of them would be most of the time
     recipe = read_recipe(recipe_name, merge(TINY, changes))
@@ -606,17 +607,17 @@ def run_recipes(case: Path) -> str:
 
 def _planned(case: Path, path: Path) -> bool:
     """A plan by a recipe, and the manifests of its view sets written."""
-    from manifests.config import load_toml, parse_recipe, to_toml
+    from manifests.config import load_toml, to_toml
     from pipeline.jobs.build_manifest import write_view_set_manifest
-    from pipeline.plan.build_recipe import BuildRecipe, read_recipe
+    from pipeline.plan.build_recipe import read_recipe, stored_recipe
     from pipeline.plan.plan import make_plan
 
     recipe = read_recipe(str(path), {})
-    again = parse_recipe(BuildRecipe, recipe.model_dump(exclude_none=True), "again")
+    again = stored_recipe(recipe.model_dump(exclude_none=True), "again")
     require(again == recipe, "a recipe is not what was read")
     saved = case / "out" / "saved.toml"
     saved.write_text(to_toml(recipe.model_dump(mode="json", exclude_none=True)))
-    require(parse_recipe(BuildRecipe, load_toml(saved), "saved").shapes_hash() == recipe.shapes_hash(), "another hash")
+    require(stored_recipe(load_toml(saved), "saved").shapes_hash() == recipe.shapes_hash(), "another hash")
     if recipe.dataset == "meshes":
         plan, _ = make_plan(recipe, str(case / "source"), str(case / "out" / "build"))
         for view_set in plan.view_sets:

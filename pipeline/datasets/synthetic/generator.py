@@ -13,14 +13,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from manifests.dataset_info import DatasetTable
 from manifests.records import Asset
 from manifests.rng import generator
+from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.synthetic.domain_gap import (
     SCAN_LEVELS,
     SCENE_LEVELS,
@@ -41,14 +42,14 @@ NEEDS_SOURCE = False
 NUM_PAINTS = 3
 
 
-class ParametricOptions(BaseModel):
+class ParametricOptions(DatasetOptions):
     """How many objects to make: `objects` in all, dealt to the classes in turn, then cut into the splits.
 
     gap: how far the target domain lies from the source. stronger: the side that keeps one level milder, none at all
     below mild. scan and scene: single knobs of the clouds and of the pictures; what is not given comes from the gap.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    IN_TABLE: ClassVar[bool] = True
 
     objects: Annotated[int, Field(ge=1)] = 240
     seed: int = 0
@@ -63,8 +64,12 @@ class ParametricOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _knobs_of_the_gap(cls, values: Any) -> Any:
-        """Fills in the knobs that are not given, so that the stored recipe and its hash hold every one of them."""
-        if not isinstance(values, dict) or values.get("domain") != "target":
+        """Fills in the knobs that are not given, so that the stored recipe and its hash hold them."""
+        if not isinstance(values, dict) or values.get("domain", "source") == "source":
+            given = values if isinstance(values, dict) else {}
+            for name in ("gap", "stronger", "scan", "scene"):
+                if given.get(name) not in (None, cls.model_fields[name].default):
+                    raise ValueError(f"{name} is a key of domain=target")
             return values
         gap, stronger, filled = values.get("gap", "medium"), values.get("stronger", "both"), dict(values)
         if gap not in get_args(Gap) or stronger not in ("both", "image", "points"):
@@ -76,17 +81,13 @@ class ParametricOptions(BaseModel):
         return filled
 
     @model_validator(mode="after")
-    def _source_has_no_gap(self) -> ParametricOptions:
-        for name in ("gap", "stronger", "scan", "scene"):
-            if self.domain == "source" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is a key of domain=target")
-        return self
-
-    @model_validator(mode="after")
     def _leaves_train(self) -> ParametricOptions:
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction and test_fraction leave nothing for train")
         return self
+
+
+OPTIONS = ParametricOptions
 
 
 def assets(root: Path | None, table: DatasetTable, options: ParametricOptions) -> Iterator[Asset]:

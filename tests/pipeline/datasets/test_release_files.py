@@ -13,8 +13,9 @@ from manifests.layout import read_manifest, shapes_tar, views_tar
 from manifests.records import Asset, read_record, record_path
 from manifests.samples import decode_array, decode_picture, read_samples
 from pipeline.datasets import shapenetpart
+from pipeline.datasets.options import CloudLimit
 from pipeline.datasets.scanobjectnn import main_instance
-from pipeline.datasets.splits import Division, compare_counts
+from pipeline.datasets.splits import compare_counts
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import make_plan
 
@@ -244,12 +245,12 @@ def test_a_part_label_beyond_the_last_is_a_failure(tmp_path) -> None:
         pid[0, 7] = largest
         root = tmp_path / str(largest)
         write_h5(root / "ply_data_train0.h5", [15], pid=pid)
-        (asset,) = shapenetpart.assets(root, table, Division())
+        (asset,) = shapenetpart.assets(root, table, CloudLimit())
         if message is None:
-            assert shapenetpart.read(asset, root, Division()).parts[7] == 49
+            assert shapenetpart.read(asset, root, CloudLimit()).parts[7] == 49
         else:
             with pytest.raises(ValueError, match=message):
-                shapenetpart.read(asset, root, Division())
+                shapenetpart.read(asset, root, CloudLimit())
 
 
 def test_a_raw_object_has_as_many_points_as_the_release_asks_for(tmp_path) -> None:

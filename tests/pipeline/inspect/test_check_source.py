@@ -18,8 +18,8 @@ from manifests.records import Asset
 from manifests.samples import encode_json
 from pipeline.__main__ import main
 from pipeline.datasets import meshes
+from pipeline.datasets.options import CloudLimit
 from pipeline.datasets.shapenetpart import read as read_part
-from pipeline.datasets.splits import Division
 from pipeline.formats.source_files import Fingerprint, watched
 
 KEYS = ("shard_size=2", "num_points=32", "fps_prefix=8")
@@ -98,7 +98,7 @@ def test_a_row_counts_without_the_others(tmp_path) -> None:
     with h5py.File(tmp_path / "ply_data_train0.h5", "w") as file:
         file["data"], file["label"], file["pid"] = data, np.zeros((3, 1), np.uint8), parts
     with watched() as found:
-        read_part(Asset("a", "ply_data_train0.h5#1", "train", "Airplane"), tmp_path, Division())
+        read_part(Asset("a", "ply_data_train0.h5#1", "train", "Airplane"), tmp_path, CloudLimit())
     expected = sha256((sha256(data[1].tobytes()) + sha256(parts[1].tobytes())).encode())
     assert found.fingerprint == Fingerprint(data[1].nbytes + parts[1].nbytes, expected)
 

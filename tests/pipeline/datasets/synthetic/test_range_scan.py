@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import tar_hashes
 
-from manifests.config import digest, parse_changes, parse_recipe
+from manifests.config import digest, parse_changes
 from manifests.dataset_info import load_table
 from manifests.errors import Refused
 from pipeline.datasets.synthetic.domain_gap import SCAN_LEVELS, SCENE_LEVELS, ScanOptions, SceneOptions
@@ -19,7 +19,7 @@ from pipeline.datasets.synthetic.primitives import box, ellipsoid
 from pipeline.datasets.synthetic.range_scan import scan
 from pipeline.datasets.synthetic.scenes import draw_scene, extent, surroundings
 from pipeline.formats.raw_shape import RawShape
-from pipeline.plan.build_recipe import BuildRecipe, read_recipe
+from pipeline.plan.build_recipe import read_recipe, stored_recipe
 from pipeline.plan.plan import list_assets
 from renderers.geometry import Mesh
 
@@ -235,7 +235,7 @@ def test_every_scene_knob_changes_the_hash_and_the_pictures_alone(name: str) -> 
 
 
 def _hash(options: ParametricOptions) -> str:
-    return BuildRecipe(dataset="parametric", parametric=options).shapes_hash()
+    return stored_recipe({"dataset": "parametric", "parametric": options}, "recipe").shapes_hash()
 
 
 def test_knobs_and_levels_are_of_the_same_names_and_described() -> None:
@@ -273,11 +273,14 @@ def test_the_stronger_side_is_one_level_milder() -> None:
     [
         (["parametric.gap=wide"], "parametric.gap: Input should be 'mild', 'medium' or 'hard', got 'wide'"),
         (["parametric.stronger=text"], "parametric.stronger: Input should be 'both', 'image' or 'points', got 'text'"),
-        (["parametric.scan.range_nose=0.1"], "unknown key parametric.scan.range_nose; did you mean range_noise?"),
+        (
+            ["parametric.scan.range_nose=0.1"],
+            "unknown key parametric.scan.range_nose; did you mean parametric.scan.range_noise?",
+        ),
         (["parametric.scan.distance=[4, 3]"], "parametric.scan.distance: 4.0 to 3.0 is no range"),
         (["parametric.scene.floor_chance=2"], "parametric.scene.floor_chance: Input should be less than or equal to 1"),
         (["parametric.domain=source", "parametric.gap=hard"], "parametric: gap is a key of domain=target"),
-        (["parametric.domain=source", "parametric.scan.rays=99"], "parametric"),
+        (["parametric.domain=source", "parametric.scan.rays=99"], "is a key of domain=target"),
     ],
 )
 def test_a_key_that_does_not_fit_is_refused_with_the_valid_names(changes: list[str], message: str) -> None:
@@ -291,7 +294,7 @@ def test_a_resolved_recipe_is_read_back_as_it_is() -> None:
         "parametric_target", parse_changes(["parametric.scan.rays=500", "seed=3", "parametric.seed=3"])
     )
     assert (recipe.seed, recipe.parametric.seed, recipe.parametric.scan.rays) == (3, 3, 500)
-    again = parse_recipe(BuildRecipe, json.loads(json.dumps(recipe.model_dump(mode="json"))), "manifest")
+    again = stored_recipe(json.loads(json.dumps(recipe.model_dump(mode="json"))), "manifest")
     assert again.shapes_hash() == recipe.shapes_hash()
 
 
