@@ -8,12 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from manifests import store
-from manifests.layout import (
-    require_manifest,
-    shapes_tar,
-    view_set_names,
-    views_tar,
-)
+from manifests.layout import require_manifest, shapes_tar, view_set_names, views_tar
 from manifests.samples import (
     JSON,
     MESH,
@@ -25,11 +20,9 @@ from manifests.samples import (
     read_samples,
     split_view_member,
 )
-from pipeline.inspect.check import _ODD, _worded
+from pipeline.inspect.sample_checks import ODD, worded
 
 GRAY_TOLERANCE = 1.0  # of 255, between machines
-
-
 LENGTH_TOLERANCE = 1e-6
 
 
@@ -81,8 +74,8 @@ def _compare_tars(one: str, two: str) -> Iterator[str]:
         for suffix in sorted(set(a[key].members) | set(b[key].members)):
             try:
                 problem = _compare_members(suffix, a[key], b[key])
-            except (ValueError, IndexError, *_ODD) as error:
-                problem = _worded(error)
+            except (ValueError, IndexError, *ODD) as error:
+                problem = worded(error)
             if problem:
                 yield f"{one}: {key}.{suffix}: {problem}"
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from renderers.geometry import Material, Mesh, join
 
-Vector = Sequence[float]
+Vector = Sequence[float] | np.ndarray
+Values = dict[str, float]  # the parameters of one object, by name
 SEGMENTS = 20
 TEXTURE_SIZE = 32
 NUM_PATTERNS = 5
@@ -102,7 +103,7 @@ def ellipsoid(size: Vector, centre: Vector = (0, 0, 0)) -> Part:
     return Part(part.vertices * np.asarray(size, float) + np.asarray(centre, float), part.faces, part.corner_uvs)
 
 
-def tube(path: Sequence[Vector], radius: float, sides: int = 8) -> Part:
+def tube(path: Sequence[Vector] | np.ndarray, radius: float, sides: int = 8) -> Part:
     """A round bar along a path (P, 3) without sharp turns, closed at both ends."""
     points = np.asarray(path, float)
     tangent = np.gradient(points, axis=0)
