@@ -12,6 +12,7 @@ import io
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -61,6 +62,20 @@ def code_span(text: str) -> str:
 def for_html(text: str) -> str:
     """Text that HTML shows letter by letter: in an element or in a quoted attribute."""
     return html.escape(for_terminal(text))
+
+
+def html_page(template: Path, **values: object) -> str:
+    """A page from a Jinja template, in which every text among the values is shown letter by letter."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, finalize=_visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(values)
+
+
+def _visible(value: object) -> object:
+    return for_terminal(value) if isinstance(value, str) else value
 
 
 def for_csv(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The dataset card of the Hugging Face Hub: README.md, whose front matter says what can be loaded and what is in it.
+"""Writes the dataset card of the Hugging Face Hub: README.md, whose front matter says what can be loaded.
 
 The Hub reads all configurations of a repository by one reader, so tars alone are configurations; the table of samples
 is read by its path. Types are written out, since a reader that guesses them from five samples meets others later.
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from typing import Any
 
 from manifests.dataset_info import load_table, table_names
+from manifests.errors import Refused
 from manifests.layout import MESHES, SHAPES, VIEWS
 from manifests.plain_text import code_span, for_markdown, for_terminal
 from manifests.samples import FORMAT, JSON, MESH, POINTS
@@ -18,8 +21,10 @@ from pipeline.export.parquet_index import INDEX
 
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
 _CLASSES_SHOWN = 60
-_WARNING = {"type": "string", "count": "int64"}
-_SHAPE_JSON = {
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_ .-]*")  # read as a string by YAML 1.2 wherever YAML 1.1 reads one
+Type = str | list["Type"] | dict[str, "Type"]
+_WARNING: Type = {"type": "string", "count": "int64"}
+_SHAPE_JSON: Type = {
     "format": "int64",
     "key": "string",
     "id": "string",
@@ -33,7 +38,7 @@ _SHAPE_JSON = {
     "num_faces": "int64",
     "warnings": [_WARNING],
 }
-_VIEW = {
+_VIEW: Type = {
     "model": "string",
     "camera_from_world": [["float64"]],
     "K": [["float64"]],
@@ -45,13 +50,21 @@ _VIEW = {
     "mask_iou": "float64",
     "frame": "string",
 }
-_VIEW_JSON = {"format": "int64", "key": "string", "preset": "string", "views": [_VIEW], "warnings": [_WARNING]}
-Type = str | list["Type"] | dict[str, "Type"]
+_VIEW_JSON: Type = {"format": "int64", "key": "string", "preset": "string", "views": [_VIEW], "warnings": [_WARNING]}
 
 
 def card(build: Build, found: Survey, license: str | None) -> str:
-    """The text of README.md. license: an identifier of the Hub's, or None: a comment says where to fill it in."""
-    return f"---\n{_front_matter(build, found, license)}---\n\n{_body(build, found)}"
+    """The text of README.md. license: an identifier of the Hub's, or None: a comment says where to fill it in.
+
+    Raises Refused where huggingface_hub is missing.
+    """
+    try:
+        from huggingface_hub import DatasetCardData
+    except ImportError as error:
+        raise Refused("huggingface_hub is missing: pip install 'cross-most[export]'") from error
+    data = DatasetCardData(license=license, **_front_matter(build, found))
+    asked = "" if license else "# license: that of the source dataset, to be filled in by you\n"
+    return f"---\n{asked}{_yaml(data.to_dict())}---\n\n{_body(build, found)}"
 
 
 def hub_splits(splits: list[str]) -> dict[str, str]:
@@ -72,30 +85,42 @@ def config_names(build: Build) -> dict[str, str]:
     return names
 
 
-def _front_matter(build: Build, found: Survey, license: str | None) -> str:
-    """YAML, written by hand: every string that is not ours is quoted."""
+def _front_matter(build: Build, found: Survey) -> dict[str, Any]:
+    """What the Hub reads: the size of a build, its configurations with their tars, the types of their members."""
     samples = sum(counts.samples for counts in build.manifest.splits.values())
-    size = next((name for limit, name in _SIZES if samples < limit), "10M<n<100M")
     splits = hub_splits(list(build.manifest.splits))
-    lines = [
-        f"license: {_text(license)}" if license else "# license: that of the source dataset, to be filled in by you",
-        f"pretty_name: {_text(_title(build))}",
-        f"size_categories:\n- {_text(size)}",
-        "tags:\n- 3d\n- point-cloud\n- multi-view\n- depth\n- webdataset",
-        "configs:",
-    ]
-    names = config_names(build)
-    for folder, name in names.items():
-        default = "  default: true\n" if folder == SHAPES else ""
-        lines.append(f"- config_name: {_text(name)}\n{default}  data_files:")
-        for split, hub in splits.items():
-            if found[folder][split]:
-                digits = "[0-9]" * 5
-                lines.append(f"  - split: {_text(hub)}\n    path: {_text(f'{folder}/{split}-{digits}*.tar')}")
-    lines.append("dataset_info:")
-    for folder, name in names.items():
-        lines += [f"- config_name: {_text(name)}\n  features:", *_features(_members(folder, found), "  ")]
-    return "\n".join(lines) + "\n"
+    configs, infos = [], []
+    for folder, name in config_names(build).items():
+        files = [
+            {"split": hub, "path": f"{folder}/{split}-{'[0-9]' * 5}*.tar"}
+            for split, hub in splits.items()
+            if found[folder][split]
+        ]
+        default = {"default": True} if folder == SHAPES else {}
+        configs.append({"config_name": name, **default, "data_files": files})
+        infos.append({"config_name": name, "features": _features(_members(folder, found))})
+    return {
+        "pretty_name": _title(build),
+        "size_categories": [next((name for limit, name in _SIZES if samples < limit), "10M<n<100M")],
+        "tags": ["3d", "point-cloud", "multi-view", "depth", "webdataset"],
+        "configs": configs,
+        "dataset_info": infos,
+    }
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    """Values as YAML. Strings other than plain words are double-quoted, so YAML reads the escapes of `for_terminal`."""
+    import yaml  # huggingface_hub brings it
+
+    class Dumper(yaml.SafeDumper):
+        """Written in here, as yaml is loaded for the card alone."""
+
+    def quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if _PLAIN.fullmatch(text) else '"')
+
+    Dumper.add_representer(str, quoted)
+    lines = yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize).splitlines()
+    return "".join(f"{for_terminal(line)}\n" for line in lines)
 
 
 def _members(folder: str, found: Survey) -> dict[str, Type]:
@@ -113,29 +138,24 @@ def _members(folder: str, found: Survey) -> dict[str, Type]:
     return types | {"__key__": "string", "__url__": "string"}
 
 
-def _features(types: dict[str, Type], indent: str) -> list[str]:
-    lines = []
-    for name, kind in types.items():
-        lines += [f"{indent}- name: {_text(name)}", *_type(kind, f"{indent}  ")]
-    return lines
+def _features(types: dict[str, Type]) -> list[dict[str, Any]]:
+    return [{"name": name, **_type(kind)} for name, kind in types.items()]
 
 
-def _type(kind: Type, indent: str) -> list[str]:
+def _type(kind: Type) -> dict[str, Any]:
     """A type in the form of the Hub: dtype, struct or list."""
     if isinstance(kind, str):
-        return [f"{indent}dtype: {kind}"]
+        return {"dtype": kind}
     if isinstance(kind, dict):
-        return [f"{indent}struct:", *_features(kind, indent)]
+        return {"struct": _features(kind)}
     (inner,) = kind
-    if isinstance(inner, str):
-        return [f"{indent}list: {inner}"]
     if isinstance(inner, dict):
-        return [f"{indent}list:", *_features(inner, indent)]
-    return [f"{indent}list:", *_type(inner, f"{indent}  ")]
+        return {"list": _features(inner)}
+    return {"list": inner if isinstance(inner, str) else _type(inner)}
 
 
 def _text(value: str) -> str:
-    """A quoted string: JSON's escapes are YAML's too, but for pairs of surrogates, so letters beyond ASCII stay."""
+    """A string in quotes, as Python reads it."""
     return for_terminal(json.dumps(value, ensure_ascii=False))
 
 
