@@ -182,6 +182,7 @@ class PointViews(_Views):
     """
 
     draws: ClassVar[Literal["points"]] = "points"
+    background: ClassVar[Color] = [1.0, 1.0, 1.0]
     backend: Literal["depth"]
     points: Annotated[int, Field(ge=1)] = 1024
     merge: Literal["minimum", "weighted", "disc"] = "minimum"
@@ -237,6 +238,7 @@ class RealisticViews(_Views):
     """
 
     draws: ClassVar[Literal["points"]] = "points"
+    background: ClassVar[Color] = [1.0, 1.0, 1.0]
     backend: Literal["realistic"]
     points: Annotated[int, Field(ge=1)] = 1024
     depth_cells: Annotated[int, Field(ge=3, le=256)] = 8

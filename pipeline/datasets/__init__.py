@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 from manifests.dataset_info import DatasetTable
+from manifests.errors import Refused
 from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.splits import count_shortfalls
@@ -18,6 +19,7 @@ from pipeline.formats.raw_shape import RawShape
 
 MODULES = {"parametric": "pipeline.datasets.synthetic.generator"}  # reader -> module; the others are named as readers
 Options = Any  # an instance of the module's own OPTIONS, which only this module looks into
+FramesHook = Callable[[Asset, Path | None, Options], AbstractContextManager[list[Frame]]]
 
 
 class Dataset(Protocol):
@@ -32,7 +34,7 @@ class Dataset(Protocol):
     NEEDS_SOURCE: bool
     SAVES_SPLITS: bool
     OPTIONS: type[DatasetOptions] | dict[str, type[DatasetOptions]]
-    frames: Callable[[Asset, Path | None, Options], AbstractContextManager[list[Frame]]] | None
+    frames: FramesHook | None
 
     def assets(self, root: Path | None, table: DatasetTable, options: Options) -> Iterator[Asset]:
         """Every object of a source, without reading a shape. Raises Refused where the source is not the dataset."""
@@ -68,6 +70,14 @@ def dataset_module(table: DatasetTable) -> Dataset:
     reader = table.reader or table.name
     module = importlib.import_module(MODULES.get(reader, f"{__name__}.{reader}"))
     return cast(Dataset, SimpleNamespace(**{**DEFAULTS, **vars(module)}))
+
+
+def require_frames(table: DatasetTable, what: str) -> FramesHook:
+    """The hook that gives the frames of an object. Raises Refused, naming `what`, where a dataset has no sequences."""
+    frames = dataset_module(table).frames
+    if frames is None:
+        raise Refused(f"{what}: {table.name} has no sequences of frames")
+    return frames
 
 
 def options_of(table: DatasetTable) -> type[DatasetOptions]:

@@ -24,7 +24,7 @@ from manifests.errors import Refused, first_problem
 from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.seeded_split import seeded_split
-from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera
+from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera, png_numbers
 from pipeline.formats.json_stream import JsonLimits, load_json, load_records
 from pipeline.formats.mesh import read_mesh
 from pipeline.formats.obj_materials import FORMATS
@@ -32,7 +32,7 @@ from pipeline.formats.raw_shape import RawShape
 from pipeline.formats.source_files import noted, source_file
 
 SAVES_SPLITS = True
-PAPER_CLASSES = 42  # of the table's classes, the first so many are the paper's
+PAPER_CLASSES = 42  # the first 42 classes of the table are the paper's
 FRAMES, SEQUENCES = "frame_annotations.jgz", "sequence_annotations.jgz"
 _CV_FROM_P3D = np.diag([-1.0, -1.0, 1.0])
 _NOT_RIGID = 1e-2
@@ -45,7 +45,7 @@ class Co3dV2Options(DatasetOptions):
     """How the sequences of a category are divided, which frames are black, and limits of annotations.
 
     split: `seeded` by train_fraction and split_seed, or by the set list of `subset` (v1 has one list and no subset): a
-    sequence is train if any of its frames is, else val, else test, and left out if the list has none. hidden:
+    sequence is train if any of its frames is, else val, else test, and left out if the list does not name it. hidden:
     set lists whose frames are black, `<subset>.<list>` (v1: `<list>`). Limits, in no hash: annotations_mb of a file
     when unpacked, json_depth of its nesting.
     """
@@ -68,7 +68,7 @@ class Co3dV2Options(DatasetOptions):
 
 
 class Co3dV1Options(Co3dV2Options):
-    """The same of v1, whose one set list has train_known, train_unseen, test_known and test_unseen, none black."""
+    """The same of v1: one set list (train_known, train_unseen, test_known, test_unseen), and no frame is black."""
 
     subset: str = ""
     hidden: tuple[str, ...] = ()
@@ -147,7 +147,7 @@ def complete(table: DatasetTable, root: Path) -> DatasetTable:
 def assets(root: Path, table: DatasetTable, options: Co3dV2Options) -> Iterator[Asset]:
     """Every sequence of the table's classes whose point cloud is there; the split is taken over all annotated ones.
 
-    Raises Refused when the folder holds another version or none, or when an annotation is broken.
+    Raises Refused when the folder holds no CO3D or another version, or when an annotation is broken.
     """
     for category in _categories(root, table):
         clouds = _clouds(root, category, options.limits)
@@ -158,7 +158,7 @@ def assets(root: Path, table: DatasetTable, options: Co3dV2Options) -> Iterator[
 
 
 def _categories(root: Path, table: DatasetTable) -> list[str]:
-    """The table's classes that are there. Raises Refused where there is none or the version is the other one."""
+    """The table's classes that are there. Raises Refused where no class is, or the version is the other one."""
     there = [name for name in table.classes if (root / name / SEQUENCES).is_file()]
     if not there:
         raise Refused(f"no {table.name} in {root}: expected files such as {root}/apple/{SEQUENCES}")
@@ -212,7 +212,7 @@ def _division(root: Path, category: str, sequences: list[str], options: Co3dV2Op
 
 
 def _set_lists(root: Path, category: str, subset: str, limits: JsonLimits) -> dict[str, list[tuple[str, int]]] | None:
-    """list -> (sequence, frame number) of a set list, or None where the category has none of this name.
+    """list -> (sequence, frame number) of a set list, or None where the category has no such list.
 
     subset: fewview_dev and the like in v2, empty in v1. Raises ValueError when it is broken.
     """
@@ -259,14 +259,15 @@ def read(asset: Asset, root: Path, options: Co3dV2Options) -> RawShape:
     poses = [None if frame.viewpoint is None else (frame.viewpoint.R, frame.viewpoint.T) for frame in annotated]
     noted(FRAMES, repr(poses).encode())  # of a file of all sequences: what tells this one's up
     cameras = [_camera(frame) for frame in annotated]
-    turn = upright([camera.camera_from_source for camera in cameras if camera is not None])
+    turn = upright([c.camera_from_source for c in cameras if c is not None and c.camera_from_source is not None])
     warnings = dict(raw.warnings) | ({"no camera tells up": 1} if turn is None else {})
     return RawShape(points=raw.points, colors=raw.colors, upright=turn, warnings=warnings)
 
 
 def _names(asset: Asset) -> tuple[str, str]:
     """(category, sequence)."""
-    return asset.class_name, asset.id.removeprefix(f"{asset.class_name}-")
+    category = asset.class_name or ""
+    return category, asset.id.removeprefix(f"{category}-")
 
 
 @lru_cache(maxsize=2)  # read() and frames() of one object
@@ -314,7 +315,7 @@ def pixel_K(pose: Viewpoint, width: int, height: int) -> np.ndarray:
 
 
 def upright(cameras: list[np.ndarray]) -> np.ndarray | None:
-    """The smallest rotation (4, 4) that turns the mean up of cameras to +Y, or None where they tell no up."""
+    """The smallest rotation (4, 4) that turns the mean up of cameras to +Y, or None where their ups cancel out."""
     up = np.sum([-camera[1, :3] for camera in cameras], axis=0) if cameras else np.zeros(3)
     length = np.linalg.norm(up)
     if length < 0.05 * max(len(cameras), 1):
@@ -344,13 +345,13 @@ def _frame(root: Path, one: FrameAnnotation) -> Frame:
         name=one.image.path,
         rgb=lambda: source_file(root, one.image.path).read_bytes(),
         depth=None if one.depth is None else partial(_depth, root, one.depth),
-        mask=None if one.mask is None else lambda: _gray(root, one.mask.path) > _MASKED,
+        mask=None if one.mask is None else partial(_mask, root, one.mask.path),
         camera=_camera(one),
     )
 
 
 def _camera(one: FrameAnnotation) -> FrameCamera | None:
-    """The camera of a frame, or None where there is none or it is none."""
+    """The camera of a frame, or None where it is not annotated or its numbers describe no camera."""
     if one.viewpoint is None:
         return None
     height, width = one.image.size
@@ -358,6 +359,11 @@ def _camera(one: FrameAnnotation) -> FrameCamera | None:
         return FrameCamera(pixel_K(one.viewpoint, width, height), width, height, camera_from_source(one.viewpoint))
     except ValueError:
         return None
+
+
+def _mask(root: Path, relative: str) -> np.ndarray:
+    """bool (H, W), where a frame shows the object."""
+    return _gray(root, relative) > _MASKED
 
 
 def _gray(root: Path, relative: str) -> np.ndarray:
@@ -379,10 +385,7 @@ def _depth(root: Path, depth: _Depth) -> np.ndarray:
 
 def decode_depth(data: bytes, scale: float) -> np.ndarray:
     """float32 (H, W), +inf where unknown, of a PNG whose 16 bits are those of a float16; times `scale`."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if image.width * image.height > MAX_PIXELS or image.mode not in ("I;16", "I;16B", "I"):
-            raise ValueError(f"depth of mode {image.mode}, {image.width} x {image.height} pixels")
-        bits = np.asarray(image).astype(np.uint16)
+    bits = png_numbers(data).astype(np.uint16)
     with np.errstate(invalid="ignore", over="ignore"):
         depth = bits.view(np.float16).astype(np.float32) * np.float32(scale)
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(np.inf))

@@ -33,13 +33,13 @@ OPTIONS = Listing
 def assets(root: Path, table: DatasetTable, options: Listing) -> Iterator[Asset]:
     """Every file with a mesh's suffix below the folder, or the rows of the listing.
 
-    Raises Refused when there is none, or when the listing is wrong.
+    Raises Refused when there is no such file, or when the listing is wrong.
     """
     yield from own_files(root, options.listing, MESH_SUFFIXES)
 
 
 def own_files(root: Path, listing: str | None, suffixes: Collection[str]) -> Iterator[Asset]:
-    """Assets of a listing, or of all files with these suffixes below a folder. Raises Refused when there is none."""
+    """Assets of a listing, or of all files with these suffixes below a folder. Raises Refused when no file is found."""
     if listing is not None:
         yield from listed_assets(listing, root)
         return

@@ -1,7 +1,7 @@
 """ModelNet10 and ModelNet40: <class>/{train,test}/<class>_NNNN.off, also the manually aligned set.
 
 The class is the folder's name (names hold underscores, so the file's name is not cut at the first one). Hidden files
-and what a Mac puts into archives are passed over. Listing order is sorted: `os.listdir` gives none.
+and what a Mac puts into archives are passed over. Files are listed in sorted order, as `os.listdir` has no order.
 
 `split=mvcnn80_20` keeps the objects of MVCNN's 12-view pictures, at most 80 for training and 20 for testing of each
 class: those whose ids a list or a folder of pictures names (`split_list`), else the first ones.
@@ -21,7 +21,7 @@ from manifests.errors import Refused
 from manifests.records import Asset
 from pipeline.datasets.options import ListedSplit, NamedSplit
 from pipeline.datasets.splits import count_shortfalls, dataset_folder
-from pipeline.formats.mesh import read_mesh
+from pipeline.formats.mesh import read_faces
 from pipeline.formats.raw_shape import RawShape
 
 SPLITS = ("train", "test")
@@ -68,7 +68,7 @@ def _objects(root: Path, table: DatasetTable) -> Iterator[Asset]:
 def listed_ids(path: str, table: DatasetTable) -> frozenset[str]:
     """The ids of this dataset's classes in a text file (one a line, folders and suffixes aside) or in picture names.
 
-    Raises Refused where there is none.
+    Raises Refused where no id is found.
     """
     file = Path(path)
     if file.is_dir():
@@ -103,7 +103,4 @@ def notes(options: ModelNetOptions, table: DatasetTable) -> tuple[str, ...]:
 
 def read(asset: Asset, root: Path, options: ModelNetOptions | None = None) -> RawShape:
     """The mesh of one file. Raises ValueError when it has no face or cannot be read."""
-    raw = read_mesh(root / asset.source, root)
-    if raw.mesh is None:
-        raise ValueError("the file has no faces")
-    return raw
+    return read_faces(root / asset.source, root)

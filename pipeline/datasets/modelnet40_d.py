@@ -60,8 +60,7 @@ def row_shape(asset: Asset, root: Path, options: CloudLimit, with_parts: bool = 
     if asset.class_name is None:
         label = read_labels(root, relative, options.max_points, with_parts)[int(number)]
         raise ValueError(f"its label {label} is none of the classes")
-    row = read_row(root, relative, int(number), options.max_points, with_parts)
-    return check_finite(RawShape(points=row.points, parts=row.parts))
+    return check_finite(read_row(root, relative, int(number), options.max_points, with_parts))
 
 
 def class_of(table: DatasetTable, label: int) -> str | None:

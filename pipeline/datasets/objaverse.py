@@ -21,7 +21,7 @@ from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
-from pipeline.formats.mesh import read_mesh
+from pipeline.formats.mesh import read_faces
 from pipeline.formats.raw_shape import RawShape
 from pipeline.formats.source_files import source_file
 
@@ -31,7 +31,7 @@ _UID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 def complete(table: DatasetTable, root: Path) -> DatasetTable:
-    """The table with the classes and the count of the annotation file. Raises Refused where there is none."""
+    """The table with the classes and the count of the annotation file. Raises Refused where that is missing."""
     categories = _categories(root)
     uids = {uid for found in categories.values() for uid in found}
     return table.model_copy(
@@ -58,10 +58,7 @@ def assets(root: Path, table: DatasetTable, options: DatasetOptions | None = Non
 
 def read(asset: Asset, root: Path, options: DatasetOptions | None = None) -> RawShape:
     """The mesh of one GLB. Raises ValueError when it has no face or cannot be read."""
-    raw = read_mesh(root / asset.source, root)
-    if raw.mesh is None:
-        raise ValueError("the file has no faces")
-    return raw
+    return read_faces(root / asset.source, root)
 
 
 def _prompt_name(category: str) -> str:

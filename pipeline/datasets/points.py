@@ -17,7 +17,7 @@ OPTIONS = Listing
 def assets(root: Path, table: DatasetTable, options: Listing) -> Iterator[Asset]:
     """Every file with a cloud's suffix below the folder, or the rows of the listing.
 
-    Raises Refused when there is none, or when the listing is wrong.
+    Raises Refused when there is no such file, or when the listing is wrong.
     """
     yield from own_files(root, options.listing, CLOUD_SUFFIXES)
 

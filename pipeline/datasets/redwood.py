@@ -8,7 +8,6 @@ pictures of one kind than of the other, so they are paired by time. Poses were n
 from __future__ import annotations
 
 import bisect
-import io
 import re
 import zipfile
 import zlib
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from manifests.dataset_info import DatasetTable
@@ -26,9 +24,9 @@ from manifests.errors import Refused
 from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.seeded_split import seeded_split
-from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera
+from pipeline.formats.frame import Frame, FrameCamera, png_numbers
 from pipeline.formats.json_stream import JsonLimits, load_json
-from pipeline.formats.mesh import read_mesh
+from pipeline.formats.mesh import read_faces
 from pipeline.formats.raw_shape import RawShape
 from pipeline.formats.source_files import source_file
 
@@ -108,10 +106,7 @@ def shortfalls(options: RedwoodOptions, table: DatasetTable, found: list[Asset],
 
 def read(asset: Asset, root: Path, options: RedwoodOptions) -> RawShape:
     """The mesh of one scan. Raises ValueError when it has no face or cannot be read."""
-    raw = read_mesh(source_file(root, asset.source), root)
-    if raw.mesh is None:
-        raise ValueError("the file has no faces")
-    return raw
+    return read_faces(source_file(root, asset.source), root)
 
 
 @contextmanager
@@ -138,13 +133,15 @@ def _paired(archive: zipfile.ZipFile, name: str, options: RedwoodOptions) -> lis
     made = []
     for time, member in rgb:
         nearest = nearest_time(times, time)
-        near = nearest is not None and abs(times[nearest] - time) <= options.pair_us
-        made.append(_frame(archive, member, depth[nearest][1] if near else None))
+        if nearest is not None and abs(times[nearest] - time) <= options.pair_us:
+            made.append(_frame(archive, member, depth[nearest][1]))
+        else:
+            made.append(_frame(archive, member, None))
     return made
 
 
 def nearest_time(times: list[int], time: int) -> int | None:
-    """The place of the nearest of ascending times, the earlier of two; None where there is none."""
+    """The index of the nearest of ascending times, the earlier of two at one distance; None for an empty list."""
     after = bisect.bisect_left(times, time)
     around = [place for place in (after - 1, after) if 0 <= place < len(times)]
     return min(around, key=lambda place: (abs(times[place] - time), place), default=None)
@@ -198,8 +195,5 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 def depth_metres(data: bytes) -> np.ndarray:
     """float32 (H, W) metres, +inf where unknown, of the bytes of a 16-bit PNG in millimetres."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if image.width * image.height > MAX_PIXELS or image.mode not in ("I;16", "I;16B", "I"):
-            raise ValueError(f"depth of mode {image.mode}, {image.width} x {image.height} pixels")
-        millimetres = np.asarray(image).astype(np.float32)
+    millimetres = png_numbers(data).astype(np.float32)
     return np.where(millimetres > 0, millimetres * _METRES, np.float32(np.inf))

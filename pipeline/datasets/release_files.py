@@ -15,7 +15,7 @@ _DEPTH = 3  # SOURCE/data/modelnet40_ply_hdf5_2048
 
 
 def folders(root: Path, fits: Callable[[Path], bool]) -> list[Path]:
-    """The source and the folders in it, three levels deep, that `fits` says yes to; links are not followed. Sorted."""
+    """The source and the folders in it, three levels deep, for which `fits` is true, sorted; links are not followed."""
     found, level = [], [root]
     for _ in range(_DEPTH):
         found += [folder for folder in level if fits(folder)]
@@ -29,7 +29,7 @@ def _inside(folder: Path) -> list[os.DirEntry]:
 
 
 def only_folder(root: Path, fits: Callable[[Path], bool], what: str, example: str) -> Path:
-    """The one folder that fits. Raises Refused where there is none, with an example of its files, or several."""
+    """The one folder that fits. Raises Refused, with an example of its files, where no folder or several fit."""
     found = folders(root, fits)
     if not found:
         raise Refused(f"no {what} in {root}: expected files such as {example}")

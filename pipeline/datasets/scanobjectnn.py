@@ -104,7 +104,7 @@ def read(asset: Asset, root: Path, options: CloudLimit) -> RawShape:
 def main_instance(labels: np.ndarray) -> float:
     """The most frequent label of the last column (N,) besides 0, 1 and 2; the smallest of several.
 
-    Raises ValueError when there is none.
+    Raises ValueError when there is no other label.
     """
     values, counts = np.unique(labels[~np.isin(labels, NO_OBJECT)], return_counts=True)
     if not len(values):

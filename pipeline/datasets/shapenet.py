@@ -19,7 +19,7 @@ from manifests.records import Asset
 from pipeline.datasets.options import ListedSplit
 from pipeline.datasets.shapenet_lists import read_split_list
 from pipeline.datasets.splits import compare_counts, dataset_folder
-from pipeline.formats.mesh import read_mesh
+from pipeline.formats.mesh import read_faces
 from pipeline.formats.raw_shape import RawShape
 
 OPTIONS = ListedSplit
@@ -90,9 +90,7 @@ def read(asset: Asset, root: Path, options: ListedSplit | None = None) -> RawSha
     folder = path.parents[1] if path.parent.name == "models" else path.parent
     if not folder.resolve().is_relative_to(root.resolve()):
         raise ValueError("leads out of the source folder")
-    raw = read_mesh(path, folder)
-    if raw.mesh is None:
-        raise ValueError("the file has no faces")
-    if all(material.texture is None for material in raw.mesh.materials):
+    raw = read_faces(path, folder)
+    if raw.mesh is not None and all(material.texture is None for material in raw.mesh.materials):
         return replace(raw, warnings={**raw.warnings, UNTEXTURED: 1})
     return raw

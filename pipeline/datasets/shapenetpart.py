@@ -43,8 +43,9 @@ def assets(root: Path, table: DatasetTable, options: CloudLimit) -> Iterator[Ass
 def read(asset: Asset, root: Path, options: CloudLimit) -> RawShape:
     """The cloud and the part labels of one row. Raises ValueError when it cannot be read or a label is out of range."""
     raw = row_shape(asset, root, options, with_parts=True)
-    if raw.parts.max() >= NUM_PARTS:
-        raise ValueError(f"a part label {raw.parts.max()}; parts are 0..{NUM_PARTS - 1}")
+    most = 0 if raw.parts is None else raw.parts.max()
+    if most >= NUM_PARTS:
+        raise ValueError(f"a part label {most}; parts are 0..{NUM_PARTS - 1}")
     return raw
 
 

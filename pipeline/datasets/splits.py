@@ -32,7 +32,7 @@ def compare_counts(expected: dict[str, int], found: list[Asset], splits: tuple[s
 def dataset_folder(root: Path, names: tuple[str, ...], dataset: str, example: str) -> Path:
     """The folder that holds the folders `names`: the source, or the only folder in it that does.
 
-    Raises Refused naming an example of an expected file where there is none.
+    Raises Refused naming an example of an expected file where no folder does.
     """
     if any((root / name).is_dir() for name in names):
         return root

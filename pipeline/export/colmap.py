@@ -1,4 +1,4 @@
-"""One object as a COLMAP model: images/, masks/ and sparse/0/ with cameras.txt, images.txt and points3D.txt.
+"""Writes one object as a COLMAP model: images/, masks/ and sparse/0/ with cameras.txt, images.txt and points3D.txt.
 
 COLMAP's conventions are ours: camera from world, x right, y down, z forward, pixel centres at half integers. So a pose
 is our camera_from_world as a quaternion and a translation, and K is a PINHOLE camera. Format: colmap.github.io/format.
@@ -47,8 +47,8 @@ def write_object(build: Build, to: str | None, key: str | None, overwrite: bool)
     """Writes one object; (folder, key, view set, paths).
 
     to: None is OUT/colmap/<key>. key: None is the first object that the view set has. The view set is the build's first
-    whose pictures are RGB and whose cameras are known and perspective. Raises Refused where there is none, no such
-    object, or the folder is not empty.
+    whose pictures are RGB and whose cameras are known and perspective. Raises Refused where no view set is, no such
+    object is there, or the folder is not empty.
     """
     name = _view_set(build)
     key, shape, views = _samples(build, name, key)
@@ -71,7 +71,7 @@ def write_object(build: Build, to: str | None, key: str | None, overwrite: bool)
 
 
 def _view_set(build: Build) -> str:
-    """The first view set with RGB seen by perspective cameras. Raises Refused, saying why each other one is none."""
+    """The first view set with RGB seen by perspective cameras. Raises Refused, saying why each view set is not such."""
     reasons = []
     for name, view_set in build.view_sets.items():
         preset = view_set.preset
@@ -88,7 +88,7 @@ def _view_set(build: Build) -> str:
 
 
 def _samples(build: Build, name: str, key: str | None) -> tuple[str, Sample, Sample]:
-    """(key, sample of the shapes, sample of the view set) of an object. Raises Refused where it has none of the two."""
+    """(key, sample of the shapes, sample of the view set) of an object. Raises Refused where it is in neither."""
     failed: dict[str, str] = {}
     for split in build.manifest.num_shards:
         for shapes, views in zip(build.tars(SHAPES, split), build.tars(f"{VIEWS}/{name}", split), strict=True):
@@ -113,7 +113,7 @@ def _sample(out: str, tar: str, key: str) -> Sample:
 
 
 def _pictures(views: Sample, name: str) -> list[PosedPicture]:
-    """The views of an object whose cameras are known. Raises Refused where none is."""
+    """The views of an object whose cameras are known. Raises Refused where no camera is."""
     channels: dict[int, dict[str, str]] = {}
     for suffix in views.members:
         if place := split_view_member(suffix):
@@ -143,7 +143,9 @@ def _model(pictures: list[PosedPicture], shape: Sample) -> dict[str, str]:
         values = " ".join(repr(float(v)) for v in (*quaternion(pose[:3, :3]), *pose[:3, 3]))
         images.append(f"{number} {values} {camera} {picture.name}\n\n")  # no observations: the second line is empty
     points = decode_array(shape.members[POINTS])
-    colors = decode_array(shape.members[COLORS]) if COLORS in shape.members else np.full(points.shape, _GREY, np.uint8)
+    colors: np.ndarray = (
+        decode_array(shape.members[COLORS]) if COLORS in shape.members else np.full(points.shape, _GREY, np.uint8)
+    )
     rows = [
         f"{number} {x!r} {y!r} {z!r} {r} {g} {b} 0\n"
         for number, ((x, y, z), (r, g, b)) in enumerate(zip(points.tolist(), colors.tolist(), strict=True), 1)

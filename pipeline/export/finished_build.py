@@ -57,7 +57,7 @@ Survey = dict[str, dict[str, list[Tar]]]  # folder -> split -> tars
 def open_build(out: str, view_sets: tuple[str, ...] = ()) -> Build:
     """A finished build with all its view sets, or those that are named.
 
-    Raises Refused where there is none, it is not finished, or it has no such view set.
+    Raises Refused where OUT is no build, is not finished, or has no such view set.
     """
     out = store.absolute(out)
     manifest = require_manifest(out, out)
@@ -74,7 +74,7 @@ def open_build(out: str, view_sets: tuple[str, ...] = ()) -> Build:
             view_set = read_view_set(out, name)
         except ValueError as error:
             raise Refused(f"{error}: python -m pipeline check {out}") from error
-        if view_set.shapes_hash != manifest.shapes_hash:
+        if view_set is None or view_set.shapes_hash != manifest.shapes_hash:
             raise Refused(f"{out}/views/{name} was drawn from other shapes: delete it, or name others by --views")
         found[name] = view_set
     return Build(out, manifest, found)

@@ -1,4 +1,4 @@
-"""A build for other people's tools: a dataset card and a table of samples for the Hugging Face Hub, indexes for wids.
+"""Prepares a build for other tools: a dataset card and a table of samples for the Hugging Face Hub, indexes for wids.
 
 Shards are never changed and never copied unless asked: the new files lie beside them in OUT, which can then be uploaded
 as it stands, or in a folder of their own (`--to`) with links to the shards. Every path in them is relative.

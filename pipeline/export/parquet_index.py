@@ -1,4 +1,4 @@
-"""The table of samples: a parquet file a split, a row a sample, that says where each lies. The home of pyarrow."""
+"""Writes the table of samples: a parquet file a split, with the place of each sample. The home of pyarrow."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def rows(build: Build, split: str, shard: int) -> Iterator[dict[str, Any]]:
 def _places(folder: str, tar: str, record: Record) -> dict[str, dict[str, Any]]:
     """Key -> the columns that say where its sample lies."""
     prefix, found = _prefix(folder), {}
-    ends = [*record.offsets[1:], None]
+    ends = [*record.offsets[1:], record.bytes]
     for number, (key, start, end) in enumerate(zip(record.keys, record.offsets, ends, strict=True)):
-        sizes = [of[number] for of in record.sizes.values() if of[number] is not None]
-        length = sum(BLOCK + size + -size % BLOCK for size in sizes) or (end or record.bytes) - start
+        sizes = [size for of in record.sizes.values() if (size := of[number]) is not None]
+        length = sum(BLOCK + size + -size % BLOCK for size in sizes) or end - start
         found[key] = {f"{prefix}_tar": tar, f"{prefix}_offset": start, f"{prefix}_bytes": length}
     return found
 

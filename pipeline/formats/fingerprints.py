@@ -1,6 +1,6 @@
-"""Whether a source still is what a build was made of: fingerprints in the json of shapes, compared at the next reading.
+"""Fingerprints of source files in the json of shapes: they tell whether a source has changed since a build.
 
-Objects that are made (parametric) have none, and neither have those of builds from before there were any.
+Objects of a made dataset (parametric) and of builds of older versions have no fingerprint.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def fingerprint_values(found: Fingerprint | None) -> dict[str, Any]:
 def fingerprint_of(values: dict[str, Any]) -> Fingerprint | None:
     """What a shape's json says that it was made of, None where it says nothing."""
     size, sha256 = values.get("source_bytes"), values.get("source_sha256")
-    known = isinstance(size, int) and isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None
-    return Fingerprint(size, sha256) if known else None
+    if isinstance(size, int) and isinstance(sha256, str) and _SHA256.fullmatch(sha256):
+        return Fingerprint(size, sha256)
+    return None
 
 
 def stored_values(tar: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -48,7 +49,7 @@ def stored_values(tar: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def known_fingerprints(tar: str) -> dict[str, Fingerprint]:
-    """Key -> fingerprint of the objects of a tar that is about to be made again; {} where there is none."""
+    """Key -> fingerprint of the objects of a tar that is about to be made again; {} where there is no tar."""
     found = {key: fingerprint_of(values) for key, values in stored_values(tar)}
     return {key: fingerprint for key, fingerprint in found.items() if fingerprint is not None}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 MAX_PIXELS = 64_000_000
 
@@ -37,3 +39,11 @@ class Frame:
     depth: Callable[[], np.ndarray] | None = None
     mask: Callable[[], np.ndarray] | None = None
     camera: FrameCamera | None = None
+
+
+def png_numbers(data: bytes) -> np.ndarray:
+    """(H, W), the whole numbers of a PNG of 16 bits. Raises ValueError on other pictures and on huge ones."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        if image.width * image.height > MAX_PIXELS or image.mode not in ("I;16", "I;16B", "I"):
+            raise ValueError(f"depth of mode {image.mode}, {image.width} x {image.height} pixels")
+        return np.asarray(image)

@@ -26,8 +26,7 @@ def encode_mesh(mesh: Mesh) -> bytes:
 def _geometry(mesh: Mesh, chosen: np.ndarray, material: Material, index: int) -> trimesh.Trimesh:
     """A trimesh geometry of some faces. A vertex that has several texture coordinates is repeated."""
     corners = mesh.faces[chosen].reshape(-1)
-    with_uv = material.texture is not None and mesh.corner_uvs is not None
-    if with_uv:
+    if material.texture is not None and mesh.corner_uvs is not None:
         uv = np.ascontiguousarray(mesh.corner_uvs[chosen].reshape(-1, 2), np.float32)
         places, place = np.unique(uv.view(np.complex64)[:, 0], return_inverse=True)  # complex: a pair is one number
         pairs, inverse = np.unique(corners * len(places) + place, return_inverse=True)
@@ -35,7 +34,7 @@ def _geometry(mesh: Mesh, chosen: np.ndarray, material: Material, index: int) ->
     else:
         used, inverse = np.unique(corners, return_inverse=True)
         uvs = None
-    image = None if material.texture is None or not with_uv else Image.fromarray(material.texture)
+    image = None if material.texture is None or uvs is None else Image.fromarray(material.texture)
     pbr = trimesh.visual.material.PBRMaterial(
         name=f"material{index:04d}",
         baseColorTexture=image,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from manifests.errors import Refused, with_type
+from pipeline.formats.raw_shape import RawShape
 from pipeline.formats.source_files import noted, source_file
 
 try:
@@ -27,14 +28,6 @@ _OPEN_FILES = 4
 _CACHE_BYTES = 64 << 20  # decompressed chunks of one dataset: all of a ModelNet40 file of 2,048 objects
 _MAX_CHUNK_BYTES = 256 << 20
 _DEFLATE_RATIO = 1032  # zlib's manual, "Maximum Compression Factor": no stream expands further
-
-
-@dataclass(frozen=True)
-class Row:
-    """One object. points: float64 (P, 3), as the file has them. parts: uint8 (P,) or None."""
-
-    points: np.ndarray
-    parts: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -55,8 +48,8 @@ def read_labels(root: Path, relative: str, max_points: int, with_parts: bool = F
         raise Refused(f"{relative}: {error}") from error
 
 
-def read_row(root: Path, relative: str, row: int, max_points: int, with_parts: bool = False) -> Row:
-    """One row of one file of a source. Raises ValueError, in one line, on what is wrong with it."""
+def read_row(root: Path, relative: str, row: int, max_points: int, with_parts: bool = False) -> RawShape:
+    """The points and parts of one row of one file of a source. Raises ValueError, in one line, where that is wrong."""
     path = source_file(root, relative)
     file = _kept_open(path, os.stat(path).st_mtime_ns, os.getpid(), max_points, with_parts)
     if not 0 <= row < len(file.labels):
@@ -73,7 +66,7 @@ def read_row(root: Path, relative: str, row: int, max_points: int, with_parts: b
         noted(f"{relative}#{row} parts", parts.tobytes())
     if parts is not None and (parts.min() < 0 or parts.max() > 255):
         raise ValueError(f"part labels from {parts.min()} to {parts.max()}")
-    return Row(points, None if parts is None else parts.astype(np.uint8))
+    return RawShape(points=points, parts=None if parts is None else parts.astype(np.uint8))
 
 
 def has_background(root: Path, relative: str) -> bool | None:
@@ -90,7 +83,7 @@ def has_background(root: Path, relative: str) -> bool | None:
 
 
 def _open(path: Path) -> h5py.File:
-    """No lock is taken: file systems that are mounted read-only have none."""
+    """Opens without a lock, which file systems that are mounted read-only do not have."""
     try:
         return h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES)
     except (OSError, RuntimeError) as error:

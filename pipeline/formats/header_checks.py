@@ -1,4 +1,4 @@
-"""Headers that lie: what a PLY or GLB file announces is held against its bytes before a parser allocates for it."""
+"""Finds headers that lie: compares what a PLY or GLB file announces with its bytes before a parser allocates for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMPONENT_BYTES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
 _COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 _COMPRESSED = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression")
 _HEADER_LIMIT = 1 << 20
-_AMPLIFICATION = 64  # several accessors may share bytes; nobody's good file shares them this often
+_AMPLIFICATION = 64  # several accessors may share bytes; no valid file shares them this often
 _SMALL = 1 << 24
 
 
@@ -86,7 +86,7 @@ def _check_gltf(values: dict[str, Any], size: int, own_bytes: bool) -> None:
         component, kind = accessor.get("componentType"), accessor.get("type")
         if not isinstance(component, int | None) or not isinstance(kind, str | None):
             raise ValueError(f"accessor {number} has a type that is none")
-        each = _COMPONENT_BYTES.get(component, 4) * _COMPONENTS.get(kind, 1)
+        each = _COMPONENT_BYTES.get(component or 0, 4) * _COMPONENTS.get(kind or "", 1)
         announced += count * each
         view = accessor.get("bufferView")
         if view is not None:
@@ -116,7 +116,7 @@ def _whole(value: Any, where: str) -> int:
 
 
 def _check_nodes(nodes: list[dict[str, Any]]) -> None:
-    """glTF 2.0, 3.5.2: a node has one parent at most, and none is above itself."""
+    """glTF 2.0, 3.5.2: a node has one parent at most, and is not its own ancestor."""
     parent: dict[int, int] = {}
     for number, node in enumerate(nodes):
         for child in _rows(node, "children", int):

@@ -1,4 +1,4 @@
-"""JSON that comes with a dataset, plain or gzipped, read within limits: size when unpacked, depth of nesting."""
+"""Reads the JSON of a dataset, plain or gzipped, within limits: size when unpacked, depth of nesting."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def load_records(path: Path, limits: JsonLimits, name: str = "") -> Iterator[dic
                 _require_bounded(text, place, path.name)
                 continue
         while True:
-            place = _BLANKS.match(text, place).end()
+            blanks = _BLANKS.match(text, place)
+            place = blanks.end() if blanks else place
             sign = text[place : place + 1]
             if not sign:
                 break

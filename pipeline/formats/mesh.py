@@ -1,4 +1,4 @@
-"""Asset -> Shape: reading files, turning them into the world frame, sampling, normalising. The home of trimesh.
+"""Reads mesh files of any kind into a `RawShape`, by trimesh where we have no reader of our own. The home of trimesh.
 
 Files of users are only ever read. Textures are looked for inside the source folder and nowhere else.
 """
@@ -35,6 +35,14 @@ _NAMES = "materials of this file"  # what trimesh is told is the .mtl
 _PICTURES = ("image", "baseColorTexture")
 _UNUSED_PICTURES = ("normalTexture", "emissiveTexture", "occlusionTexture", "metallicRoughnessTexture")
 _LARGE = 100_000  # faces; a million of them as a soup take a worker half a gigabyte more
+
+
+def read_faces(path: Path, root: Path) -> RawShape:
+    """`read_mesh` of a dataset of meshes. Raises ValueError also when the file has no faces."""
+    raw = read_mesh(path, root)
+    if raw.mesh is None:
+        raise ValueError("the file has no faces")
+    return raw
 
 
 def read_mesh(path: Path, root: Path) -> RawShape:
@@ -81,7 +89,8 @@ def _finite_mesh(vertices: np.ndarray, faces: np.ndarray, materials: tuple, colo
 
 def _load_scene(path: Path, data: bytes, suffix: str, root: Path) -> tuple[Any, dict[str, Material], Counter[str]]:
     """A trimesh scene, the materials of an OBJ by their names in it, and warnings about materials and side files."""
-    files, materials = SideFiles(path.resolve().parent, root), {}
+    files = SideFiles(path.resolve().parent, root)
+    materials: dict[str, Material] = {}
     if suffix == ".obj":
         data, materials = read_materials(data.removeprefix(b"\xef\xbb\xbf"), files, path.stem)
         data = b"mtllib " + _NAMES.encode() + b"\n" + data
@@ -110,7 +119,7 @@ def _unreadable(suffix: str) -> Iterator[None]:
 def _leave_broken_pictures(scene: Any, warnings: Counter[str]) -> None:
     """trimesh opens pictures and decodes them late: those that are cut or huge are left out here, and counted.
 
-    Of other pictures than the colours' (normals, roughness, ...) none is used.
+    Pictures of anything but colour (normals, roughness, ...) are not used.
     """
     judged: dict[int, bool] = {}
     for geometry in scene.geometry.values():
@@ -183,7 +192,7 @@ def _counted(warnings: Counter[str]) -> dict[str, int]:
 
 
 def _own_uv(geometry: Any) -> np.ndarray | None:
-    """Texture coordinates (V, 2) of a geometry, or None where there are none or not one for each vertex."""
+    """Texture coordinates (V, 2) of a geometry, or None where not every vertex has one."""
     uv = geometry.visual.uv
     return uv if uv is not None and len(uv) == len(geometry.vertices) else None
 
@@ -193,7 +202,7 @@ def _has_picture(material: Any) -> bool:
 
 
 def _is_placeholder(geometry: Any) -> bool:
-    """Whether the material is the dark 2x2 picture that trimesh puts where an OBJ has none or its file is missing."""
+    """Whether the material is the dark 2x2 picture that trimesh puts where an OBJ has no material file."""
     material = getattr(geometry.visual, "material", None)
     image = getattr(material, "image", None)
     return image is not None and image.size == (2, 2) and getattr(material, "kwargs", None) == {}

@@ -1,6 +1,6 @@
-"""Materials of an OBJ, and the files that stand beside a mesh: found inside the model's own folder and nowhere above.
+"""Reads the materials of an OBJ and the files beside a mesh, which must lie inside the model's own folder.
 
-What is odd about them is mended where that is safe, and every repair is a warning: one of the words below, counted.
+Oddities are mended where that is safe. Every repair is a warning: one of the words below, counted.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ BLACK = "black under a texture"  # a texture times Kd 0 0 0: the texture alone i
 
 MAX_SIDE = 4096
 MAX_PIXELS = 1 << 26
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TGA", "TIFF", "WEBP", "PPM", "DDS")  # none that starts another program
-EpsImagePlugin.gs_binary = False  # nor does Pillow start one where a mesh library opens a picture
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TGA", "TIFF", "WEBP", "PPM", "DDS")  # formats that start no other program
+EpsImagePlugin.gs_binary = False  # also where a mesh library opens a picture
 _BESIDE = (".", "images", "textures", "../images", "../textures")
 _ARGUMENTS = {"-mm": 2, "-o": 3, "-s": 3, "-t": 3}  # of texture options in .mtl files; all others take one
 _INVISIBLE_BELOW = 1 / 255
@@ -181,7 +181,8 @@ def _material(values: dict[str, str], files: SideFiles, textures: dict[tuple[str
             color = [1.0, 1.0, 1.0]
     if len(color) != 3:
         color = list(GREY[:3]) if texture is None else [1.0, 1.0, 1.0]
-    return Material((*(min(max(c, 0.0), 1.0) for c in color), _alpha(values, files.warnings)), texture)
+    red, green, blue = (min(max(c, 0.0), 1.0) for c in color)
+    return Material((red, green, blue, _alpha(values, files.warnings)), texture)
 
 
 def _alpha(values: dict[str, str], warnings: Counter[str]) -> float:
@@ -195,7 +196,7 @@ def _alpha(values: dict[str, str], warnings: Counter[str]) -> float:
 
 
 def _numbers(text: str) -> list[float]:
-    """The numbers of a line; [] where a word is none, as in `Kd spectral file.rfl`."""
+    """The numbers of a line; [] where a word is not a number, as in `Kd spectral file.rfl`."""
     words = [word for word in text.split() if word != "-halo"]
     return [float(word) for word in words] if all(_NUMBER.fullmatch(word) for word in words) else []
 
@@ -241,7 +242,7 @@ def _texture(color_line: str, alpha_line: str, files: SideFiles) -> np.ndarray |
 
 
 def _picture(name: str, files: SideFiles) -> np.ndarray | None:
-    """RGBA uint8 (H, W, 4) of a file, its longer side at most MAX_SIDE; None, counted, where there is none."""
+    """RGBA uint8 (H, W, 4) of a file, its longer side at most MAX_SIDE; None, counted, where it is missing."""
     path = files.find(name)
     if path is None:
         return None
@@ -255,7 +256,7 @@ def _picture(name: str, files: SideFiles) -> np.ndarray | None:
 
 
 def decode_texture(data: bytes) -> tuple[np.ndarray, bool]:
-    """(RGBA uint8 (H, W, 4), whether it was made smaller) of a picture's bytes. Raises ValueError when it is none."""
+    """(RGBA uint8 (H, W, 4), whether it was made smaller) of a picture's bytes. Raises ValueError on other bytes."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             size = max(image.size)

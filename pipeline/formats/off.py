@@ -1,4 +1,4 @@
-"""A tolerant reader of OFF files.
+"""Reads OFF files, tolerant of what real ones get wrong.
 
 ModelNet's files run the keyword and the counts together (`OFF3514 3546 0`), and other tools write comments, blank
 lines, polygons, colours and normals. All of them are read; nothing is ever written back to a user's file.

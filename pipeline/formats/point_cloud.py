@@ -1,4 +1,4 @@
-"""Files of points: ply, pcd, npy and text with x y z in the first three columns.
+"""Reads files of points: ply, pcd, npy and text with x y z in the first three columns.
 
 Columns 4 to 6 are colours where their values are those of colours (whole numbers of 0..255, or 0..1 that are not unit
 vectors); any other column, such as a normal or an intensity, is passed over with a warning.
@@ -136,6 +136,7 @@ def _pcd(data: bytes) -> RawShape:
     flat = [type for _, type, count in fields for _ in range(count)]
     if not {"x", "y", "z"} <= set(columns) or len(set(columns)) != len(columns):
         raise ValueError(f"a PCD file with the fields {' '.join(names)[:80]}; x, y and z are needed")
+    values: dict[str, np.ndarray] | np.ndarray  # by the name of a column
     if kind == "ascii":
         rows = _text(body)
         if rows.shape != (num_points, len(columns)):

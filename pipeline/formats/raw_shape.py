@@ -1,4 +1,4 @@
-"""RawShape: what one file held, in the file's own frame."""
+"""What one source file holds, in its own frame: a mesh, a cloud, colours, part labels (`RawShape`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The files of a source: listed fast, and never read outside it.
+"""Lists and reads the files of a source, and never reads outside it.
 
-A link that leads out of the source, a pipe and a folder in place of a file are reasons for a Failure; nothing of a
-source is ever written. Links to folders are listed as what they are and not followed.
+A link that leads out of the source, a pipe and a folder in place of a file are reasons for a Failure. Nothing in a
+source is ever written. Links to folders are listed as links and not followed.
 
 Readers pass what they read through `noted`, so that an object can say which bytes it was made of (`watched`).
 """
@@ -59,7 +59,7 @@ class SourceBytes:
 
     @property
     def fingerprint(self) -> Fingerprint | None:
-        """Of all bytes so far, None where none were read."""
+        """Of all bytes so far, None before the first."""
         digests = list(self._digests.values())
         if not digests:
             return None

@@ -1,4 +1,4 @@
-"""Whether a build is right: every byte against its record, every record against the manifest, every sample's form.
+"""Checks a build: every byte against its record, every record against the manifest, every sample's form.
 
 Each tar is read once, and hashed block by block while a block is still in the processor's cache. Every json, cloud and
 camera is judged; a picture's bytes are those of the record, and its size, kind and end are read from its own headers.
@@ -114,7 +114,7 @@ def _view_sets(out: str, manifest: BuildManifest, found: Findings) -> dict[str, 
 
 
 def _expected(out: str, manifest: BuildManifest, found: Findings) -> ExpectedObjects | None:
-    """Which objects each shard should hold, None where the build does not tell, with the problem noted."""
+    """Which objects each shard should hold, None, with the problem noted, where the build does not say."""
     try:
         return expected_objects(out, manifest)
     except ValueError as error:

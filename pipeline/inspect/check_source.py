@@ -1,4 +1,4 @@
-"""Whether the raw dataset is still what a build was made of: `check OUT --source DIR` reads all its bytes again."""
+"""Compares the raw dataset with what a build was made of: `check OUT --source DIR` reads all its bytes again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Compared:
 
 
 def compare_source(out: str, source: str, on_object: Callable[[int, int], None] = lambda done, total: None) -> Compared:
-    """Compares what the objects of a build were made of with what is in the source now; stops at no difference.
+    """Compares what the objects of a build were made of with what is in the source now; a difference does not end it.
 
     on_object: told (objects looked at, objects of the build). Raises Refused where OUT is no build, its dataset has no
     source, or there is no such folder.
@@ -49,7 +49,7 @@ def compare_source(out: str, source: str, on_object: Callable[[int, int], None] 
         for asset in job.assets:
             values, done = stored.get(asset.key), done + 1
             before = None if values is None else fingerprint_of(values)
-            if before is not None:
+            if values is not None and before is not None:
                 now = _now(asset, plan, before, spare=not values.get("warnings"))
                 compared += 1
                 if now != before:

@@ -1,4 +1,4 @@
-"""Two builds compared sample by sample, within the tolerances of other machines."""
+"""Compares two builds sample by sample, within the tolerances between machines."""
 
 from __future__ import annotations
 

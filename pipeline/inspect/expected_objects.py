@@ -1,4 +1,4 @@
-"""Which objects each shard of a build holds, by its own list of assets and its recipe, in sixteen bytes an object."""
+"""Which objects each shard of a build should hold, from its list of assets and its recipe; sixteen bytes an object."""
 
 from __future__ import annotations
 

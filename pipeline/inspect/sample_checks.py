@@ -1,4 +1,4 @@
-"""Whether one sample of a build has the form that it should have: its json, its cloud, its cameras, its pictures."""
+"""Checks the form of one sample of a build: its json, its cloud, its cameras, its pictures."""
 
 from __future__ import annotations
 
@@ -65,6 +65,8 @@ def view_values(sample: Sample, view_set: ViewSetManifest, deep: bool) -> dict[s
         raise ValueError(f"{len(views)} views, the preset has {expected}")
     for suffix, place in pictures.items():
         try:
+            if place is None:
+                raise ValueError("no picture of a view")
             view, channel = place
             size = (views[view]["width"], views[view]["height"])
             head = _head(sample.members[suffix], deep)
@@ -88,7 +90,7 @@ def _head(data: bytes, deep: bool) -> PictureHead:
 
 
 def warning_counts(rows: Any) -> dict[str, int]:
-    """type -> count of the warnings of a sample. Raises ValueError when they are none."""
+    """type -> count of the warnings of a sample. Raises ValueError on anything else."""
     counts = {w["type"]: w["count"] for w in rows}
     if not all(isinstance(kind, str) and isinstance(count, int) for kind, count in counts.items()):
         raise ValueError("its warnings are no types with counts")
@@ -96,4 +98,5 @@ def warning_counts(rows: Any) -> dict[str, int]:
 
 
 def worded(error: Exception) -> str:
+    """What an error of these checks says; JSON of another form raises errors whose text alone means little."""
     return f"unreadable ({error!r})" if isinstance(error, ODD) else str(error)

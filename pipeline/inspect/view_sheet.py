@@ -52,7 +52,8 @@ def objects_of(out: str, split: str, num_shards: int, names: list[str]) -> Itera
         if not store.exists(path):
             continue
         with ExitStack() as stack:
-            streams, heads = {}, {}
+            streams: dict[str, Iterator[tuple[int, Sample]]] = {}
+            heads: dict[str, Sample | None] = {}
             for name in names:
                 tar = views_tar(out, name, split, shard)
                 if store.exists(tar):
@@ -61,8 +62,9 @@ def objects_of(out: str, split: str, num_shards: int, names: list[str]) -> Itera
             for _, shape in read_samples(stack.enter_context(store.open_reading(path))):
                 found = {}
                 for name, stream in streams.items():
-                    if heads[name] is not None and heads[name].key == shape.key:
-                        found[name] = heads[name]
+                    head = heads[name]
+                    if head is not None and head.key == shape.key:
+                        found[name] = head
                         heads[name] = next(stream, (0, None))[1]
                 yield shape, found
 

@@ -20,7 +20,7 @@ from manifests.layout import library_versions, meshes_tar, shapes_tar, view_set_
 from manifests.presets import AnyViews, load_preset
 from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.rng import seed_digest
-from pipeline.datasets import dataset_module
+from pipeline.datasets import dataset_module, require_frames
 from pipeline.datasets.options import ListedSplit, NamedSplit
 from pipeline.plan.build_recipe import BuildRecipe
 
@@ -97,17 +97,11 @@ def make_view_sets(recipe: BuildRecipe, shapes_hash: str) -> tuple[ViewSet, ...]
                 f"views.{preset_name} are pictures of files: build, then python -m pipeline views {preset_name}"
             )
         if preset.reads == "frames":
-            refuse_frames(load_table(recipe.dataset), name)
+            require_frames(load_table(recipe.dataset), name)
         if any(known.name == name for known in sets):
             raise Refused(f"views: two view sets are named {name}")
         sets.append(ViewSet(name, preset, view_set_hash(preset, shapes_hash)))
     return tuple(sets)
-
-
-def refuse_frames(table: DatasetTable, name: str) -> None:
-    """Raises Refused where a dataset has no sequences to take frames from."""
-    if dataset_module(table).frames is None:
-        raise Refused(f"{name}: {table.name} has no sequences of frames")
 
 
 def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, list[Job]]:

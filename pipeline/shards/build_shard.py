@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -18,6 +19,7 @@ from pydantic_core import from_json
 
 from manifests import store
 from manifests.errors import Stopped, with_type
+from manifests.file_views import FileViews
 from manifests.layout import meshes_tar, shapes_tar, views_tar
 from manifests.records import Asset, Failure, record_path
 from manifests.samples import (
@@ -37,9 +39,10 @@ from pipeline.plan.plan import Job, Plan, ViewSet
 from pipeline.shards.object import (
     Outcome,
     ViewResults,
-    _any_mesh,
-    _frame_results,
+    any_mesh,
     draw_view_sets,
+    failure_of,
+    frame_results,
     keep_freed_memory,
     make_object,
 )
@@ -175,7 +178,7 @@ def redraw_shard(job: Job, plan: Plan, maker: Maker, view_sets: tuple[ViewSet, .
         store.remove(record_path(path))
     with ExitStack() as stack:
         writers = [open_writer(stack, path, s.hash) for path, s in zip(paths, view_sets, strict=True)]
-        for shape, glb in _undamaged(stored_objects(job, plan, _any_mesh(view_sets)), job, plan):
+        for shape, glb in _undamaged(stored_objects(job, plan, any_mesh(view_sets)), job, plan):
             results = maker.redraw(shape, glb, view_sets)
             for writer, result in zip(writers, results.values(), strict=True):
                 writer.add(shape.key, result)
@@ -214,20 +217,20 @@ def redraw_object(shape: Sample, glb: bytes | None, plan: Plan, view_sets: tuple
     except (ValueError, KeyError, TypeError) as error:
         what = f"{shape.key} is damaged in {plan.out}/shapes ({with_type(error, 150)})"
         raise Stopped(f"{what}: python -m pipeline check {plan.out} --repair") from error
-    files = {s.name: _pictures_of(asset, s, plan) for s in view_sets if s.preset.reads == "files"}
-    files |= _frame_results(asset, world_from_source, plan, view_sets)
+    files: ViewResults = {s.name: _pictures_of(asset, s, plan) for s in view_sets if s.preset.reads == "files"}
+    files |= frame_results(asset, world_from_source, plan, view_sets)
     if files:
         drawn = tuple(s for s in view_sets if s.name not in files)
         results = files | (redraw_object(shape, glb, plan, drawn) if drawn else {})
         return {s.name: results[s.name] for s in view_sets}
-    if glb is None and values["num_faces"] and not plan.recipe.store_meshes and _any_mesh(view_sets):
+    if glb is None and values["num_faces"] and not plan.recipe.store_meshes and any_mesh(view_sets):
         try:
             glb = _read_again(asset, values, plan)
         except (ValueError, OSError) as error:
             failure = Failure(shape.key, values["id"], "load", with_type(error))
             points_only = tuple(s for s in view_sets if not s.preset.needs_mesh)
-            drawn = redraw_object(shape, None, plan, points_only) if points_only else {}
-            return {s.name: drawn.get(s.name, failure) for s in view_sets}
+            others = redraw_object(shape, None, plan, points_only) if points_only else {}
+            return {s.name: others.get(s.name, failure) for s in view_sets}
     return draw_view_sets(shape.key, values["id"], points, colors, glb, view_sets)
 
 
@@ -266,8 +269,7 @@ def _read_again(asset: Asset, values: dict[str, Any], plan: Plan) -> bytes:
 def _pictures_of(asset: Asset, view_set: ViewSet, plan: Plan) -> Members | Failure:
     """The pictures that a person has of one object, from the source of a plan of a view set of files."""
     try:
-        return picture_members(asset, view_set.preset, view_set.name, plan.root)
-    except MemoryError as error:
-        return Failure(asset.key, asset.id, "load", f"memory: {with_type(error)}")
-    except (ValueError, OSError) as error:
-        return Failure(asset.key, asset.id, "load", with_type(error))
+        preset, root = cast(FileViews, view_set.preset), cast(Path, plan.root)  # such a plan has a source
+        return picture_members(asset, preset, view_set.name, root)
+    except (MemoryError, ValueError, OSError) as error:
+        return failure_of(error, asset.key, asset.id, "load")

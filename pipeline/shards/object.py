@@ -1,4 +1,4 @@
-"""One object: from its asset to the members of its samples, or to a Failure that says why not."""
+"""Makes one object: the members of its samples from its asset, or a Failure that says what went wrong."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from manifests.errors import Refused, Stopped, with_type
+from manifests.presets import DrawnViews
 from manifests.records import Asset, Failure, Skipped
 from manifests.samples import (
     COLORS,
@@ -21,7 +23,7 @@ from manifests.samples import (
     encode_array,
     encode_json,
 )
-from pipeline.datasets import dataset_module
+from pipeline.datasets import dataset_module, require_frames
 from pipeline.formats.fingerprints import fingerprint_values
 from pipeline.formats.glb import decode_mesh, encode_mesh
 from pipeline.formats.source_files import Fingerprint, watched
@@ -41,8 +43,6 @@ NO_COLORS = "no colours"
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
 _KEPT_BYTES = 32 << 20  # the most that glibc takes
 
 
@@ -50,8 +50,8 @@ _KEPT_BYTES = 32 << 20  # the most that glibc takes
 class BuiltObject:
     """The members of one object, tar by tar.
 
-    mesh: None where the object has none or meshes are not stored. views: view set name -> its members, or why there
-    are none.
+    mesh: None where the object has no mesh or meshes are not stored. views: view set name -> its members, or why it
+    has no views.
     """
 
     key: str
@@ -84,6 +84,11 @@ def keep_freed_memory() -> None:
             mallopt(option, _KEPT_BYTES)
 
 
+def failure_of(error: Exception, key: str, id: str, stage: str) -> Failure:
+    """The Failure of an object whose data raised an error; `--retry memory` finds a lack of memory by its word."""
+    return Failure(key, id, stage, f"{'memory: ' if isinstance(error, MemoryError) else ''}{with_type(error)}")
+
+
 def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcome:
     """Everything of one asset. A bad asset is a Failure with its stage; Refused and Stopped pass through.
 
@@ -113,20 +118,18 @@ def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcom
         members = shape_members(shape, plan, source.fingerprint)
     except (Refused, Stopped):
         raise
-    except MemoryError as error:
-        return Failure(asset.key, asset.id, stage, f"memory: {with_type(error)}")
     except Exception as error:  # whatever a bad file makes a library raise is that file's Failure
-        return Failure(asset.key, asset.id, stage, with_type(error))
+        return failure_of(error, asset.key, asset.id, stage)
     mesh_members = {MESH: glb} if glb is not None and plan.recipe.store_meshes else None
     report("render", BuiltObject(asset.key, members, mesh_members, {}))
     drawn = tuple(s for s in plan.view_sets if s.preset.draws)
     views = draw_view_sets(asset.key, asset.id, shape.points, shape.colors, glb, drawn)
-    views |= _frame_results(asset, shape.world_from_source, plan, plan.view_sets)
+    views |= frame_results(asset, shape.world_from_source, plan, plan.view_sets)
     return BuiltObject(asset.key, members, mesh_members, views)
 
 
 def _wants_mesh(plan: Plan) -> bool:
-    return plan.recipe.store_meshes or _any_mesh(plan.view_sets)
+    return plan.recipe.store_meshes or any_mesh(plan.view_sets)
 
 
 def shape_members(shape: Shape, plan: Plan, source: Fingerprint | None) -> Members:
@@ -175,42 +178,39 @@ def draw_view_sets(
             continue
         stage = "render"
         try:
-            if mesh is None and view_set.preset.needs_mesh:
+            preset = cast(DrawnViews, view_set.preset)  # the others are read from files, not drawn
+            if mesh is None and preset.needs_mesh and glb is not None:
                 mesh = decode_mesh(glb)
-            views = backend_table.draw(view_set.preset, mesh=mesh, points=points, colors=colors)
-            judged = [judge(view, view_set.preset, points) for view in views]
-            require_seen(judged, view_set.preset)
+            views = backend_table.draw(preset, mesh=mesh, points=points, colors=colors)
+            judged = [judge(view, preset, points) for view in views]
+            require_seen(judged, preset)
             stage = "encode"
-            results[view_set.name] = view_members(key, view_set, views, judged)
+            results[view_set.name] = view_members(key, view_set.name, preset, views, judged)
         except (Refused, Stopped):
             raise
-        except MemoryError as error:
-            results[view_set.name] = Failure(key, id, stage, f"memory: {with_type(error)}")
         except Exception as error:  # as in make_object: data that breaks a renderer is that object's Failure
-            results[view_set.name] = Failure(key, id, stage, with_type(error))
+            results[view_set.name] = failure_of(error, key, id, stage)
     return results
 
 
-def _any_mesh(view_sets: tuple[ViewSet, ...]) -> bool:
+def any_mesh(view_sets: tuple[ViewSet, ...]) -> bool:
     return any(s.preset.needs_mesh for s in view_sets)
 
 
-def _frame_results(
+def frame_results(
     asset: Asset, world_from_source: np.ndarray, plan: Plan, view_sets: tuple[ViewSet, ...]
 ) -> ViewResults:
-    """Members of those view sets that are frames of the object's own sequence; a Failure where there is none to use."""
+    """Members of those view sets that are frames of the object's own sequence; a Failure where no frame can be used."""
     results: ViewResults = {}
-    for view_set in (s for s in view_sets if s.preset.reads == "frames"):
+    for name, preset in ((s.name, s.preset) for s in view_sets):
+        if preset.reads != "frames":
+            continue
         try:
-            with dataset_module(plan.table).frames(asset, plan.root, plan.recipe.options()) as frames:
-                members = frame_members(
-                    asset, frames, world_from_source, view_set.preset, view_set.name, plan.recipe.seed
-                )
-            results[view_set.name] = members
+            open_frames = require_frames(plan.table, name)
+            with open_frames(asset, plan.root, plan.recipe.options()) as frames:
+                results[name] = frame_members(asset, frames, world_from_source, preset, name, plan.recipe.seed)
         except (Refused, Stopped):
             raise
-        except MemoryError as error:
-            results[view_set.name] = Failure(asset.key, asset.id, "load", f"memory: {with_type(error)}")
         except Exception as error:  # as in make_object: a broken sequence is that object's Failure
-            results[view_set.name] = Failure(asset.key, asset.id, "load", with_type(error))
+            results[name] = failure_of(error, asset.key, asset.id, "load")
     return results

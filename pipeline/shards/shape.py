@@ -1,8 +1,9 @@
-"""From a file's raw shape to the stored one: axes, surface samples, normalisation."""
+"""Makes the shape that is stored from what a file holds: axes, surface samples, normalisation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -57,9 +58,12 @@ def make_shape(
     if raw.upright is not None:
         turn = turn @ raw.upright
     colors, parts = raw.colors, raw.parts
+    vertices = None
     if raw.points is None:
-        points, sampled = sample_surface(raw.mesh, num_points, rng)
-        colors = sampled if has_color(raw.mesh) else None
+        mesh = cast(Mesh, raw.mesh)  # a RawShape without points has one
+        points, sampled = sample_surface(mesh, num_points, rng)
+        colors = sampled if has_color(mesh) else None
+        vertices = transform(turn, mesh.vertices)
     else:
         points = raw.points
         if len(points) > num_points:
@@ -68,7 +72,6 @@ def make_shape(
             colors = None if colors is None else colors[chosen]
             parts = None if parts is None else parts[chosen]
     turned = transform(turn, points)
-    vertices = transform(turn, raw.mesh.vertices) if raw.points is None else None
     world_from_source = normalization(normalize, turned, vertices) @ turn
     points = transform(world_from_source, points).astype(np.float32)
     order = prefix_order(points, fps_prefix)

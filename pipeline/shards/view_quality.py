@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _BEHIND = 1e-6
 
 
 @dataclass(frozen=True)
-class Judged:
+class ViewQuality:
     """What the gates find in one view.
 
     coverage: share of pixels that show the object (with `ground`, the ground as well). mask_iou: of RGB other than the
@@ -31,7 +32,7 @@ class Judged:
     forgiven: str | None
 
 
-def judge(view: View, preset: DrawnViews, points: np.ndarray) -> Judged:
+def judge(view: View, preset: DrawnViews, points: np.ndarray) -> ViewQuality:
     """Measures one view of an object with points float32 (N, 3), world frame."""
     mask = object_mask(view, preset)
     coverage = np.count_nonzero(mask) / mask.size if view.coverage is None else float(view.coverage)
@@ -51,10 +52,10 @@ def judge(view: View, preset: DrawnViews, points: np.ndarray) -> Judged:
         blank = "its picture is of one colour"
         if view.rgb is not None and not differs(view.rgb[:1, :1], preset.background).any():
             forgiven = "of the background's colour"
-    return Judged(coverage, iou, 0.0 if with_ground else border_share(mask), blank, forgiven)
+    return ViewQuality(coverage, iou, 0.0 if with_ground else border_share(mask), blank, forgiven)
 
 
-def require_seen(judged: list[Judged], preset: DrawnViews) -> None:
+def require_seen(judged: list[ViewQuality], preset: DrawnViews) -> None:
     """Raises ValueError naming the first blank view when the object's views are no use; see manifests.presets.Gates."""
     blank = [number for number, one in enumerate(judged) if one.blank]
     faults = [number for number in blank if not judged[number].forgiven]
@@ -65,7 +66,7 @@ def require_seen(judged: list[Judged], preset: DrawnViews) -> None:
         raise ValueError(f"view {faults[0]} is blank: {judged[faults[0]].blank}{others}")
 
 
-def warnings_of(judged: list[Judged], preset: DrawnViews) -> Counter[str]:
+def warnings_of(judged: list[ViewQuality], preset: DrawnViews) -> Counter[str]:
     """Warning type -> number of views."""
     found: Counter[str] = Counter()
     for one in judged:
@@ -87,7 +88,8 @@ def object_mask(view: View, preset: DrawnViews) -> np.ndarray:
         return np.isfinite(view.depth)
     if view.rgb is not None:
         return differs(view.rgb, preset.background)
-    return view.gray < (255 if view.gray.dtype == np.uint8 else 1)
+    gray = cast(np.ndarray, view.gray)  # a view has one of the three
+    return gray < (255 if gray.dtype == np.uint8 else 1)
 
 
 def differs(rgb: np.ndarray, color: list[float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures that people already own as views of stored objects: matched by name, checked, drawn on white.
+"""Makes views of stored objects from pictures that people already own: matched by name, checked, drawn on white.
 
 `resolved` looks through the source once, before any work; workers then open the files of one object by their names.
 Nothing outside the source folder is opened, symbolic links followed.
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from manifests.config import parse_recipe
 from manifests.errors import Refused
 from manifests.file_views import FORMS, FileViews, fields_of, file_names, parse_name
-from manifests.presets import parse_preset
 from manifests.records import Asset
 from manifests.samples import FORMAT, JSON, MAX_PIXELS, encode_json, encode_picture, view_member
 from pipeline.formats.obj_materials import FORMATS
@@ -55,7 +55,7 @@ def resolved(preset: FileViews, assets: list[Asset], root: Path) -> FileViews:
             f"num_views={preset.num_views}, but the pictures' numbers are {_listed(there)}; or set view_numbers"
         )
     values = preset.model_dump() | {"match": form, "view_numbers": numbers, "num_views": len(numbers)}
-    return parse_preset(values, "preset files")
+    return parse_recipe(FileViews, values, "preset files")
 
 
 def _expected(num_views: int, there: list[int]) -> list[int]:
@@ -159,7 +159,7 @@ def picture_members(asset: Asset, preset: FileViews, name: str, root: Path) -> M
 
 
 def _find(pattern: str, fields: dict[str, str], number: int, root: Path) -> Path:
-    """The file of a view. Raises ValueError where there is none, several, or one that leads out of the source."""
+    """The file of a view. Raises ValueError where it is missing, there are several, or it leads out of the source."""
     try:
         names = file_names(pattern, fields, number)
     except KeyError as error:
@@ -185,7 +185,7 @@ def _opened(path: Path, preset: FileViews) -> tuple[np.ndarray, float, tuple[str
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"a picture of {file.width} x {file.height} pixels")
         file.load()
-        suffix = _KEPT.get(file.format)
+        suffix = _KEPT.get(file.format or "")
         image = ImageOps.exif_transpose(file)
         turned = file.getexif().get(0x0112, 1) != 1
     coverage, opaque = None, image.mode in ("RGB", "L") and "transparency" not in image.info
@@ -197,10 +197,10 @@ def _opened(path: Path, preset: FileViews) -> tuple[np.ndarray, float, tuple[str
         scale = preset.image_size / short
         image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
     picture = np.asarray(image.convert("RGB"))
-    as_it_is = preset.rgb_format == "keep" and suffix and opaque and not resized and not turned
+    as_it_is = preset.rgb_format == "keep" and opaque and not resized and not turned
     if coverage is None:
         coverage = _away_from_corners(picture)
-    return picture, coverage, (suffix, data) if as_it_is else None
+    return picture, coverage, (suffix, data) if as_it_is and suffix else None
 
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, float | None]:

@@ -1,4 +1,4 @@
-"""Real frames as views: chosen over an object's sequence, cut out, resized, their cameras turned into the world.
+"""Makes views from real frames: chosen over an object's sequence, cut out, resized, cameras turned into the world.
 
 A dataset with sequences offers `frames(asset, root, options)`, a context that gives a list of Frame in the order of
 the sequence. A frame that cannot be used is passed over for its neighbour and counted.
@@ -25,7 +25,7 @@ from pipeline.shards.view_quality import one_colour
 from pipeline.shards.writer import Members
 
 _ATTEMPTS = 8  # frames tried in a stretch of the sequence
-_DRAFT = 2  # a JPEG is decoded at no less than so many times the stored size
+_DRAFT = 2  # a JPEG is decoded at this many times the stored size or more
 
 Box = tuple[int, int, int, int]
 
@@ -44,8 +44,8 @@ def frame_members(
 ) -> Members:
     """Members of one object's frames in the tar of view set `name`. Raises ValueError when no frame can be used.
 
-    Unknown cameras are null, as are near and far without depth. coverage: the mask's share of the picture, null where
-    there is none.
+    Unknown cameras are null, as are near and far without depth. coverage: the mask's share of the picture, null
+    without a mask.
     """
     usable = [frame for frame in frames if frame.depth] if "depth" in preset.channels else frames
     usable = usable or frames

@@ -1,4 +1,4 @@
-"""One tar on its way into a shard: samples in, a tar and then its record out."""
+"""Writes one tar of a shard from samples, and then its record."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ShardWriter:
         self._tar = wds.TarWriter(self._file, encoder=False, mtime=0, user="", group="")
 
     def add(self, key: str, outcome: Members | Failure | Skipped) -> None:
-        """Appends a sample, or notes why there is none."""
+        """Appends a sample, or notes why it is missing."""
         if isinstance(outcome, Failure):
             self.failures.append(outcome)
         elif isinstance(outcome, Skipped):
@@ -121,7 +121,7 @@ class _Hashing:
 
 
 def is_done(tar: str, hash: str) -> bool:
-    """Whether a tar has its record, with this hash, and is there. A damaged record counts as none."""
+    """Whether a tar has its record, with this hash, and is there. A damaged record counts as missing."""
     try:
         record = read_record(record_path(tar))
     except ValueError:

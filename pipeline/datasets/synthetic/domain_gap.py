@@ -1,7 +1,7 @@
 """How far the target domain of `parametric` lies from the source: physical knobs, and three named levels of them.
 
 The levels were fixed before any training: `medium` is a careful hand-held scan and a repainted scene, `hard` a hasty
-scan and a crowded scene, `mild` about half of medium. `none` is the source's own way of seeing.
+scan and a crowded scene, `mild` about half of medium. The level `none` is how the source itself is seen.
 """
 
 from __future__ import annotations
@@ -83,13 +83,14 @@ class SceneOptions(Surroundings):
     new_texture_chance: Annotated[Share, Field(description="chance of a texture that the source does not have")]
 
 
-_FLOOR_AND_CLUTTER = {
+Levels = dict[str, dict[str, object]]  # knob -> level -> value
+_FLOOR_AND_CLUTTER: Levels = {
     "floor_chance": {"none": 0.0, "mild": 0.25, "medium": 0.5, "hard": 0.8},
     "floor_size": {"none": (1.5, 2.5), "mild": (1.5, 2.5), "medium": (1.5, 2.5), "hard": (1.5, 3.5)},
     "clutter_mean": {"none": 0.0, "mild": 0.15, "medium": 0.3, "hard": 0.6},
     "clutter_size": {"none": (0.15, 0.4), "mild": (0.15, 0.4), "medium": (0.15, 0.4), "hard": (0.15, 0.5)},
 }
-SCAN_LEVELS = {
+SCAN_LEVELS: Levels = {
     "viewpoints": {"none": (0, 0), "mild": (3, 4), "medium": (2, 3), "hard": (1, 3)},
     "spread_rad": {"none": (0.4, 1.2), "mild": (0.8, 1.6), "medium": (0.4, 1.2), "hard": (0.4, 1.2)},
     "elevation_deg": {"none": (10.0, 45.0), "mild": (10.0, 45.0), "medium": (10.0, 45.0), "hard": (0.0, 60.0)},
@@ -101,7 +102,7 @@ SCAN_LEVELS = {
     "crop_margin": {"none": 0.0, "mild": 0.05, "medium": 0.1, "hard": 0.2},
     **_FLOOR_AND_CLUTTER,
 }
-SCENE_LEVELS = {
+SCENE_LEVELS: Levels = {
     "saturation": {"none": (0.1, 0.8), "mild": (0.25, 0.9), "medium": (0.4, 1.0), "hard": (0.5, 1.0)},
     "value": {"none": (0.35, 0.9), "mild": (0.3, 0.9), "medium": (0.25, 0.85), "hard": (0.15, 1.0)},
     "hue_shift": {"none": 0.08, "mild": 0.15, "medium": 0.25, "hard": 0.5},
@@ -112,10 +113,10 @@ SCENE_LEVELS = {
 
 
 def level_of(side: Side, gap: Gap, stronger: Literal["both", "image", "points"]) -> Level:
-    """The level of one side of a gap: the stronger side is one level milder, below mild none at all."""
+    """The level of one side of a gap: the stronger side is one level milder; below mild there is no gap."""
     return LEVELS[LEVELS.index(gap) - (stronger == side)]
 
 
-def knobs(levels: dict[str, dict[str, object]], level: Level) -> dict[str, object]:
+def knobs(levels: Levels, level: Level) -> dict[str, object]:
     """One level's column of SCAN_LEVELS or SCENE_LEVELS."""
     return {name: row[level] for name, row in levels.items()}

@@ -119,8 +119,10 @@ def sofa(p: Values) -> list[Part]:
     back = box((w, p["back_height"], p["cushion"]), (0, h + p["back_height"] / 2, d / 2 - p["cushion"] / 2))
     parts.append(back.turned("x", p["tilt"], (0, h, d / 2)))
     arm = p["arm_width"]
-    for x in (-1, 1):
-        parts.append(box((arm, h + p["arm_height"], d), (x * (w / 2 + arm / 2), (h + p["arm_height"]) / 2 + 0.05, 0)))
+    for side in (-1, 1):
+        parts.append(
+            box((arm, h + p["arm_height"], d), (side * (w / 2 + arm / 2), (h + p["arm_height"]) / 2 + 0.05, 0))
+        )
     seats = 2 + int(w > 1.8)
     for i in range(seats):
         x = (i + 0.5) / seats * w - w / 2

@@ -26,8 +26,10 @@ from pipeline.datasets.synthetic.domain_gap import (
     SCAN_LEVELS,
     SCENE_LEVELS,
     Gap,
+    Levels,
     ScanOptions,
     SceneOptions,
+    Side,
     knobs,
     level_of,
 )
@@ -45,8 +47,8 @@ NUM_PAINTS = 3
 class ParametricOptions(DatasetOptions):
     """How many objects to make: `objects` in all, dealt to the classes in turn, then cut into the splits.
 
-    gap: how far the target domain lies from the source. stronger: the side that keeps one level milder, none at all
-    below mild. scan and scene: single knobs of the clouds and of the pictures; what is not given comes from the gap.
+    gap: how far the target domain lies from the source. stronger: the side whose gap is one level milder (below
+    mild: no gap). scan and scene: single knobs of the clouds and of the pictures; what is not given comes from the gap.
     """
 
     IN_TABLE: ClassVar[bool] = True
@@ -74,7 +76,11 @@ class ParametricOptions(DatasetOptions):
         gap, stronger, filled = values.get("gap", "medium"), values.get("stronger", "both"), dict(values)
         if gap not in get_args(Gap) or stronger not in ("both", "image", "points"):
             return values  # refused by their types
-        for name, side, levels in (("scan", "points", SCAN_LEVELS), ("scene", "image", SCENE_LEVELS)):
+        sides: tuple[tuple[str, Side, Levels], ...] = (
+            ("scan", "points", SCAN_LEVELS),
+            ("scene", "image", SCENE_LEVELS),
+        )
+        for name, side, levels in sides:
             given = values.get(name) or {}
             if isinstance(given, dict):
                 filled[name] = {**knobs(levels, level_of(side, gap, stronger)), **given}
@@ -117,7 +123,7 @@ def _split(number: int, options: ParametricOptions) -> str:
 def read(asset: Asset, root: Path | None, options: ParametricOptions) -> RawShape:
     """Makes the object that an asset's source describes, seen as the options say."""
     _, class_name, seed, number = asset.source.split(":")
-    if options.domain == "target":
+    if options.scan is not None and options.scene is not None:  # both are given in the target domain
         return observe(class_name, int(seed), int(number), options.scan, options.scene)
     return RawShape(mesh=generate(class_name, int(seed), int(number)))
 

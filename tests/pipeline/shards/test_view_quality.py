@@ -14,7 +14,7 @@ from manifests.records import read_record, record_path
 from manifests.samples import read_samples
 from pipeline.__main__ import main
 from pipeline.inspect.check import check
-from pipeline.shards.view_quality import Judged, judge, one_colour, projected_width, require_seen, warnings_of
+from pipeline.shards.view_quality import ViewQuality, judge, one_colour, projected_width, require_seen, warnings_of
 from renderers import backend_table
 from renderers.geometry import Material, Mesh
 from renderers.view import View
@@ -241,8 +241,8 @@ def test_an_empty_view_has_masks_that_agree() -> None:
 
 def test_as_many_blank_views_as_allowed_pass_and_one_more_fails() -> None:
     (good,), preset = judged(plate(2), azimuth_deg=[0], elevation_deg=[0])
-    blank = Judged(0.0, 1.0, 0.0, "nothing of the object is in it", None)
-    forgiven = Judged(0.0, 1.0, 0.0, "nothing of the object is in it", "thinner than a pixel")
+    blank = ViewQuality(0.0, 1.0, 0.0, "nothing of the object is in it", None)
+    forgiven = ViewQuality(0.0, 1.0, 0.0, "nothing of the object is in it", "thinner than a pixel")
     for allowed in (0, 2):
         keys = preset.model_copy(update={"max_blank_views": allowed})
         require_seen([good, forgiven, *[blank] * allowed], keys)
