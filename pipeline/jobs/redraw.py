@@ -9,14 +9,13 @@ from manifests.config import Value
 from manifests.errors import Refused
 from manifests.layout import VIEWS, read_view_set, require_manifest, shapes_tar, view_set_hash
 from manifests.presets import load_preset
-from pipeline.datasets import require_frames
 from pipeline.jobs.build_manifest import write_view_set_manifest
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.jobs.summary import Summary, view_set_summary
 from pipeline.plan.build_recipe import stored_recipe
 from pipeline.plan.from_build import of_build
-from pipeline.plan.plan import Job, Plan, ViewSet, existing_folder, source_folder
+from pipeline.plan.plan import Job, Plan, ViewSet, existing_folder, require_frames, source_folder
 from pipeline.plan.same_build import refuse_other_view_set
 from pipeline.shards.build_shard import is_missing, missing_tars
 from pipeline.shards.views_from_files import resolved
