@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 from manifests.dataset_info import DatasetTable
-from manifests.errors import Refused
 from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.splits import count_shortfalls
@@ -70,14 +69,6 @@ def dataset_module(table: DatasetTable) -> Dataset:
     reader = table.reader or table.name
     module = importlib.import_module(MODULES.get(reader, f"{__name__}.{reader}"))
     return cast(Dataset, SimpleNamespace(**{**DEFAULTS, **vars(module)}))
-
-
-def require_frames(table: DatasetTable, what: str) -> FramesHook:
-    """The hook that gives the frames of an object. Raises Refused, naming `what`, where a dataset has no sequences."""
-    frames = dataset_module(table).frames
-    if frames is None:
-        raise Refused(f"{what}: {table.name} has no sequences of frames")
-    return frames
 
 
 def options_of(table: DatasetTable) -> type[DatasetOptions]:

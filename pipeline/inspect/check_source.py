@@ -10,7 +10,6 @@ from manifests import store
 from manifests.errors import Refused, Stopped, with_type
 from manifests.layout import shapes_tar
 from manifests.records import Asset
-from pipeline.datasets import dataset_module
 from pipeline.formats.fingerprints import fingerprint_of, stored_values
 from pipeline.formats.source_files import Fingerprint, SeenEnough, watched
 from pipeline.plan.from_build import whole_plan
@@ -67,7 +66,7 @@ def _now(asset: Asset, plan: Plan, before: Fingerprint, spare: bool) -> Fingerpr
     """
     with watched(before if spare else None) as read:
         try:
-            dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
+            plan.dataset.read(asset, plan.root, plan.recipe.options())
         except SeenEnough:
             return before
         except (Refused, Stopped):

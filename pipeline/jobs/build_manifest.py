@@ -20,7 +20,6 @@ from manifests.layout import (
     write_view_set,
 )
 from manifests.records import Record
-from pipeline.datasets import dataset_module
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.plan import Job, Plan, ViewSet, assets_file
 
@@ -43,7 +42,7 @@ def write_unfinished(plan: Plan, jobs: list[Job]) -> None:
 
 def _write_splits(plan: Plan, jobs: list[Job]) -> None:
     """OUT/splits/<split>.txt, an id a line, where the division is the recipe's own and not the dataset's."""
-    if not dataset_module(plan.table).SAVES_SPLITS:
+    if not plan.dataset.SAVES_SPLITS:
         return
     for split in sorted({job.split for job in jobs}):
         ids = sorted(asset.id for job in jobs if job.split == split for asset in job.assets)

@@ -109,7 +109,7 @@ class _Child:
         _limit_waits(self._connection, _START_SECONDS)
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.jobs.isolated_worker", str(theirs.fileno())],
+            [sys.executable, "-m", __name__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.jobs.summary import Summary, view_set_summary
 from pipeline.plan.build_recipe import stored_recipe
 from pipeline.plan.from_build import of_build
-from pipeline.plan.plan import Job, Plan, ViewSet, existing_folder, source_folder
+from pipeline.plan.plan import Job, Plan, ViewSet, existing_folder, require_frames, source_folder
 from pipeline.plan.same_build import refuse_other_view_set
 from pipeline.shards.build_shard import missing_tars
 from pipeline.shards.views_from_files import resolved

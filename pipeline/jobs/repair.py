@@ -9,7 +9,6 @@ from manifests import store
 from manifests.errors import Refused
 from manifests.layout import require_manifest, views_tar
 from manifests.records import read_record, record_path
-from pipeline.datasets import dataset_module
 from pipeline.formats.fingerprints import known_fingerprints
 from pipeline.jobs.build_manifest import write_build_manifest
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
@@ -72,7 +71,7 @@ def repair(
 
 def _reachable(plan: Plan, jobs: list[Job]) -> set[str]:
     """The tars that can be made with what there is: without the raw dataset only some views."""
-    if plan.source is not None or not dataset_module(plan.table).NEEDS_SOURCE:
+    if plan.source is not None or not plan.dataset.NEEDS_SOURCE:
         return {tar for job in jobs for tar in plan.tars(job)}
     stored = [s for s in plan.view_sets if not s.preset.needs_source(plan.recipe.store_meshes)]
     return {views_tar(plan.out, s.name, job.split, job.shard) for s in stored for job in jobs}

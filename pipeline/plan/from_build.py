@@ -20,7 +20,6 @@ from manifests.layout import (
     view_set_names,
 )
 from manifests.records import Asset, parse_assets
-from pipeline.datasets import dataset_module
 from pipeline.plan.build_recipe import BuildRecipe, stored_recipe
 from pipeline.plan.plan import (
     LIBRARIES,
@@ -57,7 +56,7 @@ def whole_plan(out: str, source: str | None) -> tuple[Plan, list[Job]]:
     """
     manifest = require_manifest(out, out)
     plan, jobs = of_build(out, manifest, _recipe(out, manifest))
-    if source is not None and dataset_module(plan.table).NEEDS_SOURCE:
+    if source is not None and plan.dataset.NEEDS_SOURCE:
         root = existing_folder(source, plan.table.name)
         plan = replace(plan, source=str(root), table=complete_table(plan.table, root))
     return replace(plan, view_sets=tuple(drawn_sets(plan, skip_damaged=True))), jobs

@@ -20,7 +20,7 @@ from manifests.layout import library_versions, meshes_tar, shapes_tar, view_set_
 from manifests.presets import AnyViews, load_preset
 from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.rng import seed_digest
-from pipeline.datasets import dataset_module, require_frames
+from pipeline.datasets import Dataset, FramesHook, dataset_module
 from pipeline.datasets.options import ListedSplit, NamedSplit
 from pipeline.plan.build_recipe import BuildRecipe
 
@@ -70,6 +70,11 @@ class Plan:
         return None if self.source is None else Path(self.source)
 
     @property
+    def dataset(self) -> Dataset:
+        """The module that reads the dataset."""
+        return dataset_module(self.table)
+
+    @property
     def axes(self) -> tuple[str, str, str]:
         return self.recipe.axes or self.table.axes
 
@@ -102,6 +107,14 @@ def make_view_sets(recipe: BuildRecipe, shapes_hash: str) -> tuple[ViewSet, ...]
             raise Refused(f"views: two view sets are named {name}")
         sets.append(ViewSet(name, preset, view_set_hash(preset, shapes_hash)))
     return tuple(sets)
+
+
+def require_frames(table: DatasetTable, what: str) -> FramesHook:
+    """The hook that gives the frames of an object. Raises Refused, naming `what`, where a dataset has no sequences."""
+    frames = dataset_module(table).frames
+    if frames is None:
+        raise Refused(f"{what}: {table.name} has no sequences of frames")
+    return frames
 
 
 def make_plan(recipe: BuildRecipe, source: str | None, out: str) -> tuple[Plan, list[Job]]:

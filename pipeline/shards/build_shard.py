@@ -31,7 +31,6 @@ from manifests.samples import (
     decode_array,
     read_samples,
 )
-from pipeline.datasets import dataset_module
 from pipeline.formats.fingerprints import fingerprint_of, known_fingerprints, require_unchanged
 from pipeline.formats.glb import encode_mesh
 from pipeline.formats.source_files import Fingerprint, watched
@@ -259,7 +258,7 @@ def _read_again(asset: Asset, values: dict[str, Any], plan: Plan) -> bytes:
     Raises Stopped where the source is not what the shape was made of.
     """
     with watched() as source:
-        raw = dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
+        raw = plan.dataset.read(asset, plan.root, plan.recipe.options())
     require_unchanged(asset, fingerprint_of(values), source.fingerprint, f"{plan.out}/shapes")
     if raw.mesh is None:
         raise ValueError(f"{asset.source} has no mesh any more")

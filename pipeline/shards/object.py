@@ -23,11 +23,11 @@ from manifests.samples import (
     encode_array,
     encode_json,
 )
-from pipeline.datasets import dataset_module, require_frames
+from pipeline.datasets import require_frames
 from pipeline.formats.fingerprints import fingerprint_values
 from pipeline.formats.glb import decode_mesh, encode_mesh
 from pipeline.formats.source_files import Fingerprint, watched
-from pipeline.plan.plan import Plan, ViewSet
+from pipeline.plan.plan import Plan, ViewSet, require_frames
 from pipeline.shards.encode_views import view_members
 from pipeline.shards.shape import Shape, make_shape
 from pipeline.shards.view_quality import judge, require_seen
@@ -98,7 +98,7 @@ def make_object(asset: Asset, plan: Plan, report: Report = _no_report) -> Outcom
     try:
         report(stage, None)
         with watched() as source:
-            raw = dataset_module(plan.table).read(asset, plan.root, plan.recipe.options())
+            raw = plan.dataset.read(asset, plan.root, plan.recipe.options())
         stage = "sample"
         report(stage, None)
         recipe = plan.recipe
