@@ -80,7 +80,7 @@ def test_curves_know_whose_labels_a_run_has(method: str, mode: str, own: bool) -
     recipe = saved_recipe({"method": method} | values, "a run")
     last = Checkpoint(Path("run"), 4, recipe, (), (), "d")
     values = {"confident_image": [0.5], "confident_points": [0.3], "from_image": [0.2]}
-    curves = report._Run(method, "run", {}, last, last, values).loss_curves
+    curves = report._OpenRun(method, "run", {}, last, last, values).loss_curves
     image, points = selected_by_modality(curves)
     assert (image[0], points[0]) == pytest.approx((0.5, 0.3) if own else (0.1, 0.4))
 
