@@ -9,7 +9,6 @@ from manifests.config import Value
 from manifests.errors import Refused
 from manifests.layout import VIEWS, read_view_set, require_manifest, shapes_tar, view_set_hash
 from manifests.presets import load_preset
-from pipeline.datasets import require_frames
 from pipeline.jobs.build_manifest import write_view_set_manifest
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords

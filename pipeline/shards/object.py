@@ -23,7 +23,6 @@ from manifests.samples import (
     encode_array,
     encode_json,
 )
-from pipeline.datasets import require_frames
 from pipeline.formats.fingerprints import fingerprint_values
 from pipeline.formats.glb import decode_mesh, encode_mesh
 from pipeline.formats.source_files import Fingerprint, watched
