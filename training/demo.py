@@ -24,15 +24,23 @@ from rich.console import Console
 
 from manifests import store
 from manifests.cli import exit_code
+from manifests.config import parse_changes
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, tell
 from training.child_commands import ENDING_SECONDS, Child, end
 from training.reports import report
+from training.settings.fit_recipe import changes_of, keys_in, read_recipe
 
-SILENT_SECONDS = 7200.0  # of a stage: the oracle writes nothing until it ends
+SILENT_SECONDS = 7200.0  # of a stage
 SAMPLING_SECONDS = 0.5
 PRETRAIN_THREADS = REPORT_THREADS = 2
 ADAPT_THREADS = 1
+TRAININGS = {  # name: its recipe and method
+    "pretrain": ("small_pretrain", "pretrain"),
+    "self_training": ("small_self_training", "self_training"),
+    "cross_most": ("small_cross_most", "cross_most"),
+    "oracle": ("small_cross_most", "supervised"),
+}
 
 
 class _MemoryPeak(threading.Thread):
@@ -110,6 +118,7 @@ class _Demo:
 
 def run(out: Path, seed: int, workers: int, changes: list[str], build_changes: list[str], console: Console) -> Path:
     """Runs every stage and gives the path of the report. Raises Stopped when a stage fails."""
+    of_trainings = _changes_of_trainings(changes)
     if out.exists():
         if not (out / "commands.txt").is_file() and any(out.iterdir()):
             raise Refused(f"--out {out} is not empty and no demo (it has no commands.txt)")
@@ -119,7 +128,7 @@ def run(out: Path, seed: int, workers: int, changes: list[str], build_changes: l
     memory.start()
     demo = _Demo(out, console)
     try:
-        _stages(demo, out, seed, workers, changes, build_changes)
+        _stages(demo, out, seed, workers, of_trainings, build_changes)
         reporting = time.monotonic()
         torch.set_num_threads(REPORT_THREADS)
         found = report.collect(
@@ -135,7 +144,21 @@ def run(out: Path, seed: int, workers: int, changes: list[str], build_changes: l
     return report.write(found, out, seconds=round(time.monotonic() - started, 1), max_rss_mb=round(most, 1))
 
 
-def _stages(demo: _Demo, out: Path, seed: int, workers: int, changes: list[str], build_changes: list[str]) -> None:
+def _changes_of_trainings(changes: list[str]) -> dict[str, list[str]]:
+    """Of the typed changes those that each training reads. Raises Refused for one that does not fit any, or one."""
+    found = {}
+    for name, (recipe, method) in TRAININGS.items():
+        found[name] = [change for change in changes if list(keys_in(changes_of(method, parse_changes([change]))))]
+        read_recipe(recipe, parse_changes([f"method={method}", *found[name]]))
+    for change in changes:
+        if not any(change in read for read in found.values()):
+            raise Refused(f"{change}: no training of the demonstration reads this key")
+    return found
+
+
+def _stages(
+    demo: _Demo, out: Path, seed: int, workers: int, changes: dict[str, list[str]], build_changes: list[str]
+) -> None:
     data = (f"seed={seed}", f"parametric.seed={seed}", *build_changes)
     source, target = out / "source", out / "target"
     build = ("pipeline", "build")
@@ -144,19 +167,20 @@ def _stages(demo: _Demo, out: Path, seed: int, workers: int, changes: list[str],
     left = max(workers - PRETRAIN_THREADS, 1)
     drawn = demo.start("build_target", *build, "parametric_target", "--out", target, "--workers", left, *data)
     fit, pretrained = ("training", "fit"), out / "pretrain"
-    common = (f"seed={seed}", *changes)
+    seeded = f"seed={seed}"
     demo.wait(
         demo.start(
             "pretrain",
-            *(*fit, "small_pretrain", "--shards", source, "--run", pretrained, "data.workers=1", *common),
+            *(*fit, "small_pretrain", "--shards", source, "--run", pretrained, "data.workers=1", seeded),
+            *changes["pretrain"],
             threads=PRETRAIN_THREADS,
         ),
         drawn,
     )
-    begin = ("--shards", target, f"init.all={pretrained}", *common)
+    begin = ("--shards", target, f"init.all={pretrained}", seeded)
     demo.wait(
         *(
-            demo.start(name, *command, "--run", out / name, *begin, threads=ADAPT_THREADS)
+            demo.start(name, *command, "--run", out / name, *begin, *changes[name], threads=ADAPT_THREADS)
             for name, command in (
                 ("self_training", (*fit, "small_self_training")),
                 ("cross_most", (*fit, "small_cross_most")),

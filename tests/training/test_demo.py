@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from builders import REPOSITORY
 
-from training.demo import _Demo
+from training.demo import _changes_of_trainings, _Demo, main
 
 SMALL = (
     *("--build", "parametric.objects=57", "--build", "parametric.test_fraction=0.5"),
@@ -47,10 +47,21 @@ def test_every_stage_and_its_report(tmp_path) -> None:
     assert "is not empty and no demo" in demo(tmp_path, "--workers", 0, *SMALL, code=2).stderr
 
 
+def test_a_key_goes_to_the_trainings_that_read_it(tmp_path, capsys) -> None:
+    found = _changes_of_trainings(["labels.threshold=0.5", "weights.mim=0", "log_every=5"])
+    assert found["pretrain"] == found["oracle"] == ["log_every=5"]
+    assert found["self_training"] == found["cross_most"] == ["labels.threshold=0.5", "weights.mim=0", "log_every=5"]
+    for wrong, words in (("crosspoint.intra=0", "no training of the demonstration reads"), ("log_evry=1", "log_every")):
+        assert main(["--out", str(tmp_path / "out"), wrong]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_stage_that_fails_is_named_and_the_others_end(tmp_path) -> None:
-    message = demo(tmp_path / "demo", "--workers", 0, *SMALL, "data.num_points=8", code=3).stderr
+    message = demo(tmp_path / "demo", "--workers", 0, *SMALL, "data.split=absent", code=3).stderr
     assert "pretrain failed (" in message
-    assert "data.num_points=8" in message
+    assert "split" in message
+    assert "absent" in message
     assert "pretrain.log" in message
 
 

@@ -29,7 +29,7 @@ from manifests.config import (
 )
 from manifests.errors import Refused
 from manifests.layout import MANIFEST, read_view_set, require_manifest
-from training.settings.fit_recipe import FitRecipe, read_recipe
+from training.settings.fit_recipe import READ_BY, FitRecipe, changes_of, keys_in, read_recipe
 
 TABLES = Path(__file__).parent.parent / "recipes" / "tables"
 Name = Annotated[str, Field(pattern="^[a-z0-9_-]+$")]
@@ -118,11 +118,12 @@ def chosen(table: Table, patterns: str) -> list[Row]:
 
 
 def resolve(rows: Iterable[Row], builds: Builds, changes: dict[str, Value], recipe: str = "") -> list[Judged]:
-    """The rows that train something. changes: of every row; what a row itself changes goes over them.
+    """The rows that train something. changes: of every row whose method reads them; a row's own go over them.
 
-    recipe: the base of every row, in place of its own. Raises Refused naming the row whose recipe does not fit.
+    recipe: the base of every row, in place of its own. Raises Refused naming the row whose recipe does not fit, or a
+    key that no row reads.
     """
-    found = []
+    found: list[Judged] = []
     for row in rows:
         if not row.recipe:
             continue
@@ -136,17 +137,26 @@ def resolve(rows: Iterable[Row], builds: Builds, changes: dict[str, Value], reci
         change = first_difference(first.recipe.model_dump(mode="json"), typed.model_dump(mode="json"))
         if change:
             raise Refused(f"rows {first.row.name} and {row.name} are of the run {row.run}, but differ in {change}")
+    for key in keys_in(changes):
+        if found and not any(key in READ_BY[judged.recipe.method] for judged in found):
+            methods = sorted({judged.recipe.method for judged in found})
+            raise Refused(f"{key}: no row of this table reads it; its methods are {', '.join(methods)}")
     return found
 
 
 def _recipe_of(row: Row, changes: dict[str, Value], recipe: str) -> FitRecipe:
-    all_changes = merge(changes, row.changes)
+    method = read_recipe(recipe or row.recipe, merge(_method_in(changes), row.changes)).method
+    all_changes = merge(changes_of(method, changes), row.changes)
     typed = read_recipe(recipe or row.recipe, all_changes)
     if not row.points_from_scratch:
         return typed
     init = typed.init.model_dump()
     alone = {"points": "", "image": init.get("image") or init["all"], "all": ""}
     return read_recipe(recipe or row.recipe, merge(all_changes, {"init": alone}))
+
+
+def _method_in(changes: dict[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in changes.items() if name == "method"}
 
 
 def _identity(row: Row, recipe: FitRecipe, shards: str | None) -> str:

@@ -179,6 +179,15 @@ def keys_of(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from keys_of(field.annotation, f"{prefix}{name}.")
 
 
+def keys_in(values: dict[str, Value], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of plain values: of what is in a table, not of the table."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from keys_in(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
 READ_BY = {method: frozenset(keys_of(kind)) for method, kind in RECIPE_OF.items()}
 EVERY_KEY = frozenset[str]().union(*READ_BY.values())
 
@@ -232,6 +241,14 @@ def _refuse_other_keys(values: dict[str, Value], method: str, where: str, prefix
             near = nearest_key(key, READ_BY[method])
             hint = f"; did you mean {near}?" if near and near.rpartition(".")[2] == name else ""
             raise Refused(f"{where}: {key} is a key of {readers}{hint}; method={method} reads {', '.join(read)}")
+
+
+def changes_of(method: str, changes: dict[str, Value]) -> dict[str, Value]:
+    """Of changes that are typed for several recipes, those that this method reads.
+
+    A key that no method reads stays, so that `read_recipe` refuses it.
+    """
+    return _without(changes, EVERY_KEY - READ_BY[method])
 
 
 def saved_recipe(values: dict[str, Value], where: str) -> FitRecipe:

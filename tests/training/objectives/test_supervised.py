@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from manifests.config import parse_changes
 from training import oracle
 from training.data.batch import LabelledBatch
-from training.evaluation.evaluate import evaluate
+from training.evaluation.evaluate import examine
 from training.objectives.supervised import step
 from training.reports.report import collect
 from training.settings.fit_recipe import read_recipe
@@ -74,8 +74,12 @@ def test_the_command_trains_goes_on_and_is_reported(shards, tmp_path: Path, caps
     assert (last / "model.safetensors").read_bytes() == weights
     checkpoint = open_checkpoint(str(run))
     assert (checkpoint.recipe.method, checkpoint.step) == ("supervised", 24)
-    first = evaluate(open_checkpoint(str(step_folders(run)[0])), str(shards), "train")["student"]
-    known = evaluate(checkpoint, str(shards), "train")["student"]
+
+    def right(path: Path) -> dict:
+        return examine([open_checkpoint(str(path))], str(shards), "train")[0].result()["student"]
+
+    first = right(step_folders(run)[0])
+    known = right(run)
     assert known["points"] > first["points"]
     training("fit", "small_cross_most", "--shards", shards, "--run", tmp_path / "run", *FEW, "optimizer.steps=1")
     assert collect([tmp_path / "run"], str(shards), oracle=run).values["oracle"]["points"] >= 0

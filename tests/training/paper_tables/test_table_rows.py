@@ -376,6 +376,20 @@ def test_a_rows_own_keys_go_over_those_of_all(shards) -> None:
     assert (found.seed, found.optimizer.batch_size, found.weights.align) == (5, 16, 0.0)
 
 
+def test_a_key_of_one_method_leaves_rows_of_another_alone(shards) -> None:
+    """Typed for a whole table, whose rows are of several methods; a key that no row reads is refused."""
+    rows = [
+        Row(name=name, label=name, recipe=f"small_{name}", run=name, shards="parametric")
+        for name in ("cross_most", "self_training")
+    ]
+    builds = Builds({"parametric": str(shards)}, (), None)
+    ours, base = resolve(rows, builds, {"align": {"temperature": 0.5}, "log_every": 3})
+    assert (ours.recipe.align.temperature, ours.recipe.log_every) == (0.5, 3)
+    assert (base.recipe.method, base.recipe.log_every) == ("self_training", 3)
+    with pytest.raises(Refused, match=r"pretrain\.image: no row of this table reads it"):
+        resolve(rows, builds, {"pretrain": {"image": "frozen"}})
+
+
 def test_figures_are_of_what_they_follow_from(shards, tmp_path) -> None:
     """Of another step, judgement, recipe or build they are not taken for a row's own; nor is a zero-shot row's run."""
     copy = tmp_path / "copy"
