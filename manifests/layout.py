@@ -13,10 +13,10 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from manifests import store
-from manifests.config import digest
+from manifests.config import Settings, digest
 from manifests.errors import Refused, first_problem
 from manifests.presets import AnyViews, Preset, preset_hash
 from manifests.records import Key, read_json, write_json
@@ -33,10 +33,8 @@ SPLITS = "splits"  # a folder with a list of ids for each split, where the recip
 MAX_SHARDS = 1_000_000  # of a split: a larger number is damage, and no reader looks for the files
 
 
-class SplitCounts(BaseModel):
+class SplitCounts(Settings):
     """What one split of a build holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     assets: Annotated[int, Field(ge=0)]
     samples: Annotated[int, Field(ge=0)]
@@ -44,15 +42,13 @@ class SplitCounts(BaseModel):
     shards: Annotated[int, Field(ge=0, le=MAX_SHARDS)]
 
 
-class BuildManifest(BaseModel):
+class BuildManifest(Settings):
     """OUT/manifest.json.
 
     classes: names in label order; prompt_names: the same in words. recipe: the resolved keys that change bytes.
     shapes_hash: of those keys, FORMAT and CONTENT; assets_hash: sha256 of the ordered asset list. complete: every job
     has its record. seconds: of all jobs together.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: int = FORMAT
     dataset: str
@@ -73,10 +69,8 @@ class BuildManifest(BaseModel):
         return {split: counts.shards for split, counts in self.splits.items()}
 
 
-class ViewSetManifest(BaseModel):
+class ViewSetManifest(Settings):
     """OUT/views/<set>/manifest.json."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: int = FORMAT
     name: str

@@ -7,7 +7,6 @@ as they are; code that shows them does so through this module, the only one that
 from __future__ import annotations
 
 import csv
-import html
 import io
 import logging
 import re
@@ -57,11 +56,6 @@ def for_markdown(text: str) -> str:
 def code_span(text: str) -> str:
     """A plain name in backticks; any other text as `for_markdown` gives it, since code has no escapes."""
     return f"`{text}`" if re.fullmatch(r"[A-Za-z0-9_./+-]+", text) else for_markdown(text)
-
-
-def for_html(text: str) -> str:
-    """Text that HTML shows letter by letter: in an element or in a quoted attribute."""
-    return html.escape(for_terminal(text))
 
 
 def html_page(template: Path, **values: object) -> str:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from manifests.config import Settings
 
 
-class ViewPreset(BaseModel):
+class ViewPreset(Settings):
     """The base of all kinds of presets.
 
     draws: what a renderer draws of an object; None where its pictures exist already. reads: those pictures, a person's
     own `files` or `frames` of the dataset's own sequences, of which an object may have fewer than `num_views`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     draws: ClassVar[Literal["mesh", "points"] | None]
     reads: ClassVar[Literal["files", "frames"] | None]

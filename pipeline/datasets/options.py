@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from manifests.config import Settings
 
 MAX_POINTS = 4_000_000
 
 
-class DatasetOptions(BaseModel):
+class DatasetOptions(Settings):
     """The keys that one dataset reads beside those of every recipe; this class: no key.
 
     IN_TABLE: whether they stand in a table of the dataset's name (`redwood.split_seed`) or beside the other keys.
     LIMITS: keys of such a table that change no byte, and so are in no hash.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     IN_TABLE: ClassVar[bool] = False
     LIMITS: ClassVar[frozenset[str]] = frozenset()
 

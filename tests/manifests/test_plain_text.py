@@ -23,7 +23,6 @@ from manifests.plain_text import (
     code_span,
     csv_text,
     for_csv,
-    for_html,
     for_markdown,
     for_terminal,
     html_page,
@@ -76,13 +75,6 @@ def test_markdown_shows_it_letter_by_letter(text: str) -> None:
     words, tags = read_markdown(f"| {code_span(text)} | 1 |\n|---|---|\n")
     assert set(tags) <= {"table", "thead", "tr", "th", "code"}
     assert "".join(words.split()) == "".join(f"{shown}1".split())
-
-
-@given(st.text() | st.sampled_from(HOSTILE))
-def test_html_shows_it_letter_by_letter(text: str) -> None:
-    page = Page(f'<p title="{for_html(text)}">{for_html(text)}</p>')
-    assert (page.words, page.tags) == (for_terminal(text), ["p"])
-    assert html.unescape(for_html(text)) == for_terminal(text)
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "{{ 1 + 1 }}", "{% if %}"])

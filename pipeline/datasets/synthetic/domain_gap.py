@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
+
+from manifests.config import Settings
 
 Gap = Literal["mild", "medium", "hard"]
 Level = Literal["none", "mild", "medium", "hard"]
@@ -28,10 +30,8 @@ Lengths = Annotated[tuple[Length, Length], AfterValidator(_rising)]
 Shares = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 
 
-class Surroundings(BaseModel):
+class Surroundings(Settings):
     """What stands around the object. A radius is the distance from the middle of the object's box to its corner."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     floor_chance: Annotated[Share, Field(description="chance that the object stands on a piece of floor")]
     floor_size: Annotated[Lengths, Field(description="side of the piece of floor, least and most, radii")]
