@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from typing import Any
 
 from manifests.dataset_info import load_table, table_names
@@ -21,7 +20,6 @@ from pipeline.export.parquet_index import INDEX
 
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
 _CLASSES_SHOWN = 60
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_ .-]*")  # read as a string by YAML 1.2 wherever YAML 1.1 reads one
 Type = str | list["Type"] | dict[str, "Type"]
 _WARNING: Type = {"type": "string", "count": "int64"}
 _SHAPE_JSON: Type = {
@@ -109,18 +107,17 @@ def _front_matter(build: Build, found: Survey) -> dict[str, Any]:
 
 
 def _yaml(values: dict[str, Any]) -> str:
-    """Values as YAML. Strings other than plain words are double-quoted, so YAML reads the escapes of `for_terminal`."""
-    import yaml  # huggingface_hub brings it
-
-    class Dumper(yaml.SafeDumper):
-        """Written in here, as yaml is loaded for the card alone."""
-
-    def quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if _PLAIN.fullmatch(text) else '"')
-
-    Dumper.add_representer(str, quoted)
-    lines = yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize).splitlines()
+    """A line for each value, and for each entry of a list. Values are JSON, which YAML reads as it reads the escapes of
+    `for_terminal`."""
+    lines: list[str] = []
+    for name, value in values.items():
+        entries = [f"- {_json(each)}" for each in value] if isinstance(value, list) else []
+        lines += [f"{name}:", *entries] if entries else [f"{name}: {_json(value)}"]
     return "".join(f"{for_terminal(line)}\n" for line in lines)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _members(folder: str, found: Survey) -> dict[str, Type]:

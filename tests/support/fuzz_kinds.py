@@ -692,7 +692,7 @@ def run_run(case: Path) -> str:
 
     from manifests.config import parse_changes
     from training.evaluation import classifier
-    from training.evaluation.predict import Drawn
+    from training.evaluation.predict import BuildKeys
     from training.loop.fit import prepare
     from training.reports import report
     from training.settings.fit_recipe import read_recipe
@@ -705,7 +705,9 @@ def run_run(case: Path) -> str:
     checkpoint = tried_open(lambda: open_checkpoint(str(run)))
     if checkpoint is not None:
         told.append(tried_open(lambda: open_models(checkpoint)) is not None)
-        told.append(tried_open(lambda: Drawn.of(checkpoint).recipe("meshes", Path("x"), ("x", "y", "z"))) is not None)
+        told.append(
+            tried_open(lambda: BuildKeys.of(checkpoint).recipe("meshes", Path("x"), ("x", "y", "z"))) is not None
+        )
     told.append(tried_open(lambda: classifier.load(run)) is not None)
     told.append(tried_open(lambda: report._read_log(run / "log.csv")) is not None)
     told.append(tried_open(lambda: read_path(run, "student")) is not None)

@@ -215,7 +215,7 @@ def builds_of(given: Sequence[str], rows: Iterable[Row]) -> Builds:
     A build whose dataset is one of the table's variants stands for that variant, any other build for all variants
     without a build. Raises Refused where there is no build, or the table has no such variant.
     """
-    named: dict[str, str] = Field(default_factory=dict)
+    named: dict[str, str] = {}
     folders: list[str] = []
     other = None
     known = sorted({row.shards or row.recipe for row in rows if row.recipe})

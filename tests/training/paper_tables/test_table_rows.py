@@ -102,7 +102,11 @@ def test_the_ablations_change_what_they_say_alone() -> None:
     ):
         assert changed("3", row) == ours | {table: ours[table] | {key: value}}
     assert changed("3", "without_mm") == ours | {"weights": ours["weights"] | {"mim": 0.0, "mpm": 0.0}}
-    assert changed("3", "self_training") == ours | {"method": "self_training", "classifier": "own"}
+    own = changed("3", "self_training")
+    assert own["weights"] == {name: value for name, value in ours["weights"].items() if name != "align"}
+    assert own["labels"] == {name: value for name, value in ours["labels"].items() if name != "mode"}
+    alike = {name: value for name, value in ours.items() if name not in ("align", "weights", "labels")}
+    assert own == alike | {"method": "self_training", "classifier": "own"} | {n: own[n] for n in ("weights", "labels")}
     modes = {row.name: changed("4", row.name)["labels"]["mode"] for row in read_table("4").rows}
     assert list(modes.values()) == ["none", "image", "points", "random", "joint"]
     views = [changed("5", row.name)["data"]["num_views"] for row in read_table("5").rows]
