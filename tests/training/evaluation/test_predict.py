@@ -64,8 +64,10 @@ def test_files_are_drawn_as_in_training_and_bad_ones_say_why(run, files, shards)
     """An object of the shards, given as a file, gets the answers that it gets from its shard."""
     (mesh,) = files.glob("*.glb")
     given = [mesh, files / "a box.off", files / "bad.stl", files / "cloud.npy", files / "none.obj", files]
-    found = rows(run, *given, code=1)
-    assert [row["file"] for row in found] == [str(path) for path in given]
+    typed_order = given[::-1]  # those without an answer come first: each answer has its own file
+    found = rows(run, *typed_order, code=1)
+    assert [row["file"] for row in found] == [str(path) for path in typed_order]
+    found.reverse()
     assert all(set(row) == KEYS for row in found)
     assert [row["error"] is None for row in found] == [True, True, False, False, False, False]
     assert "bad.stl" not in found[2]["error"]
