@@ -104,7 +104,7 @@ def test_divergence_from_uniform_by_hand() -> None:
 
 WORKER = """
 import os, sys, torch, torch.distributed as dist
-from training import losses
+from training.objectives import losses
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 torch.manual_seed(0)
