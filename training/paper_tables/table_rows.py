@@ -29,7 +29,7 @@ from manifests.config import (
 )
 from manifests.errors import Refused
 from manifests.layout import MANIFEST, read_view_set, require_manifest
-from training.settings.fit_recipe import READ_BY, FitRecipe, changes_of, keys_in, read_recipe
+from training.settings.fit_recipe import READ_BY, FitRecipe, changes_of, keys_in, method_of, read_recipe
 
 TABLES = Path(__file__).parent.parent / "recipes" / "tables"
 Name = Annotated[str, Field(pattern="^[a-z0-9_-]+$")]
@@ -145,18 +145,15 @@ def resolve(rows: Iterable[Row], builds: Builds, changes: dict[str, Value], reci
 
 
 def _recipe_of(row: Row, changes: dict[str, Value], recipe: str) -> FitRecipe:
-    method = read_recipe(recipe or row.recipe, merge(_method_in(changes), row.changes)).method
+    base = recipe or row.recipe
+    method = method_of(base, merge(changes, row.changes))
     all_changes = merge(changes_of(method, changes), row.changes)
-    typed = read_recipe(recipe or row.recipe, all_changes)
+    typed = read_recipe(base, all_changes)
     if not row.points_from_scratch:
         return typed
     init = typed.init.model_dump()
     alone = {"points": "", "image": init.get("image") or init["all"], "all": ""}
-    return read_recipe(recipe or row.recipe, merge(all_changes, {"init": alone}))
-
-
-def _method_in(changes: dict[str, Value]) -> dict[str, Value]:
-    return {name: value for name, value in changes.items() if name == "method"}
+    return read_recipe(base, merge(all_changes, {"init": alone}))
 
 
 def _identity(row: Row, recipe: FitRecipe, shards: str | None) -> str:

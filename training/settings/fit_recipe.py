@@ -207,6 +207,11 @@ def read_recipe(name: str, changes: dict[str, Value]) -> FitRecipe:
     return parse_recipe(RECIPE_OF[method], merged, where)
 
 
+def method_of(name: str, changes: dict[str, Value]) -> str:
+    """The method of a recipe file with changes applied. Raises Refused where the program has no such method."""
+    return _method_of(merge(load_toml(find_recipe(name, RECIPES)), changes), f"recipe {name}")
+
+
 def _method_of(values: dict[str, Value], where: str) -> str:
     method = values.get("method", DEFAULT_METHOD)
     if not isinstance(method, str) or method not in RECIPE_OF:

@@ -394,6 +394,13 @@ def test_a_key_of_one_method_leaves_rows_of_another_alone(shards) -> None:
         resolve(rows, builds, {"pretrain": {"image": "frozen"}})
 
 
+def test_a_row_may_need_what_is_typed_for_all(shards) -> None:
+    """Frozen towers need weights, which are given with the command."""
+    row = Row(name="a", label="a", recipe="small_pretrain", run="a", changes={"pretrain": {"image": "frozen"}})
+    (found,) = resolve([row], Builds({"small_pretrain": str(shards)}, (), None), {"init": {"all": "runs/a"}})
+    assert (found.recipe.init.all, found.recipe.pretrain.image) == ("runs/a", "frozen")
+
+
 def test_figures_are_of_what_they_follow_from(shards, tmp_path) -> None:
     """Of another step, judgement, recipe or build they are not taken for a row's own; nor is a zero-shot row's run."""
     copy = tmp_path / "copy"
