@@ -166,12 +166,12 @@ def _stages(
     # the target is drawn on the cores that pre-training leaves free
     left = max(workers - PRETRAIN_THREADS, 1)
     drawn = demo.start("build_target", *build, "parametric_target", "--out", target, "--workers", left, *data)
-    fit, pretrained = ("training", "fit"), out / "pretrain"
-    seeded = f"seed={seed}"
+    pretrained, seeded = out / "pretrain", f"seed={seed}"
     demo.wait(
         demo.start(
             "pretrain",
-            *(*fit, "small_pretrain", "--shards", source, "--run", pretrained, "data.workers=1", seeded),
+            *("training", "fit", TRAININGS["pretrain"][0]),
+            *("--shards", source, "--run", pretrained, "data.workers=1", seeded),
             *changes["pretrain"],
             threads=PRETRAIN_THREADS,
         ),
@@ -180,11 +180,14 @@ def _stages(
     begin = ("--shards", target, f"init.all={pretrained}", seeded)
     demo.wait(
         *(
-            demo.start(name, *command, "--run", out / name, *begin, *changes[name], threads=ADAPT_THREADS)
+            demo.start(
+                *(name, *command, TRAININGS[name][0], "--run", out / name, *begin, *changes[name]),
+                threads=ADAPT_THREADS,
+            )
             for name, command in (
-                ("self_training", (*fit, "small_self_training")),
-                ("cross_most", (*fit, "small_cross_most")),
-                ("oracle", ("training.oracle", "small_cross_most")),
+                ("self_training", ("training", "fit")),
+                ("cross_most", ("training", "fit")),
+                ("oracle", ("training.oracle",)),
             )
         )
     )

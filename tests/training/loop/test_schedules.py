@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from released import NAMES
 from torch import nn
 
 from training.loop.update import learning_rate
@@ -17,17 +18,6 @@ from training.settings.fit_recipe import CrossMostRecipe, OptimizerSettings
 from training.settings.objective import EMASettings
 from training.weights.checkpoint import build_model
 
-NAMES = {  # ours -> released
-    "image.visual.proj": "image_projection",
-    "image.mask_token": "visual.mask_token_embedding",
-    "image.ln_patch": "visual.ln_patch",
-    "image.decoder": "visual.decoder.0",
-    "image.visual": "visual",
-    "points.projection": "pc_projection",
-    "points.own_projection": "point_encoder.proj",
-    "points.blocks": "point_encoder.blocks.blocks",
-    "points": "point_encoder",
-}
 UNDECAYED = re.compile(r"token|cls_pos|positional_embedding|logit_scale")
 
 
