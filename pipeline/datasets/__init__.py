@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, cast
@@ -67,11 +66,7 @@ DEFAULTS: dict[str, object] = {
 
 def dataset_module(table: DatasetTable) -> Dataset:
     """The module that reads a dataset, with the default of each hook that it does not define."""
-    return _module_of(table.reader or table.name)
-
-
-@cache  # every object of a build asks for it
-def _module_of(reader: str) -> Dataset:
+    reader = table.reader or table.name
     module = importlib.import_module(MODULES.get(reader, f"{__name__}.{reader}"))
     return cast(Dataset, SimpleNamespace(**{**DEFAULTS, **vars(module)}))
 
