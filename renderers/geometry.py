@@ -12,20 +12,27 @@ from typing import Any
 import numpy as np
 
 GREY = (0.7, 0.7, 0.7, 1.0)
+WRAPS = ("repeat", "clamp", "mirror")  # glTF 2.0, 5.26.3: REPEAT, CLAMP_TO_EDGE, MIRRORED_REPEAT
 
 
 @dataclass(frozen=True)
 class Material:
     """How a face is coloured: `base_color` times the texture (where there is one) times the vertex colours.
 
-    base_color: linear factor, RGBA in [0, 1].
-    texture: uint8 (H, W, 4) RGBA, row 0 at the top of the image (v = 1), or None.
+    base_color: RGBA in [0, 1], display values as a picture has them (not the linear ones of glTF).
+    texture: uint8 (H, W, 4) RGBA, row 0 at the top of the image (v = 1), or None. wrap: what lies beyond its left and
+    right, and beyond its top and bottom edges, of WRAPS. alpha_cutoff: the least alpha that is drawn, and drawn opaque
+    (glTF's MASK), or None, where alpha mixes.
     """
 
     base_color: tuple[float, float, float, float] = GREY
     texture: np.ndarray | None = None
+    wrap: tuple[str, str] = ("repeat", "repeat")
+    alpha_cutoff: float | None = None
 
     def __post_init__(self) -> None:
+        if not set(self.wrap) <= set(WRAPS):
+            raise ValueError(f"wrap must be two of {', '.join(WRAPS)}, got {self.wrap}")
         if len(self.base_color) != 4:
             raise ValueError(f"base_color must be RGBA, got {self.base_color}")
         if self.texture is not None and (

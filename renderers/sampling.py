@@ -42,7 +42,7 @@ def sample_surface(mesh: Mesh, num_points: int, rng: np.random.Generator) -> tup
 def surface_colors(mesh: Mesh, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """uint8 (N, 3) colours at barycentric `weights` (N, 3) of faces (N,): base colour x texture x vertex colours.
 
-    Textures are read bilinearly and repeat, as glTF and ShapeNet mean it.
+    Textures are read bilinearly; beyond their edges their own wrap holds, whatever a preset's `texture_wrap` says.
     """
     base = np.array([m.base_color for m in mesh.materials], np.float64)
     rgb = base[mesh.face_material[face], :3]
@@ -51,24 +51,39 @@ def surface_colors(mesh: Mesh, face: np.ndarray, weights: np.ndarray) -> np.ndar
         for index, material in enumerate(mesh.materials):
             chosen = mesh.face_material[face] == index
             if material.texture is not None and chosen.any():
-                rgb[chosen] *= bilinear(material.texture, uv[chosen])[:, :3] / 255.0
+                rgb[chosen] *= bilinear(material.texture, uv[chosen], material.wrap)[:, :3] / 255.0
     if mesh.vertex_colors is not None:
         corners = mesh.vertex_colors[mesh.faces[face]][..., :3].astype(np.float64)
         rgb *= np.einsum("nk,nkd->nd", weights, corners) / 255.0
     return np.clip(np.rint(rgb * 255), 0, 255).astype(np.uint8)
 
 
-def bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """float64 (N, 4) texture values at uv (N, 2), u right, v up; texel centres at (i + 0.5) / size, repeating."""
+def within(place: np.ndarray, wrap: str) -> np.ndarray:
+    """Texture coordinates (N,) of u or of v brought into [0, 1] by a wrap of renderers.geometry.WRAPS."""
+    if wrap == "clamp":
+        return np.clip(place, 0, 1)
+    if wrap == "mirror":
+        return 1 - np.abs(place - 2 * np.floor(place / 2) - 1)
+    return place - np.floor(place)
+
+
+def bilinear(texture: np.ndarray, uv: np.ndarray, wrap: tuple[str, str]) -> np.ndarray:
+    """float64 (N, 4) texture values at uv (N, 2), u right, v up; texel centres at (i + 0.5) / size."""
     height, width = texture.shape[:2]
-    x = (uv[:, 0] - np.floor(uv[:, 0])) * width - 0.5
-    y = (1 - (uv[:, 1] - np.floor(uv[:, 1]))) * height - 0.5
+    x = within(uv[:, 0], wrap[0]) * width - 0.5
+    y = (1 - within(uv[:, 1], wrap[1])) * height - 0.5
     column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     fx, fy = (x - column)[:, None], (y - row)[:, None]
-    left, right, top, bottom = column % width, (column + 1) % width, row % height, (row + 1) % height
+    left, right = _texel(column, width, wrap[0]), _texel(column + 1, width, wrap[0])
+    top, bottom = _texel(row, height, wrap[1]), _texel(row + 1, height, wrap[1])
     upper = texture[top, left] * (1 - fx) + texture[top, right] * fx
     lower = texture[bottom, left] * (1 - fx) + texture[bottom, right] * fx
     return upper * (1 - fy) + lower * fy
+
+
+def _texel(index: np.ndarray, size: int, wrap: str) -> np.ndarray:
+    """Texel indices (N,) of -1..size brought into 0..size - 1: the other edge's where a texture repeats."""
+    return index % size if wrap == "repeat" else np.clip(index, 0, size - 1)
 
 
 def farthest_points(points: np.ndarray, count: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from manifests.presets import MeshViews
 from renderers.cameras import Camera
 from renderers.geometry import Material, Mesh
 from renderers.normals import corner_normals, face_normals, unique_faces, vertex_normals, weld
+from renderers.sampling import within
 from renderers.view import View
 
 MAX_LAYERS = 8  # surfaces behind each other that one pixel shows
@@ -64,21 +65,20 @@ def _power(base: np.ndarray, exponent: int) -> np.ndarray:
 class Texture:
     """One material's picture, made ready for bilinear reading: float32 RGBA in [0, 1], one texel of border.
 
-    wrap: `repeat` (glTF, ShapeNet) or `clamp` (CLIP2Point's release). Texel centres lie at (i + 0.5) / size.
+    wrap: for u and v, of renderers.geometry.WRAPS. Texel centres lie at (i + 0.5) / size.
     """
 
-    def __init__(self, picture: np.ndarray, wrap: str) -> None:
+    def __init__(self, picture: np.ndarray, wrap: tuple[str, str]) -> None:
         self.height, self.width = picture.shape[:2]
         self.wrap = wrap
-        border = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="wrap" if wrap == "repeat" else "edge")
-        self._rows = (border.astype(np.float32) / np.float32(255)).reshape(-1, 4)
+        for axis, kind in ((1, wrap[0]), (0, wrap[1])):
+            border = [(1, 1) if axis == side else (0, 0) for side in range(3)]
+            picture = np.pad(picture, border, mode="wrap" if kind == "repeat" else "edge")
+        self._rows = (picture.astype(np.float32) / np.float32(255)).reshape(-1, 4)
 
     def read(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """RGBA float32 (N, 4) at u (N,) right and v (N,) up."""
-        if self.wrap == "repeat":
-            u, v = u - np.floor(u), v - np.floor(v)
-        else:
-            u, v = np.clip(u, 0, 1), np.clip(v, 0, 1)
+        u, v = within(u, self.wrap[0]), within(v, self.wrap[1])
         x = u * np.float32(self.width) + np.float32(0.5)
         y = (np.float32(1) - v) * np.float32(self.height) + np.float32(0.5)
         column, row = x.astype(np.int32), y.astype(np.int32)
@@ -99,7 +99,7 @@ class Texture:
 
 
 def is_transparent(material: Material) -> bool:
-    """Whether any part of a material lets light through."""
+    """Whether any part of a material may let light through."""
     return material.base_color[3] < 1 or (material.texture is not None and bool((material.texture[..., 3] < 255).any()))
 
 
@@ -109,7 +109,8 @@ class Surface:
 
     corners: (F, 3, 3). outward: (F, 3), faces' own normals by their winding, not of unit length.
     normals: (F, 9), of corner 0 and the two edges' differences; uvs: (F, 6) likewise or None;
-    colors: (F, 12) RGBA likewise or None. base: (F, 4) base colours. material: (F,). textures: by material, or None.
+    colors: (F, 12) RGBA likewise or None. base: (F, 4) base colours. cutoff: (F,) least alpha that is drawn, NaN where
+    alpha mixes, or None where it mixes everywhere. material: (F,). textures: by material, or None.
     """
 
     corners: np.ndarray
@@ -118,6 +119,7 @@ class Surface:
     uvs: np.ndarray | None
     colors: np.ndarray | None
     base: np.ndarray
+    cutoff: np.ndarray | None
     material: np.ndarray
     textures: tuple[Texture | None, ...]
     transparent: bool
@@ -149,6 +151,7 @@ def prepare(mesh: Mesh, preset: MeshViews) -> Surface:
         normals = corner_normals(corners, vertex[kept], preset.crease_deg if preset.normals == "crease" else 0.0)
     colors = None if mesh.vertex_colors is None else mesh.vertex_colors[mesh.faces[kept]].astype(np.float32) / 255
     uvs = mesh.corner_uvs if any(m.texture is not None for m in mesh.materials) else None
+    cutoffs = np.array([np.nan if m.alpha_cutoff is None else m.alpha_cutoff for m in mesh.materials], np.float32)
     return Surface(
         corners=corners,
         outward=outward,
@@ -156,14 +159,19 @@ def prepare(mesh: Mesh, preset: MeshViews) -> Surface:
         uvs=None if uvs is None else _edges(uvs[kept].astype(np.float32)),
         colors=None if colors is None else _edges(colors),
         base=np.array([m.base_color for m in mesh.materials], np.float32)[mesh.face_material[kept]],
+        cutoff=None if np.isnan(cutoffs).all() else cutoffs[mesh.face_material[kept]],
         material=mesh.face_material[kept],
         textures=tuple(
-            None if m.texture is None or uvs is None else Texture(m.texture, preset.texture_wrap)
-            for m in mesh.materials
+            None if m.texture is None or uvs is None else Texture(m.texture, _wrap(m, preset)) for m in mesh.materials
         ),
         transparent=any(is_transparent(m) for m in mesh.materials)
         or (mesh.vertex_colors is not None and bool((mesh.vertex_colors[:, 3] < 255).any())),
     )
+
+
+def _wrap(material: Material, preset: MeshViews) -> tuple[str, str]:
+    """A material's own wrap; `clamp` of a preset (CLIP2Point's release) goes before it."""
+    return material.wrap if preset.texture_wrap == "repeat" else (preset.texture_wrap, preset.texture_wrap)
 
 
 def _edges(corners: np.ndarray) -> np.ndarray:
@@ -238,6 +246,9 @@ def _texels(surface: Surface, face: np.ndarray, b1: np.ndarray, b2: np.ndarray) 
                     texel[chosen] *= texture.read(uv[chosen, 0], uv[chosen, 1])
     if surface.colors is not None:
         texel *= _interpolate(surface.colors, face, b1, b2)
+    if surface.cutoff is not None:
+        cutoff = surface.cutoff.take(face)
+        texel[:, 3] = np.where(np.isnan(cutoff), texel[:, 3], texel[:, 3] >= cutoff)
     return texel
 
 

@@ -27,7 +27,7 @@ from pipeline.datasets.seeded_split import seeded_split
 from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera, png_numbers
 from pipeline.formats.json_stream import JsonLimits, load_json, load_records
 from pipeline.formats.mesh import read_mesh
-from pipeline.formats.obj_materials import FORMATS
+from pipeline.formats.pictures import FORMATS
 from pipeline.formats.raw_shape import RawShape
 from pipeline.formats.source_files import noted, source_file
 

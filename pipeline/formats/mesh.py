@@ -18,9 +18,11 @@ import numpy as np
 
 from manifests.errors import Refused
 from pipeline.formats.header_checks import check_header
-from pipeline.formats.obj_materials import TEXTURE_BROKEN, SideFiles, is_picture, mend_uvs, read_materials
+from pipeline.formats.obj_materials import TEXTURE_BROKEN, mend_uvs, read_materials
 from pipeline.formats.off import parse_off
+from pipeline.formats.pictures import is_picture
 from pipeline.formats.raw_shape import RawShape, check_finite
+from pipeline.formats.side_files import SideFiles
 from pipeline.formats.source_files import noted, read_source
 from renderers.geometry import GREY, Material, Mesh, from_trimesh
 from renderers.normals import weld

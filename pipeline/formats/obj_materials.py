@@ -1,110 +1,36 @@
-"""Reads the materials of an OBJ and the files beside a mesh, which must lie inside the model's own folder.
+"""Reads the materials of an OBJ.
 
 Oddities are mended where that is safe. Every repair is a warning: one of the words below, counted.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
-from urllib.parse import unquote
 
 import numpy as np
-from PIL import EpsImagePlugin, Image
+from PIL import Image
 
+from pipeline.formats.pictures import decode_texture
+from pipeline.formats.side_files import SideFiles
 from pipeline.formats.source_files import noted
 from renderers.geometry import GREY, Material
 
 MATERIAL_MISSING = "material not found"  # the .mtl is missing, or does not define a material that faces use: grey
-TEXTURE_MISSING = "texture not found"  # the material's own colour is drawn
 TEXTURE_BROKEN = "texture broken"  # no picture, a cut one or a huge one: the material's own colour is drawn
 TEXTURE_REDUCED = "texture reduced"  # its longer side was more than MAX_SIDE
 TEXTURE_UNPLACED = "texture without coordinates"  # its faces have no vt: the material's own colour is drawn
 TEXTURE_REPEATS = "texture repeats"  # coordinates outside [0, 1]
 BAD_COORDINATES = "coordinates not finite"  # taken as 0
-PATH_OUTSIDE = "path outside the folder"  # absolute, or above the model's folder: not opened
-PATH_REPAIRED = "path repaired"  # backslashes, letter case, or a name found beside the mesh or in its images
 INVISIBLE = "alpha of zero"  # drawn opaque
 BLACK = "black under a texture"  # a texture times Kd 0 0 0: the texture alone is drawn
 
-MAX_SIDE = 4096
-MAX_PIXELS = 1 << 26
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TGA", "TIFF", "WEBP", "PPM", "DDS")  # formats that start no other program
-EpsImagePlugin.gs_binary = False  # also where a mesh library opens a picture
-_BESIDE = (".", "images", "textures", "../images", "../textures")
 _ARGUMENTS = {"-mm": 2, "-o": 3, "-s": 3, "-t": 3}  # of texture options in .mtl files; all others take one
 _INVISIBLE_BELOW = 1 / 255
 _USEMTL = re.compile(rb"(?m)^[ \t]*usemtl[ \t]+([^\r\n]+)")
 _MTLLIB = re.compile(rb"(?m)^[ \t]*mtllib[ \t]+([^\r\n]+)")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-
-
-@dataclass
-class SideFiles:
-    """Finds what a mesh file refers to: relative to `folder` (the mesh's own), inside `root`.
-
-    A link that leads out of `root` is not followed.
-    warnings: type -> count of what was mended or not found.
-    """
-
-    folder: Path
-    root: Path
-    warnings: Counter[str] = field(default_factory=Counter)
-
-    def find(self, name: str, missing: str = TEXTURE_MISSING, instead: str = "") -> Path | None:
-        """The file that a name means, or None with the warning `missing`, or PATH_OUTSIDE, counted.
-
-        instead: a name that is tried last.
-        """
-        written = name.strip()
-        name = written.strip('"').strip()
-        path = name.replace("\\", "/")
-        outside = path.startswith(("/", "~")) or bool(PureWindowsPath(name).drive) or "\0" in path
-        if not outside:
-            exact = self._inside(self.folder / path)
-            if exact is not None:
-                self.warnings.update([PATH_REPAIRED] * (path != written))
-                return exact
-            outside = not _real(self.folder / path).is_relative_to(_real(self.root))
-        mended = None if outside else self._any_case(path) or ("%" in path and self._any_case(unquote(path))) or None
-        last = path.replace("\0", "").rstrip("/").rpartition("/")[2]
-        for other in [f"{folder}/{last}" for folder in _BESIDE if last not in ("", ".", "..")] + [instead]:
-            mended = mended or (self._any_case(other) if other else None)
-        self.warnings[PATH_REPAIRED if mended else PATH_OUTSIDE if outside else missing] += 1
-        return mended
-
-    def _inside(self, path: Path) -> Path | None:
-        """The real path of a file that lies in `root`, or None."""
-        real = _real(path)
-        try:
-            return real if real.is_relative_to(_real(self.root)) and real.is_file() else None
-        except OSError:  # a name that is too long
-            return None
-
-    def _any_case(self, path: str) -> Path | None:
-        """The file at a path in any letter case, or None. Folders above `root` are not listed."""
-        here, root = _real(self.folder), _real(self.root)
-        for part in path.split("/"):
-            if part == "..":
-                here = here.parent
-            elif part not in ("", "."):
-                names = os.listdir(here) if here.is_dir() else []
-                same = [name for name in names if name.casefold() == part.casefold()]
-                if not same:
-                    return None
-                here = _real(here / (part if part in same else min(same)))
-            if not here.is_relative_to(root):
-                return None
-        return self._inside(here)
-
-
-def _real(path: Path) -> Path:
-    """The path without links; Path.resolve raises where they lead in a circle."""
-    return Path(os.path.realpath(path))
 
 
 def read_materials(obj: bytes, files: SideFiles, stem: str) -> tuple[bytes, dict[str, Material]]:
@@ -253,36 +179,6 @@ def _picture(name: str, files: SideFiles) -> np.ndarray | None:
         return None
     files.warnings[TEXTURE_REDUCED] += reduced
     return picture
-
-
-def decode_texture(data: bytes) -> tuple[np.ndarray, bool]:
-    """(RGBA uint8 (H, W, 4), whether it was made smaller) of a picture's bytes. Raises ValueError on other bytes."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            size = max(image.size)
-            image.draft("RGB", (MAX_SIDE, MAX_SIDE))
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels")
-            picture = image.convert("RGBA")
-        picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises whatever its parsers trip over
-        raise ValueError(f"no picture ({type(error).__name__}: {error})") from error
-    return np.asarray(picture), size > MAX_SIDE
-
-
-def is_picture(image: Image.Image) -> bool:
-    """Whether a picture that was opened, not decoded, is whole, of a known format and of a size that can be held."""
-    try:
-        if image.width * image.height > MAX_PIXELS or (image.format and image.format not in FORMATS):
-            return False
-        image.load()
-    except MemoryError:
-        raise
-    except Exception:  # Pillow raises whatever its decoders trip over
-        return False
-    return True
 
 
 def mend_uvs(uv: np.ndarray | None, textured: bool, warnings: Counter[str]) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from manifests.errors import Refused
 from manifests.file_views import FORMS, FileViews, fields_of, file_names, parse_name
 from manifests.records import Asset
 from manifests.samples import FORMAT, JSON, MAX_PIXELS, encode_json, encode_picture, view_member
-from pipeline.formats.obj_materials import FORMATS
+from pipeline.formats.pictures import FORMATS
 from pipeline.shards.view_quality import one_colour
 from pipeline.shards.writer import Members
 

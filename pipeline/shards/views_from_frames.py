@@ -20,7 +20,7 @@ from manifests.records import Asset
 from manifests.rng import generator
 from manifests.samples import FORMAT, JSON, depth_codes, encode_json, encode_picture, view_member
 from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera
-from pipeline.formats.obj_materials import FORMATS
+from pipeline.formats.pictures import FORMATS
 from pipeline.shards.view_quality import one_colour
 from pipeline.shards.writer import Members
 

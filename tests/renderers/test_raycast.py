@@ -16,6 +16,7 @@ from renderers.cameras import orthographic_K, rig
 from renderers.geometry import Material, Mesh, join
 from renderers.normals import corner_normals, face_normals, unique_faces, unit, weld
 from renderers.raycast import draw_mesh, first_hits
+from renderers.sampling import bilinear
 from renderers.shading import Texture, phong
 
 MESHES = {"cube": cube, "sphere": sphere, "tilted plane": tilted_plane}
@@ -150,11 +151,42 @@ def test_textures_are_upright_and_wrap() -> None:
 def test_bilinear_reading_by_hand() -> None:
     picture = np.zeros((1, 2, 4), np.uint8)
     picture[0, 1] = 255
-    texture = Texture(picture, "clamp")
+    texture = Texture(picture, ("clamp", "clamp"))
     u = np.array([0.25, 0.5, 0.75, 0.0, 1.0], np.float32)
     np.testing.assert_allclose(texture.read(u, np.full(5, 0.5, np.float32))[:, 0], [0, 0.5, 1, 0, 1], atol=1e-6)
-    repeating = Texture(picture, "repeat")
+    repeating = Texture(picture, ("repeat", "repeat"))
     np.testing.assert_allclose(repeating.read(np.array([0.0, 1.0], np.float32), np.zeros(2, np.float32))[:, 0], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "expected"), [("repeat", [0, 1, 0, 1]), ("clamp", [0, 0, 1, 1]), ("mirror", [1, 0, 1, 0])]
+)
+def test_each_wrap_beyond_the_edges(wrap: str, expected: list[int]) -> None:
+    """Of a picture black on the left and white on the right, at u = -0.75, -0.25, 1.25, 1.75; v likewise."""
+    places, middle = np.array([-0.75, -0.25, 1.25, 1.75]), np.full(4, 0.5)
+    across = np.zeros((1, 2, 4), np.uint8)
+    across[0, 1] = 255
+    along_u = Texture(across, (wrap, "clamp")).read(places.astype(np.float32), middle.astype(np.float32))
+    np.testing.assert_allclose(along_u[:, 0], expected, atol=1e-6)
+    upwards = across.reshape(2, 1, 4)[::-1].copy()  # row 0 is the top
+    along_v = Texture(upwards, ("clamp", wrap)).read(middle.astype(np.float32), places.astype(np.float32))
+    np.testing.assert_allclose(along_v[:, 0], expected, atol=1e-6)
+    for picture, kinds, uv in (
+        (across, (wrap, "clamp"), (places, middle)),
+        (upwards, ("clamp", wrap), (middle, places)),
+    ):
+        sampled = bilinear(picture, np.stack(uv, axis=1), kinds)[:, 0] / 255
+        np.testing.assert_allclose(sampled, expected, atol=1e-6)
+
+
+def test_alpha_below_the_cutoff_is_not_drawn_and_above_it_is_solid() -> None:
+    plane = textured_plane(np.full((2, 2, 4), 255, np.uint8), 1.0)
+    flat = {"ambient": 1.0, "diffuse": 0.0, "specular": 0.0, "azimuth_deg": [0], "elevation_deg": [0]}
+    for alpha, cutoff, seen in ((0.5, 0.5, True), (0.49, 0.5, False), (0.1, 0.05, True), (1.0, 1.0, True)):
+        material = Material((1, 0, 0, alpha), alpha_cutoff=cutoff)
+        view = draw(preset(**flat), mesh=Mesh(plane.vertices, plane.faces, (material,)))[0]
+        assert tuple(view.rgb[14, 14]) == ((255, 0, 0) if seen else (255, 255, 255))
+        assert np.isfinite(view.depth[14, 14]) == seen
 
 
 def test_alpha_shows_what_is_behind() -> None:
@@ -248,7 +280,7 @@ def test_texture_reading_equals_pytorch3d(golden) -> None:
     picture = data["stress_map"]
     height, width = picture.shape[:2]
     rgba = np.concatenate([picture, np.full((height, width, 1), 255, np.uint8)], axis=2)
-    texture = Texture(rgba, "clamp")
+    texture = Texture(rgba, ("clamp", "clamp"))
     for number in range(len(data["pix_to_face"])):
         face = data["pix_to_face"][number].reshape(-1)
         hit = face >= 0

@@ -29,7 +29,7 @@ from pipeline.datasets.redwood import frames as scan_frames
 from pipeline.formats.frame import Frame
 from pipeline.formats.json_stream import JsonLimits, load_json, load_records
 from pipeline.formats.mesh import read_mesh
-from pipeline.formats.obj_materials import decode_texture
+from pipeline.formats.pictures import decode_texture
 from pipeline.shards.views_from_files import picture_members, resolved
 from pipeline.shards.views_from_frames import frame_members
 
