@@ -266,7 +266,7 @@ def _read_header(file: IO[bytes]) -> _Header | None:
     if kind not in (b"0", b"\0"):
         raise ValueError(f"{' '.join(name.split())[:100]} is no file")
     if not (told := long.get("size", str(size))).isdecimal() or len(told) > 18:
-        raise ValueError("damaged tar: an extended header's size is none")
+        raise ValueError("damaged tar: an extended header's size is no number")
     return _Header(name, int(told), length)
 
 
@@ -297,7 +297,7 @@ def _octal(field: bytes) -> int:
     try:
         number = int(field.strip(b" \0") or b"0", 8)
     except ValueError as error:
-        raise ValueError("damaged tar: a header's number is none") from error
+        raise ValueError("damaged tar: a number in a header cannot be read") from error
     if number < 0:
         raise ValueError("damaged tar: a header's number is negative")
     return number

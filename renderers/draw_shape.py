@@ -46,7 +46,7 @@ def draw(shape: Any, preset: str, **keys: Any) -> Views:
         views = backend_table.draw(chosen, mesh=_mesh(shape, preset))
     else:
         if chosen.needs_colors:
-            raise ValueError(f"preset {preset} draws the colours of points, and an (N, 3) array has none")
+            raise ValueError(f"preset {preset} draws the colours of points, and an (N, 3) array holds places only")
         views = backend_table.draw(chosen, points=_points(shape, preset))
     channel = next(name for name in ("rgb", "gray", "depth") if getattr(views[0], name) is not None)
     pictures = [tower_picture(getattr(view, channel), channel, chosen) for view in views]

@@ -28,7 +28,7 @@ def draw_points(
     colors: uint8 (N, 3), needed for channel rgb; ValueError where they are missing.
     """
     if "rgb" in preset.channels and colors is None:
-        raise ValueError("channel rgb draws the colours of points, and there are none")
+        raise ValueError("channel rgb draws the colours of points, and these points have no colours")
     colors = colors if "rgb" in preset.channels else None
     chosen = np.asarray(points[: preset.points], np.float64)
     return [_draw(chosen, preset, released_camera(camera, preset.mirror), colors) for camera in cameras]

@@ -56,7 +56,7 @@ def read_split_list(path: str, synsets: Container[str], ids: Iterable[str]) -> S
             if synset not in synsets:
                 raise Refused(f"split_list={one}: {row}: {synset!r} is no synset of this dataset")
             if split not in SPLITS:
-                raise Refused(f"split_list={one}: {row}: the split {split!r} is none of {', '.join(SPLITS)}")
+                raise Refused(f"split_list={one}: {row}: the split {split!r} is not one of {', '.join(SPLITS)}")
             if not model and one.suffix.lower() == ".json":
                 absent.append(synset)
             elif not model:

@@ -117,6 +117,6 @@ def _json_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
 def _check_columns(where: str, names: list[str]) -> None:
     wrong = next((name for name in names if name not in COLUMNS or names.count(name) > 1), None)
     if wrong is not None:
-        raise Refused(f"{where}: column {wrong!r} is none of {', '.join(COLUMNS)}, or comes twice")
+        raise Refused(f"{where}: column {wrong!r} is not one of {', '.join(COLUMNS)}, or comes twice")
     if "path" not in names:
         raise Refused(f"{where}: no column path; it may have {', '.join(COLUMNS)}")

@@ -151,7 +151,7 @@ def _check_shard(
             _same_keys(tar, record.keys, tuple(k for k in keys if k not in left_out), found)
             strangers = left_out - set(keys) - {f.key for f in shapes.failures}
             if strangers:
-                found.blame(tar, f"{tar}: leaves out {min(strangers)}, which is none of the shapes: of another shard")
+                found.blame(tar, f"{tar}: leaves out {min(strangers)}, which its shapes tar does not hold")
     return keys
 
 

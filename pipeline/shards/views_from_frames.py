@@ -62,7 +62,7 @@ def frame_members(
             else:
                 break
     if not stored:
-        raise ValueError(f"no frame can be used; {next(iter(reasons), 'the sequence has none')}")
+        raise ValueError(f"no frame can be used; {next(iter(reasons), 'the sequence has no frames')}")
     near, far = _depth_range(stored)
     members, described, clipped = {}, [], 0
     for view, one in enumerate(stored):

@@ -167,7 +167,7 @@ def cut_rows(path: Path, step: int) -> None:
             kept = lines[:1] + [line for line in ended if int(line.partition(",")[0]) <= step]
         except ValueError as error:
             raise Refused(
-                f"{path} is damaged ({one_line(error, 100)}): delete it, or the rows that are none"
+                f"{path} is damaged ({one_line(error, 100)}): delete it, or the rows that are damaged"
             ) from error
         store.write_bytes(str(path), "".join(kept).encode())
 

@@ -184,7 +184,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file fails in as many ways as there are opcodes and records
         raise Refused(f"{path} is damaged") from error
     if isinstance(loaded, dict) and "step" in loaded and "given" not in loaded:
-        raise _Earlier(f"{path} is of an earlier version, whose runs are evaluated, but not gone on with")
+        raise _Earlier(f"{path} is of an earlier version, whose runs can be evaluated, but not continued")
     try:
         saved = _SavedState.model_validate(loaded)
     except ValidationError as error:

@@ -47,7 +47,7 @@ def _each_names_the_class(prompts: tuple[str, ...]) -> tuple[str, ...]:
     """A prompt without `{}` would give every class the same column."""
     wrong = [prompt for prompt in prompts if prompt.count("{}") != 1 or set("{}") & set(prompt.replace("{}", ""))]
     if wrong or not prompts:
-        raise ValueError(f"each prompt needs one {{}} for the class name, got {wrong[0] if wrong else 'none'!r}")
+        raise ValueError(f"a prompt needs one {{}} for the class name, got {repr(wrong[0]) if wrong else 'no prompt'}")
     return prompts
 
 

@@ -60,7 +60,7 @@ def test_paths_are_relative_to_the_listing(source) -> None:
     [
         ("", "no row"),
         ("path,class\n", "no row"),
-        ("file,class\na.off,x\n", "row 1: column 'file' is none of path, class, split, id"),
+        ("file,class\na.off,x\n", "row 1: column 'file' is not one of path, class, split, id"),
         ("class,split\ncup,train\n", "row 1: no column path"),
         ("path,path\na.off,a.off\n", "row 1: column 'path'.*comes twice"),
         ("path,class\na.off\n", "row 2: 1 cells under 2 columns"),
@@ -90,7 +90,7 @@ def test_a_wrong_listing_is_one_line_that_names_the_row(source, text: str, words
         ("[" * 100_000, "row 2: not JSON"),
         ("[1]", "row 2: not a JSON object"),
         ('{"path": 7}', "row 2: path is no text: 7"),
-        ('{"paht": "a.off"}', "row 2: column 'paht' is none of"),
+        ('{"paht": "a.off"}', "row 2: column 'paht' is not one of"),
         ('{"class": "x"}', "row 2: no column path"),
         ('{"path": "a.off", "id": "\\ud800"}', "row 2: id is no Unicode text"),
     ],

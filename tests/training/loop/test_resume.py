@@ -277,7 +277,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(alone, shards, tmp_path) 
     saved = torch.load(file, weights_only=True)
     del saved["given"]
     torch.save(saved, file)
-    with pytest.raises(fit.Refused, match="of an earlier version, whose runs are evaluated, but not gone on with"):
+    with pytest.raises(fit.Refused, match="of an earlier version, whose runs can be evaluated, but not continued"):
         state.resume(file.parent)
 
 

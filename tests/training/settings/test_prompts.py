@@ -32,7 +32,7 @@ def test_a_file_and_a_list(tmp_path) -> None:
 
 @pytest.mark.parametrize("value", [[], ["a photo"], ["{} and {}"], ["{name}."], ["{} {"], ["{} }"]])
 def test_prompts_without_one_place_for_the_name_are_refused(value: list[str]) -> None:
-    with pytest.raises(Refused, match=r"prompts: each prompt needs one \{\}"):
+    with pytest.raises(Refused, match=r"prompts: a prompt needs one \{\}"):
         prompts(value)
 
 
