@@ -34,6 +34,7 @@ SMALL = (
     "points.depth=1",
     "points.heads=4",
     "data.num_points=128",
+    "data.views=rgb12",
     "data.workers=0",
     "optimizer.batch_size=8",
     "optimizer.steps=3",
