@@ -8,8 +8,8 @@ import numpy as np
 
 from manifests.presets import AnyViews
 
-# name -> (mean, standard deviation) of RGB in [0, 1]
-NORMALIZE: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of RGB in [0, 1]
+NORMALIZE: dict[str, Statistics] = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
@@ -86,8 +86,11 @@ def value_range(channel: str, preset: AnyViews) -> float:
     return preset.far if channel == "depth" and preset.mapping == "world" else 1.0
 
 
-def mean_and_deviation(channel: str, preset: AnyViews) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that normalise a picture stored as 8-bit codes of [0, value_range] / 255."""
-    mean, deviation = NORMALIZE[preset.normalize]
+def mean_and_deviation(channel: str, preset: AnyViews, tower: Statistics | None = None) -> Statistics:
+    """Mean and standard deviation that normalise a picture stored as 8-bit codes of [0, value_range] / 255.
+
+    tower: those of an image tower; without it the preset's `normalize` counts.
+    """
+    mean, deviation = tower or NORMALIZE[preset.normalize]
     largest = value_range(channel, preset)
     return tuple(m / largest for m in mean), tuple(d / largest for d in deviation)

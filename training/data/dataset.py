@@ -21,6 +21,7 @@ from manifests.layout import (
     view_set_names,
     views_tar,
 )
+from manifests.picture_mapping import Statistics, mean_and_deviation
 from manifests.records import Record, read_record, record_path
 from training.data.sample_index import Places, places_of
 from training.data.shard_cache import Cache, open_cache
@@ -57,7 +58,7 @@ class Source:
 
     manifest: of the build, with the candidate classes alone. left_out: number of shapes without views. labels: for each
     class of the build its number among the candidates, or None if it is not a candidate. absent: why an object has no
-    shape or no views, by key.
+    shape or no views, by key. pixels: the mean and deviation that normalise its pictures.
     """
 
     manifest: BuildManifest
@@ -66,6 +67,7 @@ class Source:
     left_out: int
     labels: tuple[int | None, ...]
     absent: dict[str, str]
+    pixels: Statistics
 
     @property
     def total(self) -> int:
@@ -76,11 +78,11 @@ class Source:
 Joined = tuple[Shard | None, int, dict[str, str]]  # a shard, its number of shapes without views, `Source.absent` of it
 
 
-def open_source(shards: str, settings: DataSettings, warn: bool = True) -> Source:
+def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: Statistics | None = None) -> Source:
     """Joins the records of a split with those of a view set; reads no tar.
 
-    warn: logs how many objects are left out. Raises Refused when there is no build, or it is not finished, or the
-    split, the view set or a record is missing.
+    warn: logs how many objects are left out. tower: the pictures' mean and deviation, or None for the preset's. Raises
+    Refused when there is no build, or it is not finished, or the split, the view set or a record is missing.
     """
     out = store.absolute(shards)
     manifest = require_manifest(out, f"--shards {shards}")
@@ -123,7 +125,8 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True) -> Sourc
         largest = max(places.size for shard in joined for places in (shard.shapes_places, shard.views_places))
         cache = open_cache(settings.cache, settings.cache_gb, largest)
         joined = [replace(shard, cache=cache) for shard in joined]
-    return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels, absent)
+    pixels = mean_and_deviation(settings.channel, view_set.preset, tower)
+    return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels, absent, pixels)
 
 
 def _joined(out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings) -> Iterable[Joined]:

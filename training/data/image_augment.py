@@ -38,15 +38,18 @@ def _lending(rng: np.random.Generator) -> Iterator[None]:
         auto_augment.random = random
 
 
-def weak_picture(picture: np.ndarray, size: int) -> np.ndarray:
-    """Resizes the short side to `size`, bicubic, and cuts out the middle. Evaluation sees this picture, too."""
+def weak_picture(picture: np.ndarray, size: int, place: float = 0.5) -> np.ndarray:
+    """Resizes the short side to `size`, bicubic, and cuts out a square: its middle, which evaluation sees, too.
+
+    place: of the square along the longer side, 0 to 1.
+    """
     height, width = picture.shape[:2]
     scale = size / min(width, height)
     if scale != 1:
         height, width = round(height * scale), round(width * scale)
         resized = resize(Image.fromarray(picture), [height, width], interpolation=InterpolationMode.BICUBIC)
         picture = np.asarray(resized)
-    top, left = (height - size) // 2, (width - size) // 2
+    top, left = int((height - size) * place), int((width - size) * place)
     return picture[top : top + size, left : left + size]
 
 

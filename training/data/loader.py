@@ -19,7 +19,6 @@ import webdataset as wds
 from torch.utils.data import IterableDataset
 
 from manifests.errors import Refused
-from manifests.picture_mapping import mean_and_deviation
 from manifests.rng import generator
 from manifests.samples import JSON, POINTS, Sample, view_member
 from training.data.batch import RawBatch, RawLabelledBatch
@@ -90,7 +89,7 @@ class EpochSamples(IterableDataset[Any]):
                 f"optimizer.batch_size={batch_size * world} is more than the {source.total} objects of "
                 f"data.split={settings.split}"
             )
-        self.mean, self.deviation = mean_and_deviation(settings.channel, source.view_set.preset)
+        self.mean, self.deviation = source.pixels
         self._strong = StrongPicture(augment, form.image_size, tuple(round(255 * m) for m in self.mean))
 
     @property
@@ -234,9 +233,8 @@ class UnlabelledSamples(EpochSamples):
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         form, rng = self.form, drawn.rng
         picture, points = self._picture(drawn), self._cloud(drawn)
-        return {
+        made = {
             "key": drawn.shape.key,
-            "weak_image": make_weak_picture(picture, form.image_size),
             "strong_image": self._strong(picture, rng),
             "points": points,
             "seed": rng.integers(2**63),
@@ -244,6 +242,8 @@ class UnlabelledSamples(EpochSamples):
             "points_draw": rng.random(2, np.float32),
             "modality_draw": rng.random(dtype=np.float32),
         }
+        place = rng.random() if self.augment.weak_crop == "random" else 0.5  # drawn last, as older runs lack it
+        return made | {"weak_image": make_weak_picture(picture, form.image_size, place)}
 
 
 class SupervisedSamples(EpochSamples):

@@ -2,7 +2,7 @@
 
 Every draw is a hash of the sample's own seed and a counter, in 64-bit integers: the same on every device and in every
 batch, rank or reader process. Source: Cross-MoST as released, with two corrections: the strong crop really crops
-(released: x_min 9 in place of 0.9), and points are repeated to fill up the cloud, instead of an O(N^2) interpolation.
+(released: x_min 9 in place of 0.9), and nothing is interpolated where points are many (`filled`).
 
 Shape letters: B clouds, N points. Inside, clouds are axes (B, 3, N): arithmetic is fastest along a contiguous axis.
 """
@@ -19,6 +19,7 @@ from training.settings.data import AugmentSettings
 WEAK_TURN_SIGMA, WEAK_TURN_LIMIT = 0.06, 0.18
 JITTER_SIGMA, JITTER_LIMIT = 0.01, 0.05
 LARGEST_DROPOUT = 0.875
+NEAREST = 10  # kept points whose mean fills a place (released)
 # Independent streams of draws from one seed.
 WEAK, STRONG, JITTER, POINT = range(4)
 GAMMA, FIRST_FACTOR, SECOND_FACTOR = -7046029254386353131, -4658895280553007687, -7723592293110705685
@@ -38,7 +39,7 @@ def strong_clouds(points: Tensor, seed: Tensor, settings: AugmentSettings) -> Te
     """Normalised, scaled, turned about +Y, shifted, jittered, thinned, cropped and filled up again to N points.
 
     points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3). The first point, where farthest-point sampling starts,
-    is a random one of the remaining points. The others follow in the order of the cloud; repeated points come last.
+    is a random one of the remaining points. The others follow in the order of the cloud; what fills up comes last.
     """
     draw = uniforms(seed, STRONG, 12)
     scale = _between(draw[:, 0], 1 / settings.points_scale, settings.points_scale)
@@ -50,7 +51,7 @@ def strong_clouds(points: Tensor, seed: Tensor, settings: AugmentSettings) -> Te
     if settings.points_crop < 1:
         side = _between(draw[:, 6:9], settings.points_crop, 1.0)
         kept &= in_box(axes, kept, side, draw[:, 9:12])
-    return _rows(axes.gather(2, _filled(kept, bits)[:, None].expand_as(axes)))
+    return filled(axes, kept, bits, settings.points_fill)
 
 
 def turned_clouds(points: Tensor, seed: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ def ulip_clouds(points: Tensor, seed: Tensor) -> Tensor:
     axes = turned_about_up(_turned(axes, _small_turns(draw[:, 4:7])), 2 * math.pi * draw[:, 7])
     bits = _hashed(seed, POINT, axes.shape[2])
     kept = _thinned(bits, draw[:, 8] * LARGEST_DROPOUT)
-    return _rows(axes.gather(2, _filled(kept, bits)[:, None].expand_as(axes)))
+    return filled(axes, kept, bits, "repeat")
 
 
 def normalized_axes(points: Tensor) -> Tensor:
@@ -143,6 +144,28 @@ def in_box(axes: Tensor, kept: Tensor, side: Tensor, corner: Tensor) -> Tensor:
 def _thinned(bits: Tensor, share: Tensor) -> Tensor:
     """bool (B, N): the points that remain when a share (B,) of them is dropped at random."""
     return _float(bits, 43, 21) >= share[:, None]
+
+
+def filled(axes: Tensor, kept: Tensor, bits: Tensor, fill: str) -> Tensor:
+    """Clouds (B, N, 3): of axes (B, 3, N) the kept points, from a random one on, then what takes the others' places.
+
+    fill: `first`, copies of the first of them (released dropout): a group of near points then has its full number of
+    distinct ones, but for that point's own. `neighbours`, for each a mean of the NEAREST kept points about a random one
+    (released, where clouds are too small: memory of N x N a cloud). `repeat`, random ones again: a group holds copies.
+    bits: int64 (B, N), random.
+    """
+    order = _filled(kept, bits)
+    left = kept.sum(dim=1, keepdim=True).clamp(min=1)
+    gone = torch.arange(kept.shape[1], device=kept.device) >= left
+    if fill == "first":
+        order = torch.where(gone, order[:, :1], order)
+    rows = _rows(axes.gather(2, order[:, None].expand_as(axes)))
+    if fill == "neighbours":
+        for cloud, number in zip(rows, left[:, 0].tolist(), strict=True):
+            there = cloud[:number]
+            near = torch.cdist(cloud[number:], there).topk(min(NEAREST, number), largest=False).indices
+            cloud[number:] = there[near].mean(dim=1)
+    return rows
 
 
 def _filled(kept: Tensor, bits: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from manifests.picture_mapping import mean_and_deviation
 from manifests.rng import generator
 from manifests.samples import JSON, Sample, split_view_member
 from training.data.batch import normalized
@@ -156,9 +155,8 @@ class SplitReader(IterableDataset[WholeBatch]):
         pictures = np.zeros((len(keys), max(counts), *views[0].shape[1:]), np.uint8)
         for row, each in zip(pictures, views, strict=True):
             row[: len(each)] = each
-        mean, deviation = mean_and_deviation(self.settings.channel, self.source.view_set.preset)
         whole = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).contiguous()
-        return WholeBatch(keys, whole, torch.from_numpy(np.stack(points)), counts, labels, mean, deviation)
+        return WholeBatch(keys, whole, torch.from_numpy(np.stack(points)), counts, labels, *self.source.pixels)
 
 
 def whole_cloud(shard: Shard, shape: Sample, num_points: int) -> np.ndarray:

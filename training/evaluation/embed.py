@@ -26,6 +26,7 @@ from training.data.labels import labelled
 from training.data.whole_split import BATCH, batch_numbers
 from training.evaluation.evaluate import settings_of
 from training.evaluation.features import features_of, gathered, gathered_keys, require_finite
+from training.models.clip import pixel_statistics
 from training.plots.scatter import scatter_picture
 from training.weights.checkpoint import Checkpoint
 from training.weights.open_models import open_models
@@ -80,7 +81,7 @@ def embed(
     device = device or torch.device("cpu")
     with distributed.together():
         settings = settings_of(checkpoint, split, changes or {})
-        source = open_source(shards, settings)
+        source = open_source(shards, settings, tower=pixel_statistics(checkpoint.recipe))
         if not source.total:
             raise Refused(f"{shards}: no object in {split}")
         model = open_models(checkpoint, who).to(device).models[who]

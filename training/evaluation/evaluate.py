@@ -18,6 +18,7 @@ from torch import Tensor
 
 from manifests.config import Value, merge, parse_recipe
 from manifests.errors import Refused
+from manifests.picture_mapping import Statistics
 from manifests.rng import seed_digest
 from training import distributed
 from training.data.dataset import Source, open_source
@@ -25,6 +26,7 @@ from training.data.labels import labelled
 from training.data.whole_split import BATCH, SplitReader, WholeBatch, batch_numbers
 from training.evaluation.features import Features, features_of, gathered, gathered_keys, require_finite
 from training.evaluation.metrics import MODALITIES, PREDICTED, Examined, SplitAnswers, pseudo_label_quality
+from training.models.clip import pixel_statistics
 from training.models.cross_modal import CrossModalModel
 from training.settings.data import DataSettings
 from training.settings.model import Precision
@@ -174,14 +176,15 @@ class _Stream:
 
 def _streams(opened: list[_Examinee], shards: str, split: str, options: Options) -> list[_Stream]:
     """One stream for all checkpoints that share settings, picture size and, where one view is read, its seed."""
-    alike: dict[tuple[DataSettings, int, int | None], list[_Examinee]] = {}
+    alike: dict[tuple[DataSettings, int, int | None, Statistics | None], list[_Examinee]] = {}
     for examinee in opened:
         settings = settings_of(examinee.checkpoint, split, options.changes)
         seed = None if options.every_view else examinee.checkpoint.recipe.seed
-        alike.setdefault((settings, examinee.image_size, seed), []).append(examinee)
+        key = settings, examinee.image_size, seed, pixel_statistics(examinee.checkpoint.recipe)
+        alike.setdefault(key, []).append(examinee)
     streams = []
-    for (settings, image_size, seed), examinees in alike.items():
-        source = open_source(shards, settings)
+    for (settings, image_size, seed, tower), examinees in alike.items():
+        source = open_source(shards, settings, tower=tower)
         for examinee in examinees:
             fit_classes(examinee.opened, source, shards, options.classes_from_text, bool(settings.classes))
         numbers = batch_numbers(source.total, BATCH, distributed.rank(), distributed.world())

@@ -32,6 +32,7 @@ from training.child_commands import ENDING_SECONDS, Child, end
 from training.data.dataset import open_source
 from training.data.whole_split import BATCH, SplitReader, batch_numbers
 from training.evaluation.features import features_of, require_finite
+from training.models.clip import pixel_statistics
 from training.settings.data import DataSettings
 from training.weights.checkpoint import Checkpoint
 from training.weights.open_models import Opened, open_models
@@ -252,7 +253,8 @@ def _ask(
     opened: Opened, shards: str, settings: DataSettings, classes: Sequence[str], say: Say
 ) -> dict[str, dict[str, Any]]:
     """The row of every object of a split by its key, in the order of the shards."""
-    source = open_source(shards, settings, warn=False)  # each object without views gets a row that says why
+    # each object without views gets a row that says why
+    source = open_source(shards, settings, warn=False, tower=pixel_statistics(opened.checkpoint.recipe))
     (model,) = opened.models.values()
     device, names = model.classifier.device, tuple(classes) or opened.checkpoint.classes
     reader = SplitReader(source, settings, model.image.image_size, batch_numbers(source.total, BATCH))

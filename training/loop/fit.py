@@ -28,9 +28,9 @@ from training.loop.shutdown import Interrupted, Pending, remembered
 from training.loop.throughput import Pace
 from training.loop.train_state import Run
 from training.loop.update import updates_of
-from training.models.clip import ImageTower
+from training.models.clip import ImageTower, pixel_statistics
 from training.objectives import SUPERVISED
-from training.settings.fit_recipe import POLICY_OF_DATA, FitRecipe, TaughtRecipe, saved_recipe
+from training.settings.fit_recipe import POLICY_OF_DATA, FitRecipe, TaughtRecipe, as_begun, saved_recipe
 from training.weights.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.weights.pretrained import Loaded
 from training.weights.run_folder import CLASSES, read_about
@@ -59,7 +59,7 @@ def fit(
     sources: list[Loaded] = []
     torch.set_flush_denormal(True)
     with distributed.together():
-        _refuse_other_run(folder, recipe)
+        recipe = _as_begun(folder, recipe)
         state, text = _set_up(folder, recipe, shards, device, sources.append)
         folders = step_folders(folder)
     last = distributed.same(str(folders[-1]) if folders else "")
@@ -92,22 +92,24 @@ def prepare(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> R
     """Sets up a run as `fit` does, without writing anything. Raises Refused as `fit` does."""
     folder = store.local_path(run, "--run")
     with distributed.together():
-        _refuse_other_run(folder, recipe)
+        recipe = _as_begun(folder, recipe)
         state, _ = _set_up(folder, recipe, shards, device)
     return state
 
 
-def _refuse_other_run(folder: Path, recipe: FitRecipe) -> None:
-    """Refuses to resume with another recipe. Keys that the saved recipe does not have are at their defaults."""
+def _as_begun(folder: Path, recipe: FitRecipe) -> FitRecipe:
+    """The recipe of a new run as it is, that of a resumed one as the run was begun. Refuses another recipe."""
     known = folder / RECIPE
     if not known.is_file():
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise Refused(f"--run {folder} is not empty and no run (it has no {RECIPE})")
-        return
-    begun = saved_recipe(load_toml(known), str(known))
+        return recipe
+    saved = load_toml(known)
+    begun, recipe = saved_recipe(saved, str(known)), as_begun(recipe, saved, f"--run {folder}")
     change = first_difference(_decisive(begun), _decisive(recipe))
     if change:
         raise Refused(f"--run {folder} holds a run of another recipe: {change}; choose another --run")
+    return recipe
 
 
 def _decisive(recipe: FitRecipe) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def _set_up(
 ) -> tuple[Run, nn.Module]:
     """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
     own = batch_of_process(recipe)
-    source = open_source(shards, recipe.data)
+    source = open_source(shards, recipe.data, tower=pixel_statistics(recipe))
     if not source.manifest.classes:
         raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
     _refuse_other_shards(folder, source)

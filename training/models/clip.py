@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from manifests.errors import Refused, one_line
+from manifests.picture_mapping import NORMALIZE, Statistics
 from training.models.precision import project, widened
+from training.settings.fit_recipe import FitRecipe
 from training.settings.model import ImageSettings
 
 SMALL_CONFIG = Path(__file__).parent / "cross_most_small.json"
@@ -67,6 +69,20 @@ def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_
 def is_tag(model: str, name: str) -> bool:
     """Whether open_clip knows the weights `name` of a model."""
     return bool(name and open_clip.get_pretrained_cfg(model, name))
+
+
+def pixel_statistics(recipe: FitRecipe) -> Statistics | None:
+    """The mean and deviation of the pictures that the tower's weights were trained with; None for the view preset's.
+
+    They are those of the open_clip tag that the weights came from; files and runs are taken for CLIP's.
+    """
+    image = recipe.image
+    if image.normalize == "preset":
+        return None
+    tags = [tag for tag in (image.pretrained, recipe.init.image) if is_tag(image.model, tag)]
+    about = open_clip.get_pretrained_cfg(image.model, tags[-1]) if tags else {}
+    mean, deviation = NORMALIZE["clip"]
+    return tuple(about.get("mean", mean)), tuple(about.get("std", deviation))
 
 
 def refuse_gelu(model: str, what: str) -> None:

@@ -81,14 +81,19 @@ class PictureAugmentSettings(Settings):
 class AugmentSettings(PictureAugmentSettings):
     """How strongly methods without labels augment pictures and clouds; the defaults are the released ones.
 
-    points_scale: strong clouds are scaled by U(1/s, s). points_shift: of the extent of each axis. points_dropout:
-    largest share of points dropped. points_crop: smallest share of each axis that the crop keeps.
+    weak_crop: where the weak view of a picture that is not square is cut out: at a `random` place (paper and released)
+    or in the `middle`. points_scale: strong clouds are scaled by U(1/s, s). points_shift: of the extent of each axis.
+    points_dropout: largest share of points dropped. points_crop: smallest share of each axis that the crop keeps.
+    points_fill: what takes the places of points that are gone (training.data.point_augment.filled).
     """
+
+    weak_crop: Literal["random", "middle"] = "random"
 
     points_scale: Annotated[float, Field(ge=1)] = 2.0
     points_shift: Share = 0.5
     points_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.875
     points_crop: Annotated[float, Field(gt=0, le=1)] = 0.9
+    points_fill: Literal["first", "neighbours", "repeat"] = "first"
 
 
 class LabelledAugmentSettings(PictureAugmentSettings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -188,6 +188,10 @@ def keys_in(values: dict[str, Value], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+EARLIER: dict[str, Value] = {  # what runs did that were saved before these keys were there
+    "image": {"normalize": "preset"},
+    "augment": {"weak_crop": "middle", "points_fill": "repeat"},
+}
 READ_BY = {method: frozenset(keys_of(kind)) for method, kind in RECIPE_OF.items()}
 EVERY_KEY = frozenset[str]().union(*READ_BY.values())
 
@@ -266,7 +270,24 @@ def saved_recipe(values: dict[str, Value], where: str) -> FitRecipe:
     if isinstance(prompts, str) and names_a_file(prompts):
         raise Refused(f"{where}: prompts={prompts[:60]!r} names a file, and a saved recipe has its prompts written out")
     method = _method_of(values, where)
-    return parse_recipe(RECIPE_OF[method], _without(values, EVERY_KEY - READ_BY[method]), where)
+    return parse_recipe(RECIPE_OF[method], _without(merge(EARLIER, values), EVERY_KEY - READ_BY[method]), where)
+
+
+def as_begun(recipe: FitRecipe, saved: dict[str, Value], where: str) -> FitRecipe:
+    """The recipe with which a run goes on: what the run did before a key was there, it does to its end.
+
+    saved: the run's own recipe, as it stands in its file. Only a key that the command leaves at its default is set.
+    """
+    changes: dict[str, Value] = {}
+    for table, keys in EARLIER.items():
+        inside = saved.get(table, {})
+        for key, value in cast(dict[str, Value], keys).items():
+            settings = getattr(recipe, table)
+            field = type(settings).model_fields.get(key)
+            if field is not None and key not in inside and getattr(settings, key) == field.default:
+                log.warning("%s was begun before %s.%s was a key: it goes on with %s", where, table, key, value)
+                changes = merge(changes, {table: {key: value}})
+    return parse_recipe(type(recipe), merge(recipe.model_dump(mode="json"), changes), where) if changes else recipe
 
 
 def travelling_recipe(recipe: FitRecipe) -> FitRecipe:

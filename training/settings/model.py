@@ -19,6 +19,10 @@ class ImageSettings(Settings):
     or a tag of open_clip as in `init.image`. They are loaded before those of `init`, so that they can give a text tower
     to an `init.all` without one. image_size: side of the picture in pixels; 0 is the model's own.
 
+    normalize: the mean and deviation that pictures get: the `tower`'s (what its weights were trained with, CLIP's where
+    open_clip says nothing else; released: CLIP's for every dataset) or the view `preset`'s, which stands for its own
+    method (PointCLIP V2 shows its pictures as they are).
+
     stem: `patch` (one convolution, CLIP's own) or `conv` (three stride-2 convolutions, for small towers from scratch;
     masked pixels are zeroed before it, or neighbours would leak).
     """
@@ -26,6 +30,7 @@ class ImageSettings(Settings):
     model: str = "ViT-B-16-quickgelu"
     pretrained: str = ""
     image_size: Annotated[int, Field(ge=0)] = 0
+    normalize: Literal["tower", "preset"] = "tower"
     stem: Literal["patch", "conv"] = "patch"
 
 

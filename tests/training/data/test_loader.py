@@ -61,6 +61,33 @@ def test_an_epoch_depends_on_its_seed_and_number(shards) -> None:
     assert keys_of(make(shards, seed=1), 0) != first
 
 
+def test_the_teacher_sees_a_random_part_of_a_frame_that_is_not_square(shards, monkeypatch) -> None:
+    """Redwood, CO3D: at each epoch another part, and everything else of the sample as with the middle one."""
+    ramp = np.broadcast_to(np.arange(192, dtype=np.uint8)[:, None], (64, 192, 3))
+    monkeypatch.setattr(UnlabelledSamples, "_picture", lambda self, drawn: ramp)
+
+    def epoch(number: int, **augment: str) -> dict[str, RawBatch]:
+        samples = UnlabelledSamples(
+            open_source(str(shards), SETTINGS), SETTINGS, AugmentSettings(**augment), FORM, 4, 0
+        )
+        samples.set_epoch(number)
+        return {batch.keys: batch for batch in samples}
+
+    random, middle = epoch(0), epoch(0, weak_crop="middle")
+    starts = {int(image[0, 0, 0]) for batch in random.values() for image in batch.weak_image}
+    assert len(starts) > 20
+    assert min(starts) < 20
+    assert max(starts) > 108
+    for keys, batch in middle.items():
+        assert (batch.weak_image[:, 0, 0, 0] == 64).all()
+        assert torch.equal(batch.strong_image, random[keys].strong_image)
+        assert torch.equal(batch.image_mask, random[keys].image_mask)
+        assert torch.equal(batch.seed, random[keys].seed)
+    again = {key: image for batch in epoch(1).values() for key, image in zip(batch.keys, batch.weak_image, strict=True)}
+    before = {key: image for batch in random.values() for key, image in zip(batch.keys, batch.weak_image, strict=True)}
+    assert sum(not torch.equal(again[key], before[key]) for key in again.keys() & before.keys()) > 20
+
+
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_readers_of_all_ranks_share_every_epoch(shards, world: int, alone: bool) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from training.data import point_augment
 from training.data.image_augment import normalize_cloud
 from training.data.point_augment import strong_clouds, turned_clouds, ulip_clouds, weak_clouds
+from training.models.point_bert import farthest_points
 from training.settings.data import AugmentSettings
 
 STRONG = AugmentSettings()
@@ -119,13 +120,54 @@ def test_a_strong_cloud_keeps_its_size_and_really_loses_points() -> None:
 
 def test_what_a_strong_cloud_repeats_is_drawn_evenly() -> None:
     """Half of the points stay once or more; how often a point comes again is spread as drawing gives it."""
-    settings = AugmentSettings(points_crop=1)
+    settings = AugmentSettings(points_crop=1, points_fill="repeat")
     counts = [each.unique(dim=0, return_counts=True)[1] - 1 for each in strong_clouds(*many(300), settings)]
     least = [count for count in counts if 150 < len(count) < 250]
     expected = torch.cat([torch.full_like(count, 500 - len(count)).float() / len(count) for count in least])
     repeats = torch.cat(least).float()
     assert repeats.mean() == pytest.approx(expected.mean().item())
     assert (repeats - expected).var() == pytest.approx(expected.mean().item(), rel=0.1)  # as Poisson's
+
+
+def test_what_fills_a_strong_cloud_up() -> None:
+    """`first` repeats one point, `neighbours` makes means of ten near ones; what remained comes before, the same."""
+    points, seed = many(20)
+    ways = {way: AugmentSettings(points_fill=way) for way in ("repeat", "first", "neighbours")}
+    made = {way: strong_clouds(points, seed, settings) for way, settings in ways.items()}
+    for repeated, first, near in zip(*made.values(), strict=True):
+        left = len(repeated.unique(dim=0))
+        assert torch.equal(first[:left], repeated[:left])
+        assert torch.equal(near[:left], repeated[:left])
+        assert (first[left:] == first[0]).all()
+        there = repeated[:left]
+        gaps = torch.cdist(near[left:], there)
+        assert len(near.unique(dim=0)) > left
+        for point, distance in zip(near[left:], gaps, strict=True):
+            about = there[distance.argmin()]  # a mean of near points lies among them
+            nearest = torch.cdist(about[None], there)[0].sort().values[min(30, left - 1)]
+            assert (point - about).norm() <= nearest + 1e-6
+
+
+def groups_of(clouds: torch.Tensor, groups: int, size: int) -> float:
+    """The mean number of distinct points in the groups that the tokenizer makes."""
+    centres = clouds.gather(1, farthest_points(clouds, groups)[..., None].expand(-1, -1, 3))
+    near = torch.cdist(centres, clouds).topk(size, largest=False).indices
+    each = [len(cloud[n].unique(dim=0)) for cloud, of_cloud in zip(clouds, near, strict=True) for n in of_cloud]
+    return sum(each) / len(each)
+
+
+def test_the_default_leaves_the_fullest_groups() -> None:
+    """Of 32 points in a student's sub-cloud nearly all are distinct, as in the teacher's; repeats left half of them."""
+    points = torch.nn.functional.normalize(torch.randn(4, 2048, 3, generator=torch.Generator().manual_seed(0)), dim=2)
+    seed = torch.arange(4)
+    found = {
+        way: groups_of(strong_clouds(points, seed, AugmentSettings(points_fill=way)), 64, 32)
+        for way in ("repeat", "first", "neighbours")
+    }
+    assert max(found, key=lambda way: found[way]) == AugmentSettings().points_fill
+    assert found["first"] > 30
+    assert found["repeat"] < 24
+    assert groups_of(weak_clouds(points, seed), 64, 32) == 32
 
 
 def test_dropout_and_crop_leave_the_shares_that_they_say() -> None:

@@ -11,13 +11,16 @@ import torch
 from builders import REPOSITORY, Commands, write_off
 from PIL import Image
 
-from manifests.picture_mapping import tower_picture, value_range
+from manifests.picture_mapping import NORMALIZE, tower_picture, value_range
 from manifests.samples import decode_array
 from renderers.backend_table import draw
+from training import load
+from training.__main__ import main
 from training.data.dataset import open_source
 from training.data.decode import picture_of
 from training.data.shard_reader import read_joined
 from training.data.whole_split import SplitReader
+from training.evaluation.embed import embed
 from training.settings.data import DataSettings
 
 CHANNELS = {"realistic10": "gray", "pointclip6": "depth", "simpleview6_rgb": "rgb", "depth10_release": "depth"}
@@ -66,6 +69,24 @@ def test_a_tower_sees_what_is_drawn(point_shards, name: str) -> None:
         assert 1.6 < images.max() < 2.6
     if name == "realistic10":
         assert (images.min(), images.max()) == (0, 1)
+
+
+@pytest.mark.parametrize(("normalize", "mean"), [("tower", NORMALIZE["clip"][0]), ("preset", (0, 0, 0))])
+def test_the_image_tower_decides_how_pictures_are_normalised(point_shards, tmp_path, normalize: str, mean) -> None:
+    """PointCLIP V2's preset normalises nothing; CLIP's weights want CLIP's mean, in `fit`, `embed`, Python."""
+    data = ("data.views=realistic10", "data.channel=gray", "data.num_points=256", f"image.normalize={normalize}")
+    small = ("optimizer.steps=1", "optimizer.batch_size=4", "tensorboard=false", "points.depth=1")
+    assert main(["fit", "small_cross_most", "--shards", str(point_shards), "--run", str(tmp_path), *data, *small]) == 0
+    assert json.loads((tmp_path / "run.json").read_text())["pixel_mean"] == pytest.approx(mean)
+    model = load(tmp_path)
+    found = embed(model.checkpoint, str(point_shards), "train", per_view=True)
+    settings = model.checkpoint.recipe.data
+    source = open_source(str(point_shards), settings)
+    _, views = next(read_joined(source.shards[0], [0]))
+    pictures = [picture_of(views, number, "gray", source.view_set.preset) for number in range(2)]
+    asked = model.encode_image(np.stack(pictures))
+    row = list(found.keys).index(views.key)
+    np.testing.assert_allclose(found.views[row, :2], asked, atol=1e-5)
 
 
 def test_objects_without_colours_have_no_coloured_dots(tmp_path) -> None:

@@ -377,7 +377,21 @@ def test_how_fast_a_run_goes_may_change_and_what_it_is_may_not(tmp_path) -> None
     del begun["labels"]["points_weight"]  # a key that came later: the run had its default
     (tmp_path / "recipe.toml").write_text(to_toml(begun))
     faster = read_recipe("small_cross_most", parse_changes((*FEW, "data.workers=2", "save_every=1", "keep_last=1")))
-    fit._refuse_other_run(tmp_path, faster)
+    assert fit._as_begun(tmp_path, faster) == faster
     for change in ("seed=5", "data.num_points=256", "labels.points_weight=0.9"):
         with pytest.raises(Refused, match=change.partition("=")[0]):
-            fit._refuse_other_run(tmp_path, read_recipe("small_cross_most", parse_changes((*FEW, change))))
+            fit._as_begun(tmp_path, read_recipe("small_cross_most", parse_changes((*FEW, change))))
+
+
+def test_a_run_of_before_a_key_goes_on_as_it_began(tmp_path, caplog) -> None:
+    """The same command, whose new defaults are other ones; a key that is typed is refused as any other."""
+    recipe = read_recipe("small_cross_most", parse_changes((*FEW, "augment.points_fill=first")))
+    begun = recipe.model_dump(mode="json")
+    del begun["image"]["normalize"], begun["augment"]["weak_crop"], begun["augment"]["points_fill"]
+    (tmp_path / "recipe.toml").write_text(to_toml(begun))
+    found = fit._as_begun(tmp_path, recipe)
+    assert (found.image.normalize, found.augment.weak_crop, found.augment.points_fill) == ("preset", "middle", "repeat")
+    assert "was begun before image.normalize was a key: it goes on with preset" in caplog.text
+    with pytest.raises(Refused, match=r"augment\.points_fill: 'repeat' -> 'neighbours'"):
+        typed = parse_changes((*FEW, "augment.points_fill=neighbours"))
+        fit._as_begun(tmp_path, read_recipe("small_cross_most", typed))

@@ -194,6 +194,18 @@ def test_a_recipe_of_an_earlier_version_is_read_without_the_other_tables(method:
         saved_recipe(values | {"wieghts": {}}, "a run")
 
 
+def test_a_run_of_before_a_key_was_there_keeps_what_it_did() -> None:
+    """Its pictures had the preset's mean, its clouds were filled by repeats, frames were cut in the middle."""
+    values = whole(RECIPE_OF["cross_most"])
+    assert (values["image"].pop("normalize"), values["augment"].pop("points_fill")) == ("tower", "first")
+    assert values["augment"].pop("weak_crop") == "random"
+    found = saved_recipe(values, "a run")
+    assert (found.image.normalize, found.augment.points_fill, found.augment.weak_crop) == ("preset", "repeat", "middle")
+    other = whole(RECIPE_OF["pretrain"])
+    del other["image"]["normalize"]
+    assert saved_recipe(other, "a run").image.normalize == "preset"
+
+
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     for name in names_in(RECIPES):
         recipe = read_recipe(name, {})

@@ -10,7 +10,7 @@ import pytest
 from builders import REPOSITORY
 from pydantic import BaseModel
 
-from manifests.config import parse_changes
+from manifests.config import parse_changes, parse_recipe
 from training.settings.fit_recipe import RECIPE_OF, read_recipe, saved_recipe
 
 PAGE = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8")
@@ -29,7 +29,9 @@ def keys_of(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, object
             yield prefix + name, value
 
 
-DEFAULTS = {method: dict(keys_of(saved_recipe({"method": method}, "defaults"))) for method in RECIPE_OF}
+DEFAULTS = {
+    method: dict(keys_of(parse_recipe(kind, {"method": method}, "defaults"))) for method, kind in RECIPE_OF.items()
+}
 KEYS = {name: value for defaults in DEFAULTS.values() for name, value in defaults.items()}
 SETTING = re.compile(r"([a-z_]+(?:\.[a-z_]+)?)=(\S.*?)(?=\s+[a-z_]+(?:\.[a-z_]+)?=|$)")
 
@@ -75,8 +77,8 @@ def test_the_defaults_are_the_defaults() -> None:
     for name, value in stated:
         given = {"method": "cross_most"} | parse_changes([f"{name}={value}"])
         for method in [method for method, defaults in DEFAULTS.items() if name in defaults]:
-            same = saved_recipe(given | {"method": given["method"] if name == "method" else method}, "given")
-            assert dict(keys_of(same)) == DEFAULTS[method], (name, value)
+            same = given | {"method": given["method"] if name == "method" else method}
+            assert dict(keys_of(parse_recipe(RECIPE_OF[method], same, "given"))) == DEFAULTS[method], (name, value)
     of_recipe = [s for section, cells in rows() if section.startswith(OF_A_RECIPE) for s in settings_in(cells[2])]
     assert len(of_recipe) > 6
     for name, value in of_recipe:
