@@ -392,6 +392,6 @@ def test_a_run_of_before_a_key_goes_on_as_it_began(tmp_path, caplog) -> None:
     found = fit._as_begun(tmp_path, recipe)
     assert (found.image.normalize, found.augment.weak_crop, found.augment.points_fill) == ("preset", "middle", "repeat")
     assert "was begun before image.normalize was a key: it goes on with preset" in caplog.text
+    typed = read_recipe("small_cross_most", parse_changes((*FEW, "augment.points_fill=neighbours")))
     with pytest.raises(Refused, match=r"augment\.points_fill: 'repeat' -> 'neighbours'"):
-        typed = parse_changes((*FEW, "augment.points_fill=neighbours"))
-        fit._as_begun(tmp_path, read_recipe("small_cross_most", typed))
+        fit._as_begun(tmp_path, typed)
