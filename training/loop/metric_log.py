@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -64,8 +65,8 @@ class Log:
         values |= {f"weighted_{name}": value for name, value in result.weighted.items()}
         values |= result.figures
         vector = torch.stack([value.detach().float() for value in values.values()])
+        self.sums = vector if self.sums is None else self._sums_of(tuple(values)) + vector
         self.names = tuple(values)
-        self.sums = vector if self.sums is None else self.sums + vector
         for name, count in result.counts.items():
             self.counts[name] = self.counts[name] + count if name in self.counts else count
         self.steps += 1
@@ -75,6 +76,13 @@ class Log:
         first = here if self.fault is None else torch.where(self.fault[0] < 0, here, self.fault)
         self.fault = torch.where(bad.any() | (first[0] < step), first, torch.full_like(first, -1.0))
         return bad.any().float()
+
+    def _sums_of(self, names: tuple[str, ...]) -> torch.Tensor:
+        """The sums by these names. One that a checkpoint of an earlier version lacks is NaN for one row."""
+        if self.sums is None or names == self.names:
+            return cast(torch.Tensor, self.sums)
+        known = dict(zip(self.names, self.sums, strict=True))
+        return torch.stack([known.get(name, torch.full_like(self.sums[0], math.nan)) for name in names])
 
     def refuse_fault(self) -> None:
         """Raises Stopped naming the first step and its terms that were not finite."""

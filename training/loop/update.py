@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ class Updates:
         self.optimizer.zero_grad(set_to_none=True)
         with distributed.answered():
             result.total.backward()
+        result = replace(result, figures=result.figures | {"gradient_norm": self._clipped()})
         self.optimizer.found_inf = self.log.add(result, step + 1)  # type: ignore[attr-defined]  # fused AdamW reads it
         self.optimizer.step()
         if self.recipe.logit_scale == "clamped":
@@ -73,6 +74,14 @@ class Updates:
         if self.teacher is not None:
             self.teacher.update(self.student, step)
         return rate
+
+    def _clipped(self) -> torch.Tensor:
+        """The norm of the gradient of all processes together; a longer one is cut to `optimizer.clip_norm`."""
+        gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.recipe.optimizer.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.student.parameters(), self.recipe.optimizer.clip_norm, norm)
+        return norm
 
 
 def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int) -> Updates:

@@ -32,7 +32,8 @@ class OptimizerSettings(Settings):
 
     batch_size: of all processes together, so that a recipe means the same on any number of GPUs (released: of each).
     warmup_epochs: linear from 0. Released: lr 2e-5, floor 1/20, decay 0.05, layer decay 0.65, one warm-up epoch.
-    betas: torch's own (released); ULIP's pre-training has (0.9, 0.98).
+    betas: torch's own (released); ULIP's pre-training has (0.9, 0.98). clip_norm: a longer gradient is cut to this
+    norm, 0 for never (paper and released code do not clip).
     """
 
     lr: Annotated[float, Field(gt=0)] = 2e-5
@@ -44,6 +45,7 @@ class OptimizerSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
 
 
 class FitRecipe(Settings):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,20 @@ def test_a_row_that_a_checkpoint_cuts_is_the_same_in_the_end() -> None:
         log.add(step_of(6.0, [0, 4]), 3)
     assert again.row() == whole.row()
     assert again.histograms == whole.histograms == {"image": [7, 5]}
+
+
+def test_a_figure_that_an_earlier_checkpoint_lacks_is_missing_for_one_row() -> None:
+    """The checkpoint lies between two rows: what the other columns had by then still counts."""
+    begun, again = Log(), Log()
+    begun.add(step_of(1.0, [4, 0]), 1)
+    again.restore(begun.state(), CPU)
+    with_norm = step_of(3.0, [1, 3])
+    again.add(replace(with_norm, figures={"gradient_norm": torch.tensor(5.0)} | with_norm.figures), 2)
+    row = again.row()
+    assert (row["loss_cls"], row["agreement"]) == (pytest.approx(2), pytest.approx(0.2))
+    assert math.isnan(row["gradient_norm"])
+    again.add(replace(with_norm, figures={"gradient_norm": torch.tensor(5.0)}), 3)
+    assert again.row()["gradient_norm"] == 5
 
 
 def test_sums_of_several_processes_are_taken_together_by_one() -> None:

@@ -64,6 +64,20 @@ def test_the_momentum_between_is_that_of_the_step() -> None:
             torch.testing.assert_close(value, d * before[name] + (1 - d) * student[name], atol=1e-6, rtol=1e-5)
 
 
+def test_the_gradients_norm_is_in_the_log_and_is_cut_where_that_is_asked() -> None:
+    """AdamW's first moment after one step is a tenth of the gradient that it was given."""
+    norms = {}
+    for clip in (0.0, 0.01):
+        run = updates(f"optimizer.clip_norm={clip}", "optimizer.warmup_epochs=0")
+        run(batch_of(), 0)
+        given = torch.cat([state["exp_avg"].flatten() for state in run.optimizer.state.values()]) / 0.1
+        norms[clip] = (run.log.row()["gradient_norm"], given.norm().item())
+    assert norms[0.0][0] == pytest.approx(norms[0.0][1], rel=1e-4)
+    assert norms[0.01][0] == pytest.approx(norms[0.0][0], rel=1e-5)
+    assert norms[0.0][0] > 0.1
+    assert norms[0.01][1] == pytest.approx(0.01, rel=1e-3)
+
+
 @pytest.mark.parametrize(("key", "held"), [("clamped", True), ("trained", False)])
 def test_a_clamped_scale_is_held_after_each_update(key: str, held: bool) -> None:
     """In 1 to 100, of both branches; a scale beyond it makes logits that no loss comes back from."""
