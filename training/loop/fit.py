@@ -28,6 +28,7 @@ from training.loop.shutdown import Interrupted, Pending, remembered
 from training.loop.throughput import Pace
 from training.loop.train_state import Run
 from training.loop.update import updates_of
+from training.loop.vain_training import ConfidentShares, warn_of_random_towers
 from training.models.clip import ImageTower, pixel_statistics
 from training.objectives import SUPERVISED
 from training.settings.fit_recipe import POLICY_OF_DATA, FitRecipe, TaughtRecipe, as_begun, saved_recipe
@@ -75,6 +76,7 @@ def fit(
                 state.resume(Path(last))
             elif distributed.leads():
                 _write_run_files(state, text, sources)
+                warn_of_random_towers(recipe)
                 for source in sources:
                     on_weights(source)
         if not last:
@@ -230,6 +232,7 @@ def write_seconds(folder: Path, seconds: float, steps: int) -> None:
 def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, int], None]) -> None:
     recipe, updates, total = state.recipe, state.updates, state.updates.total_steps
     pace, since = Pace(recipe.optimizer.batch_size, state.device), state.step
+    shares = ConfidentShares(recipe, state.samples.num_batches, told=state.step >= state.samples.num_batches)
     wanted = recipe.tensorboard and distributed.leads()
     caught = (signal.SIGTERM,) if distributed.world() == 1 else (signal.SIGTERM, signal.SIGINT)
     with remembered(*caught) as pending, events(state.folder, wanted, state.step) as write_event:
@@ -245,6 +248,7 @@ def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, 
                     with distributed.together():
                         if distributed.leads():
                             _tell(state, values, write_event, on_log)
+                            shares.see(state.step, values)
                 if state.step % recipe.save_every == 0 and state.step < total:
                     state.save()
                 if state.step >= total:

@@ -1,0 +1,50 @@
+"""Warns, once each, of trainings that cannot work: random towers that teach themselves, labels that are never sure."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from training.settings.fit_recipe import FitRecipe, TaughtRecipe
+
+log = logging.getLogger(__name__)
+CONFIDENT = "confident_"  # the log's shares of samples whose pseudo-label is taught, by branch
+
+
+def warn_of_random_towers(recipe: FitRecipe) -> None:
+    """A method that teaches itself begins with what its towers know: random ones teach noise."""
+    init = recipe.init
+    has = {"image": init.all or init.image or recipe.image.pretrained, "point": init.all or init.points}
+    random = [name for name, source in has.items() if not source]
+    if isinstance(recipe, TaughtRecipe) and random:
+        log.warning(
+            "method=%s teaches itself, and its %s tower begins with random weights: give %s",
+            recipe.method,
+            " and ".join(random),
+            " and ".join({"image": "init.image=TAG or FILE", "point": "init.points=FILE"}[name] for name in random)
+            + " (or init.all=RUN)",
+        )
+
+
+@dataclass
+class ConfidentShares:
+    """Sees the rows of the log in the first epoch. epoch: its steps."""
+
+    recipe: FitRecipe
+    epoch: int
+    largest: float = 0.0
+    told: bool = False
+
+    def see(self, step: int, values: dict[str, float]) -> None:
+        """Warns at the first row after the epoch when no pseudo-label was above the threshold in it."""
+        shares = [value for name, value in values.items() if name.startswith(CONFIDENT)]
+        if self.told or not shares:
+            return
+        self.largest = max(self.largest, *shares)
+        if step >= self.epoch and not self.largest:
+            log.warning(
+                "no pseudo-label was above labels.threshold=%g in the first epoch, so nothing is taught: lower it, or "
+                "begin with better towers (init.*) or other prompts",
+                self.recipe.pseudo_labels.threshold,
+            )
+        self.told = step >= self.epoch
