@@ -17,8 +17,8 @@ NO_PART = "no part"  # it changes neither points nor pictures
 ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("asset", "version minVersion", APPLIED, "2.x is read; glTF 1.0 is refused in one line"),
     ("asset", "copyright generator", NO_PART, "about the file"),
-    ("glTF", "accessors asset bufferViews buffers images materials meshes nodes samplers", APPLIED, ""),
-    ("glTF", "scene scenes skins textures", APPLIED, "no scenes: the root nodes are drawn; no scene: scenes[0]"),
+    ("glTF", "accessors asset bufferViews buffers images materials meshes nodes samplers skins textures", APPLIED, ""),
+    ("glTF", "scene scenes", APPLIED, "no scenes: the root nodes are drawn; no scene: scenes[0]"),
     ("glTF", "extensionsRequired", APPLIED, "a name that is not in this table, or is refused by it, is a failure"),
     ("glTF", "extensionsUsed", NO_PART, "what objects of the file really carry counts"),
     ("glTF", "animations cameras", NO_PART, "the pose at rest is drawn, by the preset's cameras"),
