@@ -24,7 +24,7 @@ from pipeline.formats.side_files import SideFiles
 from renderers.geometry import GREY, Mesh
 
 _LINES = {1: lambda n: n // 2, 2: lambda n: n, 3: lambda n: max(n - 1, 0)}  # LINES, LINE_LOOP, LINE_STRIP
-_MOST_REPEATED = 1 << 24  # faces of a file whose nodes draw the same meshes again and again
+_MOST_REPEATED = 1 << 24  # faces and points of a file whose nodes draw the same meshes again and again
 
 
 def read_gltf(data: bytes, suffix: str, files: SideFiles | None, display: bool = False) -> RawShape:
@@ -58,7 +58,7 @@ class _Scene:
         self._materials = Materials(data, warnings, display)
         self._nodes, self._meshes = rows(data.values, "nodes"), rows(data.values, "meshes")
         self._used: dict[Any, np.ndarray] = {}  # POSITION accessor -> which of its vertices faces use
-        self._hidden_by_cutoff = 0
+        self._cut_off = False  # whether alphaMode MASK hides something wholly
 
     def read(self) -> RawShape:
         world = self._world()
@@ -127,15 +127,17 @@ class _Scene:
 
     def _count_unseen(self, drawn: list[int], hidden: list[int]) -> None:
         """Counts faces that no node shows. Raises ValueError where nodes draw far more than the file holds."""
-        once = [sum(self._elements(each, faces=True) for each in rows(mesh, "primitives")) for mesh in self._meshes]
+        kinds = [[self._elements(each) for each in rows(mesh, "primitives")] for mesh in self._meshes]
+        faces = [sum(n for n, what in mesh if what == "faces") for mesh in kinds]
+        drawn_once = [sum(n for n, what in mesh if what != "lines") for mesh in kinds]
+        for place in (*drawn, *hidden):
+            self._data.row("meshes", self._nodes[place]["mesh"], f"node {place}")
         meshes = {self._nodes[place]["mesh"] for place in (*drawn, *hidden)}
-        for place in meshes:
-            self._data.row("meshes", place, "a node")
-        self._warnings["faces of hidden nodes"] += sum(once[self._nodes[place]["mesh"]] for place in hidden)
-        self._warnings["faces outside the scene"] += sum(n for place, n in enumerate(once) if place not in meshes)
-        total = sum(once[self._nodes[place]["mesh"]] * self._copies(self._nodes[place]) for place in drawn)
-        if total > max(_MOST_REPEATED, sum(once)):
-            raise ValueError(f"its nodes draw {total:,} faces, of {sum(once):,} in the file: too many")
+        self._warnings["faces of hidden nodes"] += sum(faces[self._nodes[place]["mesh"]] for place in hidden)
+        self._warnings["faces outside the scene"] += sum(n for place, n in enumerate(faces) if place not in meshes)
+        total = sum(drawn_once[self._nodes[place]["mesh"]] * self._copies(self._nodes[place]) for place in drawn)
+        if total > max(_MOST_REPEATED, sum(drawn_once)):
+            raise ValueError(f"its nodes draw {total:,} faces or points, of {sum(drawn_once):,} in the file: too many")
 
     def _copies(self, node: dict[str, Any]) -> int:
         attributes = part(node, "extensions", "EXT_mesh_gpu_instancing", "attributes")
@@ -145,21 +147,25 @@ class _Scene:
         ]
         return max(counts, default=1)
 
-    def _elements(self, primitive: dict[str, Any], faces: bool) -> int:
-        """How many faces, or lines or points, a primitive has, by what its accessors announce."""
+    def _elements(self, primitive: dict[str, Any]) -> tuple[int, str]:
+        """How many faces, lines or points a primitive has by what its accessors announce, and which of them."""
         place = primitive.get("indices", part(primitive, "attributes").get("POSITION"))
         count = (
             0 if place is None else whole(self._data.row("accessors", place, "a primitive").get("count"), "an accessor")
         )
         mode = primitive.get("mode", TRIANGLES)
-        if mode in (TRIANGLES, STRIP, FAN):
-            return count // 3 if mode == TRIANGLES else max(count - 2, 0)
-        return 0 if faces else _LINES[mode](count) if mode in _LINES else count
+        if mode in _LINES:
+            return _LINES[mode](count), "lines"
+        if mode == POINTS:
+            return count, "points"
+        return count // 3 if mode == TRIANGLES else max(count - 2, 0), "faces"
 
     def _nothing(self, drawn: bool, hidden: bool) -> str:
         """Why there is neither a face nor a point."""
-        if self._hidden_by_cutoff:
-            return f"alphaMode MASK hides all its {self._hidden_by_cutoff:,} faces: their alpha is below alphaCutoff"
+        if self._cut_off:
+            return "alphaMode MASK hides all of it: its alpha is below alphaCutoff"
+        if self._warnings["faces of scale 0"]:
+            return "all its faces are below nodes of scale 0"
         if self._warnings["lines passed over"]:
             return f"the file holds lines only ({self._warnings['lines passed over']:,} of them)"
         if hidden and not drawn:
@@ -176,7 +182,7 @@ class _Scene:
             self._warnings["primitives without POSITION"] += 1
             return None
         if mode in _LINES:
-            self._warnings["lines passed over"] += self._elements(primitive, faces=False)
+            self._warnings["lines passed over"] += self._elements(primitive)[0]
             return None
         if mode not in (POINTS, TRIANGLES, STRIP, FAN):
             raise ValueError(f"a primitive is of mode {str(mode)[:20]}, which glTF does not know")
@@ -218,7 +224,7 @@ class _Scene:
             colors = self._materials.vertex_colors(source.real("COLOR_0", count)[kept], look, textured)
         material = self._materials.number(place, textured, colors)
         if material is None:
-            self._hidden_by_cutoff += len(bare.faces)
+            self._cut_off = True
             self._warnings["faces hidden by alphaCutoff"] += len(bare.faces)
             return None
         if textured:
@@ -251,7 +257,7 @@ class _Scene:
         self._warnings["faces of scale 0"] += (len(matrices) - len(seen)) * (
             0 if each.faces is None else len(each.faces)
         )
-        return [moved(each, matrix) for matrix in seen]
+        return [moved(each, seen)] if len(seen) else []
 
     def _instances(self, node: dict[str, Any]) -> np.ndarray:
         """(N, 4, 4), node from instance; one identity for a node without instances."""

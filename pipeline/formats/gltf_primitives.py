@@ -125,15 +125,25 @@ def triangles(order: np.ndarray, mode: int) -> np.ndarray:
     return found[~same]
 
 
-def moved(each: GltfPart, matrix: np.ndarray) -> GltfPart:
-    """The part with a matrix applied; one that mirrors turns the faces, so that their outside stays outside."""
-    if (matrix == np.eye(4)).all():
+def moved(each: GltfPart, matrices: np.ndarray) -> GltfPart:
+    """The part once for each of some matrices (N, 4, 4). One that mirrors turns the faces: outside stays outside."""
+    if len(matrices) == 1 and (matrices[0] == np.eye(4)).all():
         return each
+    count = len(each.positions)
     with np.errstate(over="ignore", invalid="ignore"):
-        positions = each.positions.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
-    if np.linalg.det(matrix[:3, :3]) >= 0:
-        return replace(each, positions=positions)
-    return replace(each, positions=positions, faces=each.faces[:, ::-1], uvs=_turned(each.uvs, slice(None)))
+        positions = (
+            each.positions.astype(np.float64) @ matrices[:, :3, :3].transpose(0, 2, 1) + matrices[:, None, :3, 3]
+        )
+    faces = np.concatenate([each.faces + start for start in range(0, len(matrices) * count, max(count, 1))])
+    inside_out = np.repeat(np.linalg.det(matrices[:, :3, :3]) < 0, len(each.faces))
+    faces[inside_out] = faces[inside_out, ::-1]
+    return replace(
+        each,
+        positions=positions.reshape(-1, 3),
+        faces=faces,
+        uvs=_turned(None if each.uvs is None else np.tile(each.uvs, (len(matrices), 1, 1)), inside_out),
+        colors=None if each.colors is None else np.tile(each.colors, (len(matrices), 1)),
+    )
 
 
 def posed(each: GltfPart, matrices: np.ndarray) -> GltfPart:

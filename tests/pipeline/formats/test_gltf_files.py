@@ -115,7 +115,7 @@ REASONS: dict[str, tuple[bytes, str]] = {
         changed(lambda m: m.values["nodes"][0].update(matrix=[1, 2, 3])),
         "its JSON has a matrix that is no list of 16 numbers",
     ),
-    "word.glb": (changed(lambda m: m.values["nodes"][0].update(mesh={"a": 1})), "glTF 2.0"),
+    "word.glb": (changed(lambda m: primitive(m).update(mode=[1])), "its JSON is not of the form that glTF 2.0 asks for"),
     "scene.glb": (changed(lambda m: m.values.update(scene=4)), "the file names number 4 of 1 scenes"),
     "skin.glb": (
         changed(
@@ -130,6 +130,10 @@ REASONS: dict[str, tuple[bytes, str]] = {
         "a vertex names joint 5 of 1",
     ),
     "lines.glb": (lines_only(), r"the file holds lines only \(39 of them\)"),
+    "scale_0.glb": (
+        changed(lambda m: m.values["nodes"][0].update(scale=[0, 0, 0])),
+        "all its faces are below nodes of scale 0",
+    ),
     "hidden.glb": (
         changed(lambda m: m.values["nodes"][0].update(extensions={"KHR_node_visibility": {"visible": False}})),
         r"all its nodes with a mesh are hidden \(KHR_node_visibility\)",
@@ -140,7 +144,7 @@ REASONS: dict[str, tuple[bytes, str]] = {
     ),
     "no_node.gltf": (json_file(meshes=[{"primitives": []}]), "its scene shows no node with a mesh; 1 meshes are"),
     "bare.gltf": (json_file(), "the file holds neither faces nor points"),
-    "repeated.glb": (repeated(), "its nodes draw 33,000,000 faces, of 10,000 in the file: too many"),
+    "repeated.glb": (repeated(), "its nodes draw 33,000,000 faces or points, of 10,000 in the file: too many"),
 }  # fmt: skip
 PYTHON = re.compile(
     r"\b[A-Z]\w*(Error|Exception)\b|NoneType|object has no|subscriptable|not enough values|buffer is too"

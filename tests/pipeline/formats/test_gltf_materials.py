@@ -53,9 +53,17 @@ def glossy(**values: object) -> bytes:
     return made.show(made.primitive(box(), None, number, TEXCOORD_0=UV)).glb()
 
 
-def second_coordinates() -> bytes:
+def shorts() -> bytes:
+    """Texture coordinates in 16 bits, normalised."""
     made = GltfMaker()
-    info = {"index": made.texture(png(HALVES)), "texCoord": 1}
+    uv = made.accessor(np.full((36, 2), 0.8 * 65535), "uint16", normalized=True)
+    return made.show(made.primitive(box(), None, made.material(None, made.texture(png(HALVES))), TEXCOORD_0=uv)).glb()
+
+
+def second_coordinates(transform: dict | None = None) -> bytes:
+    made = GltfMaker()
+    more = {} if transform is None else {"extensions": {"KHR_texture_transform": transform}}
+    info = {"index": made.texture(png(HALVES)), "texCoord": 1, **more}
     left, right = np.full((36, 2), 0.2), np.full((36, 2), 0.8)
     return made.show(made.primitive(box(), None, made.material(None, info), TEXCOORD_0=left, TEXCOORD_1=right)).glb()
 
@@ -109,6 +117,9 @@ FILES: dict[str, tuple[bytes, list[int]]] = {  # name -> file, the colour that i
     "texcoord_1": (second_coordinates(), [0, 0, 250]),
     "transform": (moved(HALVES, 0.2, {"offset": [0.5, 0], "scale": [0.5, 1]}), [0, 0, 250]),
     "rotated": (moved(QUADRANTS, 0.5, TURN), [0, 0, 250]),
+    "transform_texcoord": (second_coordinates({"texCoord": 0}), [200, 40, 40]),
+    "mirrored_down": (textured(png(HALVES.transpose(1, 0, 2)), np.full((36, 2), 1.2), {"wrapT": 33648}), [0, 0, 250]),
+    "shorts": (shorts(), [0, 0, 250]),
     "clamped": (textured(png(HALVES), np.full((36, 2), 5.2), {"wrapS": 33071, "wrapT": 33071}), [0, 0, 250]),
     "mirrored": (textured(png(HALVES), np.full((36, 2), 1.2), {"wrapS": 33648}), [0, 0, 250]),
     "repeated": (textured(png(HALVES), np.full((36, 2), 1.2), {"wrapS": 10497}), [200, 40, 40]),
@@ -167,7 +178,7 @@ def test_what_is_not_see_through_hides_what_is_behind(built, name: str) -> None:
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_a_mask_that_hides_everything_is_a_failure_that_says_so(built, name: str) -> None:
-    assert built(name).reason == "alphaMode MASK hides all its 12 faces: their alpha is below alphaCutoff"
+    assert built(name).reason == "alphaMode MASK hides all of it: its alpha is below alphaCutoff"
 
 
 def test_what_a_mask_hides_surely_is_no_part_of_the_surface(built) -> None:

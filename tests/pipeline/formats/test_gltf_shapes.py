@@ -182,6 +182,9 @@ SHOWN: dict[str, tuple[bytes, int, float, Bounds]] = {  # name -> file, faces, a
         instances(TRANSLATION=[[0, 0, 0], [3, 0, 0]], ROTATION=[[0, 0, 0, 1], UP], SCALE=[[1, 1, 1], [1, 1, 3]]),
         24, 24 + 56, ([-1] * 3, [9, 1, 1]),
     ),
+    "instances_mirrored": (
+        instances(TRANSLATION=[[0, 0, 0], [3, 0, 0]], SCALE=[[1, 1, 1], [-1, 1, 1]]), 24, 48, ([-1] * 3, [7, 1, 1]),
+    ),
     "shared_vertices": (shared_vertices(), 24, 12, ([-0.5] * 3, [3.5, 0.5, 0.5])),
 }  # fmt: skip
 WARNINGS = {
@@ -216,12 +219,14 @@ def test_faces_are_where_the_file_says(built, name: str) -> None:
     assert (file.source_points <= np.array(high) + 1e-3).all()
 
 
-@pytest.mark.parametrize("name", ["negative", "matrix", "nested", "skin_both", "instances_turned", "quantized_int16"])
+@pytest.mark.parametrize(
+    "name", ["negative", "matrix", "nested", "skin_both", "instances_turned", "instances_mirrored"]
+)
 def test_faces_keep_their_outside(built, name: str) -> None:
     """Volume by the divergence theorem: positive where faces are counter-clockwise seen from outside."""
     corners = built(name).source_vertices[built(name).mesh.faces]
     volume = np.linalg.det(corners - corners.mean(axis=(0, 1))).sum() / 6
-    assert volume == pytest.approx(32 if name == "instances_turned" else 1, rel=1e-3)
+    assert volume == pytest.approx({"instances_turned": 32, "instances_mirrored": 16}.get(name, 1), rel=1e-3)
 
 
 def test_a_file_of_points_is_a_cloud_with_its_colours(tmp_path) -> None:
