@@ -45,12 +45,13 @@ def box(size: float = 1.0, at: tuple[float, float, float] = (0, 0, 0)) -> np.nda
     return (np.concatenate([q[[0, 1, 2, 0, 2, 3]] for q in quads]) * size + at).astype(np.float32)
 
 
-def png(color: Any, size: int = 4, **how: Any) -> bytes:
-    """A picture of one colour, or of an array."""
+def png(color: Any, mode: str = "", **how: Any) -> bytes:
+    """A picture of one colour (1, 3 or 4 numbers) or of an array (H, W, n). mode: of Pillow, such as P."""
     array = np.asarray(color, np.uint8)
-    image = Image.fromarray(array if array.ndim > 1 else np.full((size, size, len(array)), array))
+    array = np.full((4, 4, len(array)), array) if array.ndim == 1 else array
+    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     file = io.BytesIO()
-    image.save(file, **{"format": "PNG", **how})
+    (image.convert(mode, palette=Image.Palette.ADAPTIVE) if mode else image).save(file, **{"format": "PNG", **how})
     return file.getvalue()
 
 
@@ -174,14 +175,13 @@ def build_files(folder: Path, files: dict[str, bytes], *changes: str) -> dict[st
     for name, data in files.items():
         (folder / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "in" / name).write_bytes(data)
-    out = folder / "out"
-    command = ["build", "meshes", "--source", str(folder / "in"), "--out", str(out), "--workers", "0", *QUICK, *changes]
+    return build_folder(folder / "in", folder / "out", *changes)
+
+
+def build_folder(source: Path, out: Path, *changes: str) -> dict[str, BuiltFile]:
+    """The objects and failures that `build meshes` makes of a folder, by their ids, as they are stored."""
+    command = ["build", "meshes", "--source", str(source), "--out", str(out), "--workers", "0", *QUICK, *changes]
     assert main(command) in (0, 1)
-    return built_files(out)
-
-
-def built_files(out: Path) -> dict[str, BuiltFile]:
-    """The objects and failures of a build, by their ids."""
     found: dict[str, dict[str, Any]] = {}
     ids: dict[str, str] = {}
     for key, sample in stored(out).items():

@@ -115,7 +115,7 @@ REASONS: dict[str, tuple[bytes, str]] = {
         changed(lambda m: m.values["nodes"][0].update(matrix=[1, 2, 3])),
         "its JSON has a matrix that is no list of 16 numbers",
     ),
-    "word.glb": (changed(lambda m: primitive(m).update(mode=[1])), "its JSON is not of the form that glTF 2.0 asks for"),
+    "word.glb": (changed(lambda m: primitive(m).update(mode=[1])), "its JSON is not of the form that glTF 2.0"),
     "scene.glb": (changed(lambda m: m.values.update(scene=4)), "the file names number 4 of 1 scenes"),
     "skin.glb": (
         changed(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from gltf_maker import BuiltFile, GltfMaker, box, build_files, png
+from gltf_maker import BuiltFile, GltfMaker, box, build_files, build_folder, png
 
 from pipeline.formats.gltf_materials import to_display, to_linear
 
@@ -123,6 +123,9 @@ FILES: dict[str, tuple[bytes, list[int]]] = {  # name -> file, the colour that i
     "clamped": (textured(png(HALVES), np.full((36, 2), 5.2), {"wrapS": 33071, "wrapT": 33071}), [0, 0, 250]),
     "mirrored": (textured(png(HALVES), np.full((36, 2), 1.2), {"wrapS": 33648}), [0, 0, 250]),
     "repeated": (textured(png(HALVES), np.full((36, 2), 1.2), {"wrapS": 10497}), [200, 40, 40]),
+    "palette": (textured(png(HALVES[:, :4, :3], mode="P")), [200, 40, 40]),
+    "grey": (textured(png((90,), mode="L")), [90, 90, 90]),
+    "glossy_palette": (glossy(diffuseTexture=png(HALVES[:, :4, :3], mode="P")), [200, 40, 40]),
     "opaque_0": (textured(png((200, 40, 40, 0))), [200, 40, 40]),
     "opaque_60": (textured(png((200, 40, 40, 60))), [200, 40, 40]),
     "opaque_factor_0": (plain([0.8, 0.1, 0.1, 0]), [231, 89, 89]),
@@ -232,6 +235,43 @@ def test_what_has_no_material_or_has_lost_its_texture_is_grey_and_has_no_colour(
 )
 def test_what_is_left_out_is_counted(built, name: str, warnings: dict[str, int]) -> None:
     assert built(name).warnings == warnings
+
+
+CASES = {  # of the shared folder: the colour of its points and the area, None where they do not matter
+    **dict.fromkeys(("vertex_colour_with_material", "vertex_colour_with_texture"), ([255, 0, 0], 6)),
+    **dict.fromkeys(("vertex_colour_times_factor", "vertex_colour_u16"), ([255, 0, 0], 6)),
+    **dict.fromkeys(
+        ("opaque_with_alpha_0", "opaque_with_alpha_60", "mask_alpha_200", "palette_png"), ([200, 40, 40], 6)
+    ),
+    **dict.fromkeys(
+        ("specgloss_texture_only", "specgloss_both_textures", "specgloss_texture_spec02"), ([200, 40, 40], 6)
+    ),
+    **dict.fromkeys(("factor_alpha_opaque", "specgloss_factor_only"), ([231, 89, 89], 6)),
+    "linear_vertex_colour": ([127, 127, 127], 6),
+    "texcoord1": ([255, 255, 0], 6),
+    "blend_alpha_60": ([200, 40, 40], 6),
+    "instancing_required": (None, 18),
+    **dict.fromkeys(("fan_and_box", "strip_and_box"), (None, 10)),
+    **dict.fromkeys(
+        ("morph_target_sparse", "quantized", "no_scene", "basisu_required", "unreferenced_vertex"), (None, 6)
+    ),
+    "default_scene_1": (None, 1),
+}
+
+
+def test_the_shared_cases_are_right(shared, tmp_path) -> None:
+    source = shared / "samples" / "cases" / "more"
+    if not source.is_dir():
+        pytest.skip("no cases")
+    found = build_folder(source, tmp_path / "out", "num_points=64", "views.rgb12.azimuth_deg=[30]")
+    for name, (color, area) in CASES.items():
+        file = found[f"{name}.glb"]
+        assert (file.reason, file.area) == ("", pytest.approx(area, rel=1e-3)), name
+        if color is not None:
+            np.testing.assert_allclose(file.color, color, atol=1, err_msg=name)
+    assert "alphaMode MASK" in found["mask_alpha_60.glb"].reason
+    assert "VENDOR_unknown" in found["unknown_required_extension.glb"].reason
+    assert "glTF 1.0" in found["version1.gltf"].reason
 
 
 def test_the_transfer_is_that_of_sRGB() -> None:
