@@ -21,6 +21,7 @@ from manifests.layout import BuildManifest, ViewSetManifest, read_manifest, read
 from manifests.records import Record, parse_assets, parse_json
 from manifests.samples import FORMAT, decode_array, decode_picture, read_samples
 from pipeline.formats.file_list import listed_assets
+from pipeline.formats.gltf import read_gltf
 from pipeline.formats.header_checks import check_header
 from pipeline.formats.off import parse_off
 from pipeline.formats.point_cloud import CLOUD_SUFFIXES, read_cloud
@@ -138,6 +139,40 @@ def test_members_of_a_shard(data: bytes) -> None:
 def test_meshes(data: bytes, suffix: str) -> None:
     in_one_line(lambda: parse_off(data))
     in_one_line(lambda: check_header(data, suffix))
+    in_one_line(lambda: read_gltf(data, suffix, None))
+
+
+SHAPE = {
+    "asset": {"version": "2.0"},
+    "buffers": [{"uri": "data:;base64," + "AACAPwAAAAAAAIA/" * 8, "byteLength": 96}],
+    "bufferViews": [{"buffer": 0, "byteLength": 96}],
+    "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": kind} for kind in ("VEC3", "VEC2")],
+    "materials": [{"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}],
+    "textures": [{"source": 0, "sampler": 0}],
+    "images": [{"bufferView": 0}],
+    "samplers": [{"wrapS": 10497}],
+    "skins": [{"joints": [0]}],
+    "meshes": [{"primitives": [{"attributes": {"POSITION": 0, "TEXCOORD_0": 1, "COLOR_0": 0}, "material": 0}]}],
+    "nodes": [{"mesh": 0, "skin": 0}],
+    "scenes": [{"nodes": [0]}],
+}
+
+
+@MANY
+@given(st.sampled_from(sorted(SHAPE)), st.data())
+def test_glTF_of_another_form(key: str, data: st.DataObject) -> None:
+    """One value anywhere in a right file is replaced by any other."""
+    values = json.loads(json.dumps(SHAPE))
+    here: Any = values
+    while isinstance(here[key], dict | list) and here[key] and data.draw(st.booleans()):
+        here = here[key]
+        key = data.draw(st.sampled_from(list(here) if isinstance(here, dict) else range(len(here))))
+    here[key] = data.draw(JSON)
+    in_one_line(lambda: read_gltf(json.dumps(values).encode(), ".gltf", None))
+
+
+def test_the_glTF_that_is_changed_is_right() -> None:
+    assert len(read_gltf(json.dumps(SHAPE).encode(), ".gltf", None).mesh.faces) == 1
 
 
 @MANY

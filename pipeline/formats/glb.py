@@ -1,16 +1,24 @@
-"""A normalised mesh as the bytes of a GLB file, and back."""
+"""A normalised mesh as the bytes of a GLB file, and back.
+
+Factors and vertex colours in it are display values, as pictures have them, not the linear ones of the specification;
+alpha stands as it is. Other programs show such a file brighter where it has no texture.
+"""
 
 from __future__ import annotations
 
-import io
-import re
+from functools import partial
+from typing import Any
 
 import numpy as np
 import trimesh
 from PIL import Image
 
-from renderers.geometry import Material, Mesh, from_trimesh
+from pipeline.formats.gltf import read_gltf
+from pipeline.formats.gltf_materials import WRAPS
+from renderers.geometry import Material, Mesh
 from renderers.shading import is_transparent
+
+_SAMPLED = {wrap: code for code, wrap in WRAPS.items()}
 
 
 def encode_mesh(mesh: Mesh) -> bytes:
@@ -20,7 +28,7 @@ def encode_mesh(mesh: Mesh) -> bytes:
         chosen = np.flatnonzero(mesh.face_material == index)
         if len(chosen):
             scene.add_geometry(_geometry(mesh, chosen, material, index), geom_name=f"part{index:04d}")
-    return scene.export(file_type="glb")
+    return scene.export(file_type="glb", tree_postprocessor=partial(_add_samplers, materials=mesh.materials))
 
 
 def _geometry(mesh: Mesh, chosen: np.ndarray, material: Material, index: int) -> trimesh.Trimesh:
@@ -39,7 +47,8 @@ def _geometry(mesh: Mesh, chosen: np.ndarray, material: Material, index: int) ->
         name=f"material{index:04d}",
         baseColorTexture=image,
         baseColorFactor=np.rint(np.array(material.base_color) * 255).astype(np.uint8),
-        alphaMode="BLEND" if is_transparent(material) else None,
+        alphaMode=_alpha_mode(material),
+        alphaCutoff=None if material.alpha_cutoff is None else float(material.alpha_cutoff),
         metallicFactor=0.0,
     )
     visual = trimesh.visual.TextureVisuals(uv=uvs, material=pbr)
@@ -48,13 +57,28 @@ def _geometry(mesh: Mesh, chosen: np.ndarray, material: Material, index: int) ->
     return trimesh.Trimesh(mesh.vertices[used], inverse.reshape(-1, 3), visual=visual, process=False, validate=False)
 
 
+def _alpha_mode(material: Material) -> str | None:
+    if material.alpha_cutoff is not None:
+        return "MASK"
+    return "BLEND" if is_transparent(material) else None
+
+
+def _add_samplers(tree: dict[str, Any], materials: tuple[Material, ...]) -> None:
+    """Gives textures the wraps of their materials: trimesh writes no samplers. tree: the JSON of the file."""
+    for row in tree.get("materials", ()):
+        wrap = materials[int(row["name"].removeprefix("material"))].wrap
+        info = row["pbrMetallicRoughness"].get("baseColorTexture")
+        if info is not None and wrap != ("repeat", "repeat"):
+            tree["textures"][info["index"]]["sampler"] = len(tree.setdefault("samplers", []))
+            tree["samplers"].append({"wrapS": _SAMPLED[wrap[0]], "wrapT": _SAMPLED[wrap[1]]})
+
+
 def decode_mesh(data: bytes) -> Mesh:
     """The mesh of GLB bytes that `encode_mesh` made. Raises ValueError when they are damaged."""
     try:
-        scene = trimesh.load_scene(io.BytesIO(data), file_type="glb", process=False)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise ValueError(f"damaged mesh.glb ({type(error).__name__}: {error})") from error
-    names = sorted(scene.geometry, key=lambda name: int(re.sub(r"\D", "", name) or 0))
-    return from_trimesh([scene.geometry[name] for name in names])
+        mesh = read_gltf(data, ".glb", None, display=True).mesh
+    except ValueError as error:
+        raise ValueError(f"damaged mesh.glb ({error})") from error
+    if mesh is None:
+        raise ValueError("damaged mesh.glb (it holds no faces)")
+    return mesh

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import Refused
+from pipeline.formats.gltf import read_gltf
 from pipeline.formats.header_checks import check_header
 from pipeline.formats.obj_materials import TEXTURE_BROKEN, mend_uvs, read_materials
 from pipeline.formats.off import parse_off
@@ -34,8 +35,7 @@ except ImportError as error:
 
 MESH_SUFFIXES = (".off", ".obj", ".ply", ".stl", ".glb", ".gltf")
 _NAMES = "materials of this file"  # what trimesh is told is the .mtl
-_PICTURES = ("image", "baseColorTexture")
-_UNUSED_PICTURES = ("normalTexture", "emissiveTexture", "occlusionTexture", "metallicRoughnessTexture")
+_PICTURES = ("image",)
 _LARGE = 100_000  # faces; a million of them as a soup take a worker half a gigabyte more
 
 
@@ -58,6 +58,8 @@ def read_mesh(path: Path, root: Path) -> RawShape:
     if suffix == ".off":
         vertices, faces, colors = parse_off(data)
         raw = _from_off(vertices, faces, colors)
+    elif suffix in (".glb", ".gltf"):
+        raw = read_gltf(data, suffix, SideFiles(path.resolve().parent, root))
     else:
         scene, materials, warnings = _load_scene(path, data, suffix, root)
         with _unreadable(suffix):
@@ -119,16 +121,10 @@ def _unreadable(suffix: str) -> Iterator[None]:
 
 
 def _leave_broken_pictures(scene: Any, warnings: Counter[str]) -> None:
-    """trimesh opens pictures and decodes them late: those that are cut or huge are left out here, and counted.
-
-    Pictures of anything but colour (normals, roughness, ...) are not used.
-    """
+    """trimesh opens pictures and decodes them late: those that are cut or huge are left out here, and counted."""
     judged: dict[int, bool] = {}
     for geometry in scene.geometry.values():
         material = getattr(getattr(geometry, "visual", None), "material", None)
-        for name in _UNUSED_PICTURES if material is not None else ():
-            if getattr(material, name, None) is not None:
-                setattr(material, name, None)
         for name in _PICTURES if material is not None else ():
             image = getattr(material, name, None)
             if image is not None and not judged.setdefault(id(image), is_picture(image)):

@@ -24,7 +24,7 @@ from pipeline.datasets import Dataset, FramesHook, dataset_module
 from pipeline.datasets.options import ListedSplit, NamedSplit
 from pipeline.plan.build_recipe import BuildRecipe
 
-LIBRARIES = ("numpy", "pillow", "trimesh", "open3d", "open3d-cpu", "webdataset")
+LIBRARIES = ("numpy", "pillow", "trimesh", "dracopy", "meshopt", "open3d", "open3d-cpu", "webdataset")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ TORCH_RENDERERS = ("renderers/point_depth_torch.py", "renderers/rasterize.py")
 HOME = {
     "ray": {"pipeline/jobs/ray_cluster.py"},
     "trimesh": {"pipeline/formats/mesh.py", "pipeline/formats/glb.py"},
+    "DracoPy": {"pipeline/formats/gltf_data.py"},
+    "meshopt": {"pipeline/formats/gltf_data.py"},
     "h5py": {"pipeline/formats/hdf5.py"},
     "pyarrow": {"pipeline/export/parquet_index.py"},
     "open3d": {"renderers/raycast.py"},

@@ -56,6 +56,21 @@ def test_vertex_colours_and_transparency_survive() -> None:
     assert back.materials[0].base_color[3] == pytest.approx(0.5, abs=1 / 255)
 
 
+def test_masks_and_wraps_survive_and_change_no_other_file() -> None:
+    """Materials that differ in nothing else stay apart."""
+    picture = textured().materials[0].texture
+    kinds = (("repeat", "repeat"), ("clamp", "mirror"), ("mirror", "clamp"))
+    materials = tuple(Material((1, 1, 1, 1), picture, wrap, cutoff) for wrap in kinds for cutoff in (None, 0.123))
+    mesh = Mesh(
+        textured().vertices, np.tile(textured().faces, (2, 1))[:6], materials, np.arange(6), np.zeros((6, 3, 2), "f4")
+    )
+    back = decode_mesh(encode_mesh(mesh))
+    assert [(m.wrap, m.alpha_cutoff) for m in back.materials] == [(m.wrap, m.alpha_cutoff) for m in materials]
+    assert back.face_material.tolist() == list(range(6))
+    assert b"sampler" not in encode_mesh(textured())
+    assert b"MASK" not in encode_mesh(textured())
+
+
 def test_points_are_normalised_and_begin_with_farthest_points() -> None:
     shape = make_shape(ASSET, RawShape(mesh=textured()), **OPTIONS)
     assert shape.points.shape == (300, 3)

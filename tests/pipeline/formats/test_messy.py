@@ -208,7 +208,7 @@ def test_buffers_of_a_gltf_do_not_leave_the_source(tmp_path) -> None:
     uri = json.loads(text)["buffers"][0]["uri"]
     for place in (f"../{uri}", str(tmp_path / uri), f"file://{tmp_path / uri}", "http://127.0.0.1:9/x.bin"):
         model.write_text(text.replace(uri, place))
-        with pytest.raises(ValueError, match="not a readable gltf"):
+        with pytest.raises(ValueError, match=r"its buffer .* is not in the source folder"):
             read_mesh(model, source)
     for buffer in tmp_path.glob("*.bin"):
         buffer.rename(source / buffer.name)
