@@ -18,13 +18,15 @@ import numpy as np
 
 from manifests.errors import Refused
 from pipeline.formats.header_checks import check_header
-from pipeline.formats.obj_materials import TEXTURE_BROKEN, mend_uvs, read_materials
-from pipeline.formats.off import parse_off
+from pipeline.formats.obj import read_obj
+from pipeline.formats.obj_materials import TEXTURE_BROKEN, mend_uvs
+from pipeline.formats.off import read_off
 from pipeline.formats.pictures import is_picture
-from pipeline.formats.raw_shape import RawShape, check_finite
+from pipeline.formats.ply import read_ply
+from pipeline.formats.raw_shape import RawShape, check_finite, counted, with_places
 from pipeline.formats.side_files import SideFiles
 from pipeline.formats.source_files import noted, read_source
-from renderers.geometry import GREY, Material, Mesh, from_trimesh
+from renderers.geometry import Mesh, from_trimesh
 from renderers.normals import weld
 
 try:
@@ -33,7 +35,6 @@ except ImportError as error:
     raise Refused("trimesh is missing: pip install 'cross-most[build]'") from error
 
 MESH_SUFFIXES = (".off", ".obj", ".ply", ".stl", ".glb", ".gltf")
-_NAMES = "materials of this file"  # what trimesh is told is the .mtl
 _PICTURES = ("image", "baseColorTexture")
 _UNUSED_PICTURES = ("normalTexture", "emissiveTexture", "occlusionTexture", "metallicRoughnessTexture")
 _LARGE = 100_000  # faces; a million of them as a soup take a worker half a gigabyte more
@@ -55,14 +56,17 @@ def read_mesh(path: Path, root: Path) -> RawShape:
     data = read_source(root, path.relative_to(root).as_posix())
     suffix = path.suffix.lower()
     check_header(data, suffix)
+    files = SideFiles(path.resolve().parent, root)
     if suffix == ".off":
-        vertices, faces, colors = parse_off(data)
-        raw = _from_off(vertices, faces, colors)
+        raw = read_off(data)
+    elif suffix == ".obj":
+        raw = read_obj(data, files, path.stem)
+    elif suffix == ".ply":
+        raw = read_ply(data, files)
     else:
-        scene, materials, warnings = _load_scene(path, data, suffix, root)
         with _unreadable(suffix):
-            raw = _from_scene(scene, materials, warnings)
-    raw = check_finite(raw)
+            raw = _from_scene(_load_scene(path, data, suffix, files), files.warnings)
+    raw = check_finite(with_places(raw))
     return raw if raw.mesh is None or len(raw.mesh.faces) < _LARGE else _slimmed(raw, raw.mesh)
 
 
@@ -76,31 +80,11 @@ def _slimmed(raw: RawShape, mesh: Mesh) -> RawShape:
     return replace(raw, mesh=replace(mesh, vertices=mesh.vertices[kept], faces=number[mesh.faces]))
 
 
-def _from_off(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None) -> RawShape:
-    if not len(faces):
-        return RawShape(points=vertices, colors=None if colors is None else colors[:, :3])
-    materials = (Material(GREY if colors is None else (1.0, 1.0, 1.0, 1.0)),)
-    return RawShape(mesh=_finite_mesh(vertices, faces, materials, colors))
-
-
-def _finite_mesh(vertices: np.ndarray, faces: np.ndarray, materials: tuple, colors: np.ndarray | None) -> Mesh:
-    if not np.isfinite(vertices[np.unique(faces)]).all():
-        raise ValueError("a vertex is not finite (NaN or infinity)")
-    return Mesh(np.nan_to_num(vertices), faces, materials, vertex_colors=colors)
-
-
-def _load_scene(path: Path, data: bytes, suffix: str, root: Path) -> tuple[Any, dict[str, Material], Counter[str]]:
-    """A trimesh scene, the materials of an OBJ by their names in it, and warnings about materials and side files."""
-    files = SideFiles(path.resolve().parent, root)
-    materials: dict[str, Material] = {}
-    if suffix == ".obj":
-        data, materials = read_materials(data.removeprefix(b"\xef\xbb\xbf"), files, path.stem)
-        data = b"mtllib " + _NAMES.encode() + b"\n" + data
-    resolver = _Resolver(path, files, {_NAMES: "".join(f"newmtl {name}\n" for name in materials).encode()})
-    with _unreadable(suffix):
-        scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver, process=False)
-        _leave_broken_pictures(scene, files.warnings)
-    return scene, materials, files.warnings
+def _load_scene(path: Path, data: bytes, suffix: str, files: SideFiles) -> Any:
+    """A trimesh scene; broken pictures are left out of it and counted."""
+    scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=_Resolver(path, files), process=False)
+    _leave_broken_pictures(scene, files.warnings)
+    return scene
 
 
 @contextmanager
@@ -140,27 +124,20 @@ class _Resolver(trimesh.resolvers.FilePathResolver):
     """Gives trimesh a mesh's side files as `SideFiles` finds them; trimesh itself says nothing where one is missing.
 
     trimesh's own refuses every `../`, which ShapeNet v2 needs (its textures lie in ../images), or opens everything.
-    made: files that are no files, by name.
     """
 
-    def __init__(self, path: Path, files: SideFiles, made: dict[str, bytes]) -> None:
+    def __init__(self, path: Path, files: SideFiles) -> None:
         super().__init__(str(path))
-        self._path, self._files, self._made = path, files, made
+        self._files = files
 
     def get(self, name: str) -> bytes:
-        if name not in self._made:
-            found = self._files.find(name)
-            if found is None:
-                raise FileNotFoundError(f"{name} is not in the source folder")
-            return noted(found, found.read_bytes())
-        return self._made[name]
-
-    def namespaced(self, namespace: str) -> _Resolver:
-        folder = self._path.parent / namespace
-        return _Resolver(folder / "file", replace(self._files, folder=folder), self._made)
+        found = self._files.find(name)
+        if found is None:
+            raise FileNotFoundError(f"{name} is not in the source folder")
+        return noted(found, found.read_bytes())
 
 
-def _from_scene(scene: Any, materials: dict[str, Material], warnings: Counter[str]) -> RawShape:
+def _from_scene(scene: Any, warnings: Counter[str]) -> RawShape:
     geometries = [g for g in scene.dump(concatenate=False) if len(getattr(g, "vertices", ()))]
     meshes = [g for g in geometries if len(getattr(g, "faces", ()))]
     if not meshes:
@@ -168,29 +145,18 @@ def _from_scene(scene: Any, materials: dict[str, Material], warnings: Counter[st
         if not clouds:
             raise ValueError("the file holds neither faces nor points")
         points = np.concatenate([np.asarray(g.vertices, np.float64) for g in clouds])
-        return RawShape(points=points, colors=_cloud_colors(clouds), warnings=_counted(warnings))
+        return RawShape(points=points, colors=_cloud_colors(clouds), warnings=counted(warnings))
     for geometry in meshes:
         if _is_placeholder(geometry):
             geometry.visual = trimesh.visual.ColorVisuals()
     finite = [g for g in meshes if np.isfinite(np.asarray(g.vertices)[np.unique(g.faces)]).all()]
     if len(finite) < len(meshes):
         raise ValueError("a vertex is not finite (NaN or infinity)")
-    ours = [materials.get(str(getattr(getattr(g.visual, "material", None), "name", ""))) for g in meshes]
-    for number, (geometry, material) in enumerate(zip(meshes, ours, strict=True)):
+    for geometry in meshes:
         if getattr(geometry.visual, "kind", None) == "texture":
-            textured = material.texture is not None if material else _has_picture(geometry.visual.material)
-            geometry.visual.uv = uv = mend_uvs(_own_uv(geometry), textured, warnings)
-            if material and uv is None:
-                ours[number] = replace(material, texture=None)
-    mesh = from_trimesh(meshes)
-    return RawShape(
-        mesh=replace(mesh, materials=tuple(a or b for a, b in zip(ours, mesh.materials, strict=True))),
-        warnings=_counted(warnings),
-    )
-
-
-def _counted(warnings: Counter[str]) -> dict[str, int]:
-    return {kind: count for kind, count in sorted(warnings.items()) if count}
+            textured = _has_picture(geometry.visual.material)
+            geometry.visual.uv = mend_uvs(_own_uv(geometry), textured, warnings)
+    return RawShape(mesh=from_trimesh(meshes), warnings=counted(warnings))
 
 
 def _own_uv(geometry: Any) -> np.ndarray | None:
@@ -204,7 +170,7 @@ def _has_picture(material: Any) -> bool:
 
 
 def _is_placeholder(geometry: Any) -> bool:
-    """Whether the material is the dark 2x2 picture that trimesh puts where an OBJ has no material file."""
+    """Whether the material is the dark 2x2 picture that trimesh puts where texture coordinates have no material."""
     material = getattr(geometry.visual, "material", None)
     image = getattr(material, "image", None)
     return image is not None and image.size == (2, 2) and getattr(material, "kwargs", None) == {}

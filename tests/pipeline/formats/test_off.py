@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.formats.off import parse_off
+from pipeline.formats.off import read_off
+
+
+def parse_off(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    mesh = read_off(data).mesh
+    return mesh.vertices, mesh.faces, mesh.vertex_colors
+
 
 BODY = "0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
 
@@ -20,7 +26,7 @@ BODY = "0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
         "\ufeffOFF\r\n3 1 0\r\n" + BODY.replace("\n", "\r\n"),
         "OFF\n3\t1\t0\n" + BODY.replace(" ", "   "),
         "OFF\n3 1\n" + BODY,
-        "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2 255 0 0\n",
+        "OFF\n3 1 0\n0 0 0 1 0 0\n0 1\n0 3 0\n1 2\n",
         "COFF\n3 1 0\n0 0 0 255 0 0 255\n1 0 0 255 0 0 255\n0 1 0 255 0 0 255\n3 0 1 2\n",
         "NOFF\n3 1 0\n0 0 0 0 0 1\n1 0 0 0 0 1\n0 1 0 0 0 1\n3 0 1 2\n",
     ],
