@@ -61,11 +61,11 @@ def read_obj(data: bytes, files: SideFiles, stem: str) -> RawShape:
     names, libraries = lines.names, lines.libraries
     del lines  # its text, and that of all lines, is not needed any more
     used = np.zeros(len(vertices), bool)
+    used[np.asarray(corners.columns[0])] = True
+    found[STRAYS] += len(vertices) - int(used.sum())
     meshes = []
     for faces, surface in _by_material(corners, vertices, names, libraries, files, stem):
-        used[faces[0]] = True
         meshes += _parts(faces, vertices, colors, coordinates, surface, found)
-    found[STRAYS] += len(vertices) - int(used.sum())
     return RawShape(mesh=meshes[0] if len(meshes) == 1 else join(meshes), warnings=counted(found))
 
 

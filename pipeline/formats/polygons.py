@@ -95,21 +95,31 @@ def _clipped(points: np.ndarray) -> np.ndarray:
     if normal[axis] < 0:
         flat[:, 0] *= -1
     left, found = np.arange(len(points)), []
+    fresh = np.ones(len(points), bool)  # corners whose neighbours are others since they were compared with all
     while len(left) > 2:
         turn = _turns(flat[left])
-        clear, touched = _ears(flat[left], turn)
+        clear, touched = _ears(flat[left], turn, fresh[left])
+        if not len(clear) and not fresh[left].all():
+            fresh[:] = True
+            continue
         straight = np.flatnonzero(np.abs(turn) <= _THIN)
         if not len(clear) and len(straight):
             left = np.delete(left, straight[0])
             continue
         ears = clear if len(clear) else touched
         if not len(ears):  # it crosses itself: no cut is right
-            ears = np.arange(1, len(left) - 1)
-            found.append(np.stack([left[0 * ears], left[ears], left[ears + 1]], axis=1))
+            found.append(left[_fan(len(left))])
             break
         found.append(np.stack([left[ears - 1], left[ears], left[(ears + 1) % len(left)]], axis=1))
+        fresh[left] = False
+        fresh[found[-1][:, [0, 2]]] = True
         left = np.delete(left, ears)
-    return np.concatenate(found) if found else np.zeros((0, 3), np.int64)
+    return np.concatenate(found) if found else _fan(len(points))  # of a line all cuts are right
+
+
+def _fan(size: int) -> np.ndarray:
+    step = np.arange(1, size - 1)
+    return np.stack([0 * step, step, step + 1], axis=1)
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -121,10 +131,10 @@ def _turns(flat: np.ndarray) -> np.ndarray:
     return _cross(flat - np.roll(flat, 1, axis=0), np.roll(flat, -1, axis=0) - flat)
 
 
-def _ears(flat: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ears(flat: np.ndarray, turn: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Corners whose triangles with their neighbours hold no other corner, and those that at most touch one; in either
-    no two side by side."""
-    tips, hollow = np.flatnonzero(turn > _THIN), np.flatnonzero(turn <= _THIN)
+    no two side by side. chosen: bool (N,), the corners that are asked for."""
+    tips, hollow = np.flatnonzero(chosen & (turn > _THIN)), np.flatnonzero(turn <= _THIN)
     hollow = hollow[np.argsort(flat[hollow, 0], kind="stable")]
     a, b, c = flat[tips - 1], flat[tips], flat[(tips + 1) % len(flat)]
     low = np.searchsorted(flat[hollow, 0], np.minimum(np.minimum(a, b), c)[:, 0], "left")
