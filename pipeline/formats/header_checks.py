@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from typing import Any
 
@@ -12,6 +13,7 @@ _PLY_BYTES = {
     **dict.fromkeys(("int", "uint", "int32", "uint32", "float", "float32"), 4),
     **dict.fromkeys(("double", "float64", "int64", "uint64", "long", "ulong"), 8),
 }
+_PLY_END = re.compile(rb"(?:\A|[\r\n])end_header")
 _COMPONENT_BYTES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
 _COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 _COMPRESSED = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression")
@@ -31,9 +33,10 @@ def check_header(data: bytes, suffix: str) -> None:
 
 
 def _check_ply(data: bytes) -> None:
-    end = data.find(b"end_header", 0, _HEADER_LIMIT)
-    if end < 0:
+    found = _PLY_END.search(data, 0, _HEADER_LIMIT)
+    if not found:
         raise ValueError("not a readable ply file: no end_header")
+    end = found.end() - len("end_header")
     left = len(data) - end - len("end_header")
     text = data[:end].split(b"format", 1)[-1].lstrip().startswith(b"ascii")
     needed, count, each = 0, 0, 0
@@ -41,7 +44,7 @@ def _check_ply(data: bytes) -> None:
         words = line.split()
         if words[:1] == ["element"]:
             needed, each = needed + count * each, 0
-            if len(words) != 3 or not words[2].isdigit() or len(words[2]) > 18:
+            if len(words) != 3 or not (words[2].isascii() and words[2].isdigit()) or len(words[2]) > 18:
                 raise ValueError(f"no count in the PLY header's line {line[:60]!r}")
             count = int(words[2])
         elif words[:1] == ["property"] and len(words) > 2:

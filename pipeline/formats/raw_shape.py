@@ -60,6 +60,8 @@ def plain_nan(text: bytes) -> bytes:
 
 def read_numbers(text: bytes, dtype: type = np.float64) -> np.ndarray:
     """The numbers (N,) between the blanks of a text. Raises ValueError on anything else."""
+    if not text or text.isspace():
+        return np.zeros(0, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
         try:
@@ -91,11 +93,9 @@ def display_colors(values: np.ndarray, found: Counter[str]) -> np.ndarray:
 def _in_bytes(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind in "iu" and values.dtype.itemsize == 1:
         return values.astype(np.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of columns that are NaN throughout
-        largest = float(np.nanmax(values)) if values.size else 0.0
+    largest = float(np.nan_to_num(values, nan=0.0, posinf=0.0).max(initial=0))
     if values.dtype.kind == "f" and largest <= 1.01:
-        values = values * 255
+        values = np.clip(values, 0, 1) * 255
     elif largest > 255:
         values = values / 257
     return np.clip(np.rint(np.nan_to_num(values)), 0, 255).astype(np.uint8)
