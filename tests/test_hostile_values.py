@@ -23,7 +23,7 @@ from manifests.samples import FORMAT, decode_array, decode_picture, read_samples
 from pipeline.formats.file_list import listed_assets
 from pipeline.formats.gltf import read_gltf
 from pipeline.formats.header_checks import check_header
-from pipeline.formats.off import parse_off
+from pipeline.formats.off import read_off
 from pipeline.formats.point_cloud import CLOUD_SUFFIXES, read_cloud
 from pipeline.plan.build_recipe import stored_recipe
 from training.paper_tables.table_rows import Table
@@ -137,7 +137,7 @@ def test_members_of_a_shard(data: bytes) -> None:
 @MANY
 @given(BYTES, st.sampled_from([".ply", ".glb", ".gltf"]))
 def test_meshes(data: bytes, suffix: str) -> None:
-    in_one_line(lambda: parse_off(data))
+    in_one_line(lambda: read_off(data))
     in_one_line(lambda: check_header(data, suffix))
     in_one_line(lambda: read_gltf(data, suffix, None))
 

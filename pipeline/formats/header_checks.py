@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 _PLY_BYTES = {
     **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
     **dict.fromkeys(("short", "ushort", "int16", "uint16"), 2),
     **dict.fromkeys(("int", "uint", "int32", "uint32", "float", "float32"), 4),
     **dict.fromkeys(("double", "float64", "int64", "uint64", "long", "ulong"), 8),
 }
+_PLY_END = re.compile(rb"(?:\A|[\r\n])end_header")
 _HEADER_LIMIT = 1 << 20
 
 
@@ -18,9 +21,10 @@ def check_header(data: bytes, suffix: str) -> None:
 
 
 def _check_ply(data: bytes) -> None:
-    end = data.find(b"end_header", 0, _HEADER_LIMIT)
-    if end < 0:
+    found = _PLY_END.search(data, 0, _HEADER_LIMIT)
+    if not found:
         raise ValueError("not a readable ply file: no end_header")
+    end = found.end() - len("end_header")
     left = len(data) - end - len("end_header")
     text = data[:end].split(b"format", 1)[-1].lstrip().startswith(b"ascii")
     needed, count, each = 0, 0, 0
@@ -28,7 +32,7 @@ def _check_ply(data: bytes) -> None:
         words = line.split()
         if words[:1] == ["element"]:
             needed, each = needed + count * each, 0
-            if len(words) != 3 or not words[2].isdigit() or len(words[2]) > 18:
+            if len(words) != 3 or not (words[2].isascii() and words[2].isdigit()) or len(words[2]) > 18:
                 raise ValueError(f"no count in the PLY header's line {line[:60]!r}")
             count = int(words[2])
         elif words[:1] == ["property"] and len(words) > 2:

@@ -52,7 +52,7 @@ FOR_ALL_ROOMS = {  # files beside the rooms that rooms of their program may impo
 TORCH_RENDERERS = ("renderers/point_depth_torch.py", "renderers/rasterize.py")
 HOME = {
     "ray": {"pipeline/jobs/ray_cluster.py"},
-    "trimesh": {"pipeline/formats/mesh.py", "pipeline/formats/glb.py"},
+    "trimesh": {"pipeline/formats/glb.py"},
     "DracoPy": {"pipeline/formats/gltf_data.py"},
     "meshopt": {"pipeline/formats/gltf_data.py"},
     "h5py": {"pipeline/formats/hdf5.py"},

@@ -18,7 +18,7 @@ from pipeline.formats.raw_shape import RawShape
 from pipeline.formats.side_files import SideFiles
 
 RED, GREEN = (200, 0, 0), (0, 200, 0)
-CORNERS = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nvt 0 0\nvt 1 0\nvt 0 1\n"
+CORNERS = "v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\n"
 FACE = "f 1/1 2/2 3/3\n"
 
 
@@ -158,7 +158,7 @@ def test_texture_coordinates_outside_the_picture(tmp_path, coordinates: str, war
 def test_a_texture_without_coordinates_leaves_the_materials_colour(tmp_path) -> None:
     picture(tmp_path / "red.png")
     mtl = "newmtl a\nKd 0 0 1\nmap_Kd red.png\nnewmtl b\nmap_Kd red.png\n"
-    raw = read(tmp_path, mtl, f"usemtl a\nf 1 2 4\nusemtl b\n{FACE}")
+    raw = read(tmp_path, mtl, f"usemtl a\nf 1 3 2\nusemtl b\n{FACE}")
     assert sorted(face_colors(raw)) == [(0, 0, 1), (0.78, 0, 0)]
     assert raw.warnings == {"texture without coordinates": 1}
 
