@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 MAX_VALENCE = 64  # of the faces around a vertex no more than these are averaged
+_EXACT = 1 << 21  # vertices
 
 
 def weld(vertices: np.ndarray) -> np.ndarray:
@@ -34,6 +35,25 @@ def unique_faces(faces: np.ndarray) -> np.ndarray:
     same = np.zeros(len(order), bool)
     same[1:] = (np.diff(low[order]) == 0) & (np.diff(middle[order]) == 0) & (np.diff(high[order]) == 0)
     return np.sort(proper[order[~same]])
+
+
+def undrawn_faces(vertices: np.ndarray, faces: np.ndarray) -> tuple[int, int]:
+    """(faces without an area, faces with the same corners as one before them): what the mesh backends leave out.
+
+    vertices: (V, 3), at the scale at which they are drawn. faces: (F, 3). Cheaper than to find which ones they are.
+    """
+    vertex = weld(vertices)[faces]
+    low, high = vertex.min(axis=1), vertex.max(axis=1)
+    middle = vertex.sum(axis=1) - low - high
+    flat = (low == middle) | (middle == high)
+    flat |= ~face_normals(vertices.astype(np.float32)[faces]).any(axis=1)
+    if len(vertices) > _EXACT:  # three of them do not fit a number of 64 bits
+        different = len(unique_faces(vertex[~flat]))
+    else:
+        name = (low * len(vertices) + middle) * len(vertices) + high
+        different = len(np.unique(name[~flat]))
+    zero_area = int(np.count_nonzero(flat))
+    return zero_area, len(faces) - zero_area - different
 
 
 def face_normals(corners: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from pipeline.formats.header_checks import check_header
 from pipeline.formats.obj_materials import TEXTURE_BROKEN, mend_uvs, read_materials
 from pipeline.formats.off import parse_off
 from pipeline.formats.pictures import is_picture
-from pipeline.formats.raw_shape import RawShape, check_finite
+from pipeline.formats.raw_shape import RawShape, check_finite, with_places, without_strays
 from pipeline.formats.side_files import SideFiles
 from pipeline.formats.source_files import noted, read_source
 from renderers.geometry import GREY, Material, Mesh, from_trimesh
@@ -47,9 +47,10 @@ def read_faces(path: Path, root: Path) -> RawShape:
     return raw
 
 
-def read_mesh(path: Path, root: Path) -> RawShape:
+def read_mesh(path: Path, root: Path, keep_strays: bool = False) -> RawShape:
     """Reads off, obj, ply, stl, glb or gltf by its suffix; textures must lie below `root`.
 
+    keep_strays: keeps vertices that no face has, which are points where the file is read as a cloud.
     Raises ValueError with one line on what is wrong with the file.
     """
     data = read_source(root, path.relative_to(root).as_posix())
@@ -62,7 +63,7 @@ def read_mesh(path: Path, root: Path) -> RawShape:
         scene, materials, warnings = _load_scene(path, data, suffix, root)
         with _unreadable(suffix):
             raw = _from_scene(scene, materials, warnings)
-    raw = check_finite(raw)
+    raw = check_finite(with_places(raw if keep_strays else without_strays(raw)))
     return raw if raw.mesh is None or len(raw.mesh.faces) < _LARGE else _slimmed(raw, raw.mesh)
 
 
