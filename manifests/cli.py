@@ -25,14 +25,16 @@ def exit_code(work: Callable[[], int], console: Console, role: str, interrupted:
     Stopped; 128 and the signal's number for a signal (Ctrl-C: 130), with the line `interrupted`; 141, as of a program
     that SIGPIPE ends, where nobody reads its output any more (`| head`).
     """
-    return _written_out(_code(work, console, role, interrupted))
+    try:
+        code = _code(work, console, role, interrupted)
+    except OutputClosed:
+        code = UNREAD
+    return _written_out(code)
 
 
 def _code(work: Callable[[], int], console: Console, role: str, interrupted: str) -> int:
     try:
         return work()
-    except OutputClosed:
-        return UNREAD
     except Refused as error:
         console.print(str(error), style="red")
         return 2
@@ -52,7 +54,7 @@ def _code(work: Callable[[], int], console: Console, role: str, interrupted: str
 
 def _written_out(code: int) -> int:
     """The exit code, UNREAD where nobody reads what is yet to be written: it goes nowhere, or Python would complain."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell has closed it
         try:
             stream.flush()
         except BrokenPipeError:
@@ -67,6 +69,8 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: list[str] | None
         options, rest = parser.parse_known_args(arguments)
     except SystemExit as end:  # --help
         raise SystemExit(_written_out(end.code if isinstance(end.code, int) else 0)) from end
+    except BrokenPipeError as error:
+        raise SystemExit(_written_out(UNREAD)) from error
     if any(text.startswith("-") or "=" not in text for text in rest) or (rest and not hasattr(options, "changes")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

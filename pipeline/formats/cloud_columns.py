@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.formats.raw_shape import RawShape, placed, with_places
 
 MAX_COLUMNS = 64
+_SLACK = 1e-4  # what float32 leaves of the ends of a range
 GUESSED = "colours told by their values alone"
 _PLACE = re.compile(
     r"(?:(?:coord(?:inate)?s?|pos(?:ition)?s?|points?|xyz|pts?|p)[ _.:-]?)?([xyz]|[012](?<=[_.:-].))"
@@ -61,10 +62,10 @@ def scaled_colors(values: np.ndarray, there: np.ndarray) -> np.ndarray | None:
     there: bool (N,), the rows whose range counts; the others are left out later.
     """
     seen = values[there]
-    if not len(seen) or not np.isfinite(seen).all() or seen.min() < 0 or seen.max() > 65535:
+    if not len(seen) or not np.isfinite(seen).all() or seen.min() < -_SLACK or seen.max() > 65535:
         return None
-    scale = 255.0 if seen.max() <= 1 else 1.0 if seen.max() <= 255 else 255 / 65535
-    return np.rint(np.where(there[:, None], values, 0) * scale).astype(np.uint8)
+    scale = 255.0 if seen.max() <= 1 + _SLACK else 1.0 if seen.max() < 255.5 else 255 / 65535
+    return np.rint(np.clip(np.where(there[:, None], values, 0) * scale, 0, 255)).astype(np.uint8)
 
 
 def unnamed_cloud(rows: np.ndarray, intensity_first: bool = False) -> RawShape:
@@ -113,9 +114,9 @@ def _color_start(rest: np.ndarray, intensity_first: bool) -> tuple[int | None, b
 
 def _evidence(values: np.ndarray) -> int:
     """2 where three columns have the values of colours, 1 where they may be colours, 0 where they are none."""
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 255:
+    if not np.isfinite(values).all() or values.min() < -_SLACK or values.max() >= 255.5:
         return 0
-    if values.max() > 1:
+    if values.max() > 1 + _SLACK:
         return 2 if (values == np.rint(values)).all() else 1
     return 0 if _are_normals(values) else 2
 

@@ -76,6 +76,6 @@ class BuildProgress:
         elif time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
             line = f"{objects:,} of {self._total:,} objects, {rate}, {failures} failures"
-            done = objects + failures  # before the first nobody knows how long the others take
-            left = f", {max(self._total - done, 0) * seconds / done:.0f} s left" if done else ""
-            self._console.print(line + left)
+            if objects:  # before the first nobody knows how long the others take
+                line += f", {(self._total - objects) * seconds / objects:.0f} s left"
+            self._console.print(line)
