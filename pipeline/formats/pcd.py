@@ -52,9 +52,6 @@ def read_pcd(data: bytes) -> RawShape:
         else:
             names += [name if i == 0 else f"{name}.{i}" for i in range(len(parts))]
         values += list(parts)
-    if len(values) < 3 or not {"x", "y", "z"} <= set(names):
-        seen = " ".join(name for name, _ in named)[:80]
-        raise ValueError(f"a PCD file with the fields {seen}; x, y and z are needed")
     return named_cloud(values, names)
 
 

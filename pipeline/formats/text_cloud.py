@@ -145,6 +145,9 @@ def _one_separator(body: bytes) -> bytes:
     quoted = re.search(rb'"[-+]?\d*,\d+"', first)
     if quoted or (len(parts) > 1 and any(_DECIMAL_COMMA.fullmatch(part.strip(b" \t\"';")) for part in parts)):
         raise ValueError(f"decimal commas ({_shown(first)}): write 1.5 and not 1,5")
+    inner = [b"," in part.strip(b",") for part in first.split()]
+    if separator == b"," and any(inner) and not all(inner):  # 1,234.5 2 3
+        raise ValueError(f"commas inside of numbers or between some of them ({_shown(first)}): write 1234.5")
     body = body.replace(b'"', b"")
     if separator:
         mark = re.escape(separator)

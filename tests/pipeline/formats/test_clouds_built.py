@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from builders import stored
 
 from manifests.samples import COLORS, POINTS, decode_array
@@ -307,6 +308,7 @@ REFUSED = {  # file -> (its bytes, what the reason says)
     "comma_tab.txt": (b"x\ty\tz\n1,5\t2\t3,5\n0,5\t1\t2,5\n", "decimal commas"),
     "comma_later.txt": (b"1 2 3\n1,5 2 3\n", "'1,5' in row 2 is no number"),
     "comma_quoted.csv": (b'"1,5","2,5","3,5"\n"0,5","1","2"\n', "decimal commas"),
+    "thousands.txt": (b"1,234.5 2 3\n4 5 6\n", "commas inside of numbers or between some of them ('1,234.5 2 3')"),
     "hex.txt": (b"x y z\n0x1A 0x2 0x3\n1 2 3\n", "'0x1A' in row 1 is no number"),
     "words.csv": (b"x,y,z,class\n1,2,3,chair\n4,5,6,chair\n", "'chair' in row 1 is no number"),
     "wide.txt": (text(XYZ.T), "3 rows of 60 columns: points are rows of x, y and z"),
@@ -366,3 +368,23 @@ def test_files_that_look_like_shapes_and_are_not_read_are_counted(tmp_path: Path
         main(["build", "meshes", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "o"), "views=[]"]) == 2
     )
     assert "; 5 files passed over: 3 .fbx, 2 .las" in capsys.readouterr().err
+
+
+def test_real_files_that_were_read_wrongly(shared: Path, tmp_path: Path) -> None:
+    cases = shared / "samples/cases"
+    if not cases.is_dir():
+        pytest.skip(f"no cases at {cases}")
+    paths = [path for number in (25, 27, 29, 30) for path in cases.glob(f"{number}-*/cls/*")]
+    objects, failures = build(tmp_path, {path.name: path.read_bytes() for path in paths})
+    assert failures == {}
+    over = {"06-xyz-i-rgb.txt": 1, "23-index-first.csv": 1, "72-pad.pcd": 1}
+    lost = {"12-nan-rows.txt", "41-nan.npy", "52-nan.ply", "74-nan-ascii.pcd"}
+    assert set(objects) == {*over, *lost}
+    first = {name: built.points[0] for name, built in objects.items()}
+    for name, built in objects.items():
+        np.testing.assert_allclose(first[name], first["72-pad.pcd"], atol=1e-5)
+        assert len(built.points) == 1500
+        assert built.warnings.get("columns passed over", 0) == over.get(name, 0)
+        assert (built.warnings.get("points without a place", 0) > 0) == (name in lost)
+    rows = np.loadtxt(next(path for path in paths if path.name == "06-xyz-i-rgb.txt"))
+    np.testing.assert_array_equal(objects["06-xyz-i-rgb.txt"].colors, rows[np.argsort(rows[:, 0]), 4:])
