@@ -107,7 +107,7 @@ def npy_header(
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
     except Exception as error:  # the header is a literal of Python, whose parser has errors of its own
-        raise ValueError(f"not a readable npy file ({type(error).__name__})") from error
+        raise ValueError("not a readable npy file: its header is damaged or cut") from error
     fields = [each[0].base for each in dtype.fields.values()] if with_fields and dtype.fields else [dtype]
     if not all(field.kind in "fiub" for field in fields):
         raise ValueError(f"an npy file of {str(dtype)[:40]}; numbers are needed (pickles are never opened)")

@@ -35,12 +35,18 @@ def named_cloud(columns: Sequence[np.ndarray], names: Sequence[str]) -> RawShape
     if None in place:
         seen = ", ".join(name.strip() or "(no name)" for name in names)[:100]
         raise ValueError(f"its columns are named {seen}; x, y and z are needed")
-    points = np.stack([np.asarray(columns[i], np.float64) for i in place if i is not None], axis=1)
+    points = np.stack([as_float64(columns[i]) for i in place if i is not None], axis=1)
     found = _found(names, _COLOR, _CHANNELS)
-    values = [np.asarray(columns[i], np.float64) for i in found if i is not None]
+    values = [as_float64(columns[i]) for i in found if i is not None]
     colors = None if len(values) < 3 else scaled_colors(np.stack(values, axis=1), placed(points))
     over = len(columns) - 3 - (0 if colors is None else 3)
     return with_places(RawShape(points=points, colors=colors, warnings={"columns passed over": over} if over else {}))
+
+
+def as_float64(values: np.ndarray) -> np.ndarray:
+    """The same numbers in float64."""
+    with np.errstate(invalid="ignore"):  # some NaN are said to be signals
+        return values.astype(np.float64)
 
 
 def _found(names: Sequence[str], pattern: re.Pattern[str], roles: dict[str, int]) -> list[int | None]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from manifests.samples import npy_header
-from pipeline.formats.cloud_columns import MAX_COLUMNS, named_cloud, scaled_colors, unnamed_cloud
+from pipeline.formats.cloud_columns import MAX_COLUMNS, as_float64, named_cloud, scaled_colors, unnamed_cloud
 from pipeline.formats.mesh import read_mesh
 from pipeline.formats.pcd import read_pcd
 from pipeline.formats.raw_shape import RawShape, check_finite, placed, with_places
@@ -87,13 +86,13 @@ def _from_array(array: np.ndarray, colors: np.ndarray | None = None) -> RawShape
         raise ValueError(f"an array of shape {str(array.shape)[:60]}; (N, 3) or (N, 6) is needed")
     if array.shape[1] > MAX_COLUMNS:
         raise ValueError(f"an array of shape {array.shape}; (N, 3) is needed: transpose it?")
-    rows = array.astype(np.float64)
+    rows = as_float64(array)
     if colors is None:
         return unnamed_cloud(rows)
     if rows.shape[1] > 3:
         rows = rows[:, :3]
     raw = unnamed_cloud(rows)  # which says what is wrong with the shape
-    scaled = scaled_colors(colors[:, :3].astype(np.float64), placed(rows))
+    scaled = scaled_colors(as_float64(colors[:, :3]), placed(rows))
     over = {"columns passed over": array.shape[1] - 3} if array.shape[1] > 3 else {}
     return raw if scaled is None else with_places(RawShape(points=rows, colors=scaled, warnings=over))
 
@@ -125,7 +124,9 @@ def _npz(data: bytes) -> RawShape:
             array = _npy(_member(archive, found[name]))
             beside = next((by_name[each] for each in COLORS if each in by_name and by_name[each] != name), None)
             colors = None if beside is None else _npy(_member(archive, found[beside]))
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (MemoryError, ValueError):
+        raise
+    except Exception as error:  # zipfile and its unpackers raise whatever they trip over
         raise ValueError("not a readable npz file: it is cut, packed in another way, or locked") from error
     if colors is not None and (colors.ndim != 2 or colors.shape[1] < 3 or len(colors) != array.size // array.shape[-1]):
         colors = None
