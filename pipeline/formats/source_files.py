@@ -124,11 +124,11 @@ def passed_over_files(root: Path, wanted: Collection[str]) -> dict[str, int]:
 
     The most frequent come first. What is packed (.ply.gz) counts as its two suffixes together.
     """
+    others = tuple(suffix for suffix in SHAPES if suffix not in wanted)
     found: Counter[str] = Counter()
-    for path in list_files(root, SHAPES):
+    for path in list_files(root, others):
         name = path.rpartition("/")[2].lower()
-        if not name.endswith(tuple(wanted)):
-            found.update(suffix for suffix in SHAPES if name.endswith(suffix))
+        found.update(suffix for suffix in others if name.endswith(suffix))
     return dict(sorted(found.items(), key=lambda each: (-each[1], each[0])))
 
 
