@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
 
 from manifests.config import find_recipe, names_in
-from manifests.errors import Refused, Stopped
+from manifests.errors import OutputClosed, Refused, Stopped
 
+UNREAD = 128 + signal.SIGPIPE
 _OURS = ("manifests", "renderers", "pipeline", "training")
 
 
@@ -19,8 +22,17 @@ def exit_code(work: Callable[[], int], console: Console, role: str, interrupted:
     """Runs a command and turns what ends it into an exit code and one red line on the console.
 
     Exit codes: what `work` returns; 2 for Refused and for a missing library, with the `pip install` of its role; 3 for
-    Stopped; 128 and the signal's number for a signal (Ctrl-C: 130), with the line `interrupted`.
+    Stopped; 128 and the signal's number for a signal (Ctrl-C: 130), with the line `interrupted`; 141, as of a program
+    that SIGPIPE ends, where nobody reads its output any more (`| head`).
     """
+    try:
+        code = _code(work, console, role, interrupted)
+    except OutputClosed:
+        code = UNREAD
+    return _written_out(code)
+
+
+def _code(work: Callable[[], int], console: Console, role: str, interrupted: str) -> int:
     try:
         return work()
     except Refused as error:
@@ -40,9 +52,25 @@ def exit_code(work: Callable[[], int], console: Console, role: str, interrupted:
         return 128 + getattr(error, "number", signal.SIGINT)
 
 
+def _written_out(code: int) -> int:
+    """The exit code, UNREAD where nobody reads what is yet to be written: it goes nowhere, or Python would complain."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell has closed it
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = UNREAD
+    return code
+
+
 def parse_arguments(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Options; `key=value` may stand anywhere (argparse alone wants them in one place)."""
-    options, rest = parser.parse_known_args(arguments)
+    try:
+        options, rest = parser.parse_known_args(arguments)
+    except SystemExit as end:  # --help
+        raise SystemExit(_written_out(end.code if isinstance(end.code, int) else 0)) from end
+    except BrokenPipeError as error:
+        raise SystemExit(_written_out(UNREAD)) from error
     if any(text.startswith("-") or "=" not in text for text in rest) or (rest and not hasattr(options, "changes")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

@@ -28,6 +28,10 @@ _DEPTH = 12  # of tables and lists inside each other
 BACKENDS = ("raycast", "rasterize", "depth", "pointclip", "realistic", "files", "frames")  # parts of a key to pydantic
 
 
+class Chosen(dict[str, Value]):
+    """A list of names that was given with keys inside some of them, as a table: it replaces what it is laid over."""
+
+
 class Settings(BaseModel):
     """A table of a recipe: it never changes, and a key that it does not have is an error."""
 
@@ -99,7 +103,11 @@ def find_recipe(name: str, folder: Path) -> Path:
 
 
 def parse_changes(assignments: Iterable[str]) -> dict[str, Value]:
-    """Nested values from `key=value` arguments. Raises Refused naming an argument of another form."""
+    """Nested values from `key=value` arguments, of which the later go before the earlier.
+
+    A list of names and keys inside one of them (`views=["rgb12"] views.rgb12.image_size=64`) go together, in either
+    order. Raises Refused naming an argument of another form.
+    """
     changes: dict[str, Value] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -108,11 +116,23 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Value]:
         *path, last = key.split(".")
         table = changes
         for part in path:
-            table = table.setdefault(part, {})
-            if not isinstance(table, dict):
+            inside = table.setdefault(part, {})
+            if isinstance(inside, list) and inside and all(isinstance(name, str) for name in inside):
+                inside = table[part] = Chosen((name, {}) for name in inside)
+            if not isinstance(inside, dict):
                 raise Refused(f"{key}: {part} was already given a value")
-        table[last] = _parse_value(text)
+            table = inside
+        table[last] = _laid_over(table.get(last), _parse_value(text))
     return changes
+
+
+def _laid_over(before: Value, value: Value) -> Value:
+    """A value of a key that keys inside it were given before."""
+    if not isinstance(before, dict):
+        return value
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return Chosen({name: {} for name in value} | before)
+    return merge(before, value) if isinstance(value, dict) else value
 
 
 def _parse_value(text: str) -> Value:
@@ -126,7 +146,7 @@ def merge(values: dict[str, Value], changes: dict[str, Value]) -> dict[str, Valu
     """`values` with `changes` laid over it, table by table; neither argument is changed."""
     merged = dict(values)
     for key, change in changes.items():
-        inside = merged.get(key)
+        inside = {} if isinstance(change, Chosen) else merged.get(key)
         merged[key] = merge(inside, change) if isinstance(inside, dict) and isinstance(change, dict) else change
     return merged
 

@@ -1,4 +1,4 @@
-"""The two errors that a command turns into an exit code; everything else is a bug and shows its traceback."""
+"""The errors that a command turns into an exit code; everything else is a bug and shows its traceback."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Stopped(Exception):
 
     What is finished stays valid, and the same command run again resumes.
     """
+
+
+class OutputClosed(Exception):
+    """Nobody reads what a command prints any more, as after `| head`: it ends without a word (exit code 141)."""
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

@@ -47,7 +47,8 @@ class BuildManifest(Settings):
 
     classes: names in label order; prompt_names: the same in words. recipe: the resolved keys that change bytes.
     shapes_hash: of those keys, FORMAT and CONTENT; assets_hash: sha256 of the ordered asset list. complete: every job
-    has its record. seconds: of all jobs together.
+    has its record. seconds: of all jobs together. passed_over: suffix -> number of files of the source that look like
+    shapes and are not read.
     """
 
     format: int = FORMAT
@@ -62,6 +63,7 @@ class BuildManifest(Settings):
     versions: dict[str, str]
     seconds: float = 0.0
     max_rss_mb: float = 0.0
+    passed_over: dict[str, int] = Field(default_factory=dict)
 
     @property
     def num_shards(self) -> dict[str, int]:

@@ -18,6 +18,8 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 from rich.text import Text
 
+from manifests.errors import OutputClosed
+
 # Controls (C0, DEL, C1), line separators, halves of characters, and what shows nothing or turns the text around.
 _HIDDEN = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
@@ -97,9 +99,12 @@ def csv_text(rows: Iterable[Sequence[Any]], end: str = "\n") -> str:
 
 
 def tell(*lines: str, flush: bool = False) -> None:
-    """Lines on stdout."""
-    for line in lines:
-        print(for_terminal(line), flush=flush)
+    """Lines on stdout. Raises OutputClosed where nobody reads them any more."""
+    try:
+        for line in lines:
+            print(for_terminal(line), flush=flush)
+    except BrokenPipeError as error:
+        raise OutputClosed from error
 
 
 class PlainConsole(Console):
@@ -114,6 +119,10 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """The text that a string is shown as."""
         return super().render_str(for_terminal(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """What rich calls where nobody reads: raises OutputClosed."""
+        raise OutputClosed
 
     def status(self, status: RenderableType, **options: Any) -> Status:
         """A line that changes while something goes on, on a terminal."""

@@ -94,18 +94,24 @@ def decode_array(data: bytes) -> np.ndarray:
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
-def npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
-    """(shape, dtype, where the values begin) of .npy bytes. Raises ValueError unless it is an array of numbers."""
+def npy_header(
+    data: bytes, with_fields: bool = False, size: int | None = None
+) -> tuple[tuple[int, ...], np.dtype, int]:
+    """(shape, dtype, where the values begin) of .npy bytes. Raises ValueError unless it is an array of numbers.
+
+    with_fields: or of rows with named fields of numbers. size: of the file, where the bytes are only its beginning.
+    """
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
     except Exception as error:  # the header is a literal of Python, whose parser has errors of its own
-        raise ValueError(f"not a readable npy file ({type(error).__name__})") from error
-    if dtype.kind not in "fiub":
+        raise ValueError("not a readable npy file: its header is damaged or cut") from error
+    fields = [each[0].base for each in dtype.fields.values()] if with_fields and dtype.fields else [dtype]
+    if not all(field.kind in "fiub" for field in fields):
         raise ValueError(f"an npy file of {str(dtype)[:40]}; numbers are needed (pickles are never opened)")
-    if min(shape, default=0) < 0 or max(shape, default=0) > len(data):
+    if min(shape, default=0) < 0 or max(shape, default=0) > (len(data) if size is None else size):
         raise ValueError(f"its header announces {str(shape)[:60]}, more than its bytes hold")
     return shape, dtype, file.tell()
 

@@ -26,6 +26,7 @@ from manifests.plain_text import PlainConsole, log_to_stderr, tell
 from manifests.presets import load_preset, preset_names
 from manifests.records import json_text
 from pipeline.arguments import PROGRAM, RETRY_KINDS, pipeline_parser
+from pipeline.formats.source_files import in_words
 from pipeline.jobs.time_limits import leaving
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _build(options: argparse.Namespace, console: Console) -> int:
     plan, jobs = make_plan(recipe, options.source, options.out)
     size = estimate_bytes(plan, num_objects(jobs))
     line = f"{_plan_line(plan, jobs)}, about {size / 1e9:.2g} GB"
-    for note in plan.notes:
+    for note in (*plan.notes, *filter(None, [in_words(plan.passed_over)])):
         console.print(f"warning: {note}", style="yellow")
     if options.dry_run:
         refuse_other_build(plan, jobs)
@@ -111,8 +112,7 @@ def _retry_kinds(text: str) -> frozenset[str]:
 def _report(summary: Summary, plan: Plan, what: str, options: argparse.Namespace, console: Console) -> int:
     """Shows how a build or a view set ended; the exit code."""
     skipped = "".join(f", {n:,} skipped: {reason}" for reason, n in summary.skipped.items())
-    expected = f" ({summary.expected:,} expected)" if summary.expected else ""
-    console.print(f"{what}: {summary.samples:,} objects, {len(summary.failures):,} failures{expected}{skipped}")
+    console.print(f"{what}: {summary.in_words()}{skipped}")
     for failure in summary.failures[:10]:
         known = plan.table.expected_failures.get(failure.id)
         why = f" (expected: {known})" if known else ""
@@ -222,8 +222,10 @@ def _check_lines(
         yield f"  {split}: {sum(counts.values()):,} objects, {len(counts)} classes"
         for name, n in sorted(counts.items()):
             yield f"    {name or 'no class':24} {n:>8,} {'#' * max(1, round(32 * n / widest))}"
-    for kind, n in sorted(found.warnings.items()):
-        yield f"  warning: {kind}: {n:,}"
+    for kind, n in sorted(found.warnings.items(), key=lambda each: (-each[1], each[0])):
+        yield f"  warning: {kind}: {n:,} ({', '.join(found.warning_examples[kind])})"
+    if found.passed_over:
+        yield f"  source: {in_words(found.passed_over)}"
     sets = {f"views/{name}: ": failures for name, failures in found.view_failures.items()}
     for prefix, failures in {"": found.failures, **sets}.items():
         for failure in failures:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 MAX_VALENCE = 64  # of the faces around a vertex no more than these are averaged
+_EXACT = 1 << 21  # vertices
+_ROUNDING = 4e-7  # of a corner's distance from the line through the two others, where all are below 1
 
 
 def weld(vertices: np.ndarray) -> np.ndarray:
@@ -34,6 +36,42 @@ def unique_faces(faces: np.ndarray) -> np.ndarray:
     same = np.zeros(len(order), bool)
     same[1:] = (np.diff(low[order]) == 0) & (np.diff(middle[order]) == 0) & (np.diff(high[order]) == 0)
     return np.sort(proper[order[~same]])
+
+
+def undrawn_faces(vertices: np.ndarray, faces: np.ndarray) -> tuple[int, int]:
+    """(faces without an area, faces with the same corners as one before them): those of which a picture shows nothing.
+
+    vertices: (V, 3) within about 1 of the origin, as they are drawn. faces: (F, 3). Without an area is also what
+    rounding to float32 may make a sliver of. Cheaper than to find which faces they are.
+    """
+    first = weld(vertices)
+    one, two, three = (first.take(faces[:, corner]) for corner in range(3))
+    low, high = np.minimum(one, two), np.maximum(one, two)
+    low, middle, high = np.minimum(low, three), np.maximum(low, np.minimum(high, three)), np.maximum(high, three)
+    flat = (low == middle) | (middle == high) | _are_slivers(vertices.astype(np.float32), faces)
+    zero_area = int(np.count_nonzero(flat))
+    if len(vertices) > _EXACT:  # three of them do not fit a number of 64 bits
+        different = len(unique_faces(np.stack([low, middle, high], axis=1)[~flat]))
+    else:
+        names = np.sort(((low * len(vertices) + middle) * len(vertices) + high)[~flat])
+        different = int(np.count_nonzero(np.diff(names))) + (len(names) > 0)
+    return zero_area, len(faces) - zero_area - different
+
+
+def _are_slivers(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """bool (F,), which faces' corners are on one line, up to what float32 leaves of places below 1.
+
+    Axis by axis: of a million faces that is three times as fast as `face_normals` of their corners.
+    """
+    edges = []
+    for axis in range(3):
+        column = np.ascontiguousarray(vertices[:, axis])
+        start, one, two = (column.take(faces[:, corner]) for corner in range(3))
+        edges.append((one - start, two - start))
+    (ax, bx), (ay, by), (az, bz) = edges
+    area = (ay * bz - az * by) ** 2 + (az * bx - ax * bz) ** 2 + (ax * by - ay * bx) ** 2
+    longest = np.maximum(ax**2 + ay**2 + az**2, bx**2 + by**2 + bz**2)
+    return area <= np.float32(_ROUNDING**2) * longest
 
 
 def face_normals(corners: np.ndarray) -> np.ndarray:

@@ -123,9 +123,10 @@ def _view(
     nearest = np.full(height * width, np.inf, np.float32)
     directions = pixel_rays(camera, range(height), range(width), preset.supersample)[hit, 3:]
     face, weights, depth = face[hit], weights[hit], depth[hit]
-    if surface.transparent:
+    met = np.zeros(height * width, bool) if surface.transparent else None
+    if met is not None:
         mixed = _mix(surface, preset, camera, directions, face, weights, depth)
-        nearest[hit] = mixed.depth
+        nearest[hit], met[hit] = mixed.depth, True
         if rgb is not None:
             rgb.reshape(-1, 3)[hit] = mixed.colors(preset)
     elif len(hit):
@@ -133,7 +134,8 @@ def _view(
         if rgb is not None:
             b1, b2 = np.ascontiguousarray(weights[:, 0, 1:].T)
             rgb.reshape(-1, 3)[hit] = to_bytes(shade(surface, preset, camera, directions, face[:, 0], b1, b2)[:, :3])
-    return finish(camera, preset, rgb, nearest.reshape(height, width))
+    shape = (height, width)
+    return finish(camera, preset, rgb, nearest.reshape(shape), None if met is None else met.reshape(shape))
 
 
 def _mix(

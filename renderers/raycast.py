@@ -62,14 +62,15 @@ def _draw(scene: o3d.t.geometry.RaycastingScene, surface: Surface, preset: MeshV
     rays = pixel_rays(camera, rows, columns, scale)
     depth = np.full((height, width), np.inf, np.float32)
     rgb = blank(preset, height, width) if "rgb" in preset.channels else None
+    met = np.zeros((height, width), bool) if surface.transparent else None
     if len(rays):
         window = np.s_[rows.start : rows.stop, columns.start : columns.stop]
         shape = (len(rows), len(columns))
-        if surface.transparent:
-            colors, depths = _cast_layers(scene, surface, preset, camera, rays, rgb is not None)
-            depth[window] = depths.reshape(shape)
+        if met is not None:
+            layers = _cast_layers(scene, surface, preset, camera, rays, rgb is not None)
+            depth[window], met[window] = layers.depth.reshape(shape), layers.met.reshape(shape)
             if rgb is not None:
-                rgb[window] = colors.reshape(*shape, 3)
+                rgb[window] = layers.colors(preset).reshape(*shape, 3)
         else:
             distance, face, b1, b2 = _cast(scene, rays)
             depth[window] = distance.reshape(shape)
@@ -79,7 +80,7 @@ def _draw(scene: o3d.t.geometry.RaycastingScene, surface: Surface, preset: MeshV
                 row, column = np.divmod(hit, len(columns))
                 pixel = (row + rows.start) * width + column + columns.start
                 rgb.reshape(-1, 3)[pixel] = to_bytes(light)
-    return finish(camera, preset, rgb, depth)
+    return finish(camera, preset, rgb, depth, met)
 
 
 def _window(vertices: np.ndarray, camera: Camera, scale: int) -> tuple[range, range]:
@@ -112,8 +113,8 @@ def _cast_layers(
     camera: Camera,
     rays: np.ndarray,
     with_rgb: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 colours (N, 3) and depths (N,) of rays that go on behind transparent surfaces, MAX_LAYERS at most."""
+) -> Layers:
+    """What rays (N, 6) meet that go on behind transparent surfaces, MAX_LAYERS at most."""
     layers = Layers(len(rays), with_rgb)
     travelled = np.zeros(len(rays), np.float32)
     live = np.arange(len(rays))
@@ -132,4 +133,4 @@ def _cast_layers(
         live = live[onward]
         if not len(live):
             break
-    return layers.colors(preset), layers.depth
+    return layers

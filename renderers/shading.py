@@ -263,17 +263,20 @@ def to_bytes(color: np.ndarray) -> np.ndarray:
 class Layers:
     """Front-to-back mix of transparent surfaces along N rays.
 
-    depth: float32 (N,), of the first surface with alpha of at least one half, +inf without such a surface.
+    depth: float32 (N,), of the first surface with alpha of at least one half, +inf without such a surface. met: bool
+    (N,), whether there was any surface.
     """
 
     def __init__(self, num_rays: int, with_rgb: bool) -> None:
         self._color = np.zeros((num_rays, 3), np.float32) if with_rgb else None
         self._through = np.ones(num_rays, np.float32)
         self.depth = np.full(num_rays, np.inf, np.float32)
+        self.met = np.zeros(num_rays, bool)
 
     def add(self, live: np.ndarray, shaded: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """Adds the next surface of rays `live` (L,): shaded (L, 4), depth (L,). Which of them go on, bool (L,)."""
         alpha = np.clip(shaded[:, 3], 0, 1)
+        self.met[live] = True
         if self._color is not None:
             self._color[live] += (self._through[live] * alpha)[:, None] * np.clip(shaded[:, :3], 0, 1)
         solid = (alpha >= 0.5) & np.isinf(self.depth[live])
@@ -294,13 +297,29 @@ def blank(preset: MeshViews, height: int, width: int) -> np.ndarray:
     return rgb
 
 
-def finish(camera: Camera, preset: MeshViews, rgb: np.ndarray | None, depth: np.ndarray) -> View:
-    """A view from uint8 (s H, s W, 3) and float32 (s H, s W), s = supersample: mean colour and nearest depth."""
+def finish(
+    camera: Camera, preset: MeshViews, rgb: np.ndarray | None, depth: np.ndarray, met: np.ndarray | None = None
+) -> View:
+    """A view from uint8 (s H, s W, 3) and float32 (s H, s W), s = supersample: mean colour and nearest depth.
+
+    met: bool (s H, s W), where there are faces, of an object with transparent ones. Coverage is of what the stored
+    pictures show: solid faces, and with RGB also those that only it shows.
+    """
     scale = preset.supersample
-    coverage = np.count_nonzero(depth < np.inf) / depth.size
+    seen: np.ndarray = depth < np.inf
+    if met is not None and rgb is not None:
+        seen = seen | (met & (rgb != blank(preset, 1, 1)).any(axis=2))
+    coverage = np.count_nonzero(seen) / seen.size
     if scale > 1:
-        depth = depth.reshape(camera.height, scale, camera.width, scale).min(axis=(1, 3))
+        blocks = (camera.height, scale, camera.width, scale)
+        depth = depth.reshape(blocks).min(axis=(1, 3))
+        met = None if met is None else np.asarray(met.reshape(blocks).any(axis=(1, 3)))
         if rgb is not None:
-            mean = rgb.reshape(camera.height, scale, camera.width, scale, 3).mean(axis=(1, 3))
-            rgb = np.rint(mean).astype(np.uint8)
-    return View(camera, rgb=rgb, depth=depth if "depth" in preset.channels else None, coverage=coverage)
+            rgb = np.rint(rgb.reshape(*blocks, 3).mean(axis=(1, 3))).astype(np.uint8)
+    return View(
+        camera,
+        rgb=rgb,
+        depth=depth if "depth" in preset.channels else None,
+        coverage=coverage,
+        seen_through=None if met is None else met & np.isinf(depth),
+    )

@@ -52,6 +52,9 @@ class Dataset(Protocol):
     def notes(self, options: Options, table: DatasetTable) -> tuple[str, ...]:
         """What a person should know about the choice of objects, one line each."""
 
+    def passed_over(self, options: Options, root: Path | None) -> dict[str, int]:
+        """Suffix -> number of files of the source that look like shapes and are not read."""
+
 
 DEFAULTS: dict[str, object] = {
     "NEEDS_SOURCE": True,
@@ -61,6 +64,7 @@ DEFAULTS: dict[str, object] = {
     "complete": lambda table, root: table,
     "shortfalls": count_shortfalls,
     "notes": lambda options, table: (),
+    "passed_over": lambda options, root: {},
 }
 
 

@@ -16,7 +16,7 @@ from pipeline.datasets.options import DatasetOptions
 from pipeline.formats.file_list import listed_assets
 from pipeline.formats.mesh import MESH_SUFFIXES, read_mesh
 from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.source_files import list_files, plain_name
+from pipeline.formats.source_files import in_words, list_files, passed_over_files, plain_name
 
 SPLITS = ("train", "val", "test")
 
@@ -59,7 +59,14 @@ def own_files(root: Path, listing: str | None, suffixes: Collection[str]) -> Ite
             class_name=plain_name(classes[0]) if classes else None,
         )
     if not found:
-        raise Refused(f"no file to read in {root}: looked for {', '.join(suffixes)}")
+        others = in_words(passed_over_files(root, suffixes))
+        looked = f"no file to read in {root}: looked for {', '.join(suffixes)}"
+        raise Refused(f"{looked}; {others}" if others else looked)
+
+
+def passed_over(options: Listing, root: Path | None) -> dict[str, int]:
+    """Suffix -> number of files that look like shapes and are no mesh files that are read."""
+    return {} if root is None or options.listing is not None else passed_over_files(root, MESH_SUFFIXES)
 
 
 def read(asset: Asset, root: Path, options: Listing | None = None) -> RawShape:

@@ -1,4 +1,4 @@
-"""Anyone's own clouds: ply, pcd, npy and text files, in folders as `meshes` or as a listing names them."""
+"""Anyone's own clouds: ply, pcd, npy, npz and text files, in folders as `meshes` or as a listing names them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from manifests.records import Asset
 from pipeline.datasets.meshes import Listing, own_files
 from pipeline.formats.point_cloud import CLOUD_SUFFIXES, read_cloud
 from pipeline.formats.raw_shape import RawShape
+from pipeline.formats.source_files import passed_over_files
 
 OPTIONS = Listing
 
@@ -20,6 +21,11 @@ def assets(root: Path, table: DatasetTable, options: Listing) -> Iterator[Asset]
     Raises Refused when there is no such file, or when the listing is wrong.
     """
     yield from own_files(root, options.listing, CLOUD_SUFFIXES)
+
+
+def passed_over(options: Listing, root: Path | None) -> dict[str, int]:
+    """Suffix -> number of files that look like shapes and are no clouds that are read."""
+    return {} if root is None or options.listing is not None else passed_over_files(root, CLOUD_SUFFIXES)
 
 
 def read(asset: Asset, root: Path, options: Listing | None = None) -> RawShape:

@@ -16,7 +16,7 @@ from pipeline.formats.header_checks import check_header
 from pipeline.formats.obj import read_obj
 from pipeline.formats.off import read_off
 from pipeline.formats.ply import read_ply
-from pipeline.formats.raw_shape import RawShape, check_finite, with_places
+from pipeline.formats.raw_shape import RawShape, check_finite, with_places, without_strays
 from pipeline.formats.side_files import SideFiles
 from pipeline.formats.source_files import read_source
 from pipeline.formats.stl import read_stl
@@ -35,9 +35,10 @@ def read_faces(path: Path, root: Path) -> RawShape:
     return raw
 
 
-def read_mesh(path: Path, root: Path) -> RawShape:
+def read_mesh(path: Path, root: Path, keep_strays: bool = False) -> RawShape:
     """Reads off, obj, ply, stl, glb or gltf by its suffix; textures must lie below `root`.
 
+    keep_strays: keeps vertices that no face has, which are points where the file is read as a cloud.
     Raises ValueError with one line on what is wrong with the file.
     """
     data = read_source(root, path.relative_to(root).as_posix())
@@ -54,7 +55,7 @@ def read_mesh(path: Path, root: Path) -> RawShape:
         raw = read_stl(data)
     else:
         raw = read_gltf(data, suffix, files)
-    raw = check_finite(with_places(raw))
+    raw = check_finite(with_places(raw if keep_strays else without_strays(raw)))
     return raw if raw.mesh is None or len(raw.mesh.faces) < _LARGE else _slimmed(raw, raw.mesh)
 
 

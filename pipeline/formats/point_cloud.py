@@ -1,49 +1,56 @@
-"""Reads files of points: ply, pcd, npy and text with x y z in the first three columns.
+"""Reads files of points: ply, pcd, npy, npz and text.
 
-Columns 4 to 6 are colours where their values are those of colours (whole numbers of 0..255, or 0..1 that are not unit
-vectors); any other column, such as a normal or an intensity, is passed over with a warning.
+What a column is, its name says, or its values where it has no name (`pipeline.formats.cloud_columns`). Any other
+column, such as a normal or an intensity, is passed over, and points whose place is not finite are left out: both are
+warnings.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import re
-import warnings
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from manifests.samples import npy_header
+from pipeline.formats.cloud_columns import MAX_COLUMNS, as_float64, named_cloud, scaled_colors, unnamed_cloud
 from pipeline.formats.mesh import read_mesh
-from pipeline.formats.raw_shape import RawShape, check_finite
+from pipeline.formats.pcd import read_pcd
+from pipeline.formats.raw_shape import RawShape, check_finite, placed, with_places
 from pipeline.formats.source_files import read_source
+from pipeline.formats.text_cloud import read_text_cloud
 
-TEXT_SUFFIXES = (".txt", ".xyz", ".csv", ".pts")
-CLOUD_SUFFIXES = (".ply", ".pcd", ".npy", *TEXT_SUFFIXES)
-_NUMBER = re.compile(rb"[-+]?(?:\d|\.\d|nan|inf)", re.IGNORECASE)
-_MAX_COLUMNS = 64
-_PCD_TYPES = {"F": {4: "<f4", 8: "<f8"}, "U": {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}}
-_PCD_TYPES["I"] = {1: "i1", 2: "<i2", 4: "<i4", 8: "<i8"}
+TEXT_SUFFIXES = (".txt", ".xyz", ".csv", ".pts", ".asc")
+CLOUD_SUFFIXES = (".ply", ".pcd", ".npy", ".npz", *TEXT_SUFFIXES)
+PLACES = (  # names of arrays, of which the first that is there counts
+    *("points", "xyz", "pos", "position", "positions", "pc", "pcd", "point_cloud", "pointcloud", "coord", "coords"),
+    *("vertices", "verts", "cloud"),
+)
+COLORS = ("colors", "color", "colours", "colour", "rgb", "rgbs")
+_BESIDE = (*COLORS, "normal")  # beginnings of the names of arrays that are no places
+_MAX_BYTES = 1 << 28  # of an array of an archive, whose packed bytes may be few
+_HEADER = 1 << 16
 
 
 def read_cloud(root: Path, relative: str) -> RawShape:
     """The points of one file of a source. Raises ValueError with one line on what is wrong with it."""
     suffix = Path(relative).suffix.lower()
     if suffix == ".ply":
-        return _without_faces(read_mesh(root / relative, root))
+        return _without_faces(read_mesh(root / relative, root, keep_strays=True))
     if suffix not in CLOUD_SUFFIXES:
         raise ValueError(f"a {suffix or 'nameless'} file is no cloud; read are {', '.join(CLOUD_SUFFIXES)}")
     data = read_source(root, relative)
     if suffix == ".npy":
-        raw = _from_table(_npy(data))
+        raw = _from_array(_npy(data))
+    elif suffix == ".npz":
+        raw = _npz(data)
     elif suffix == ".pcd":
-        raw = _pcd(data)
+        raw = read_pcd(data)
     else:
-        rows = _text(data)
-        if suffix == ".pts" and rows.shape[1] == 7:  # x y z intensity r g b
-            rows = rows[:, [0, 1, 2, 4, 5, 6, 3]]
-        raw = _from_table(rows)
+        raw = read_text_cloud(data, intensity_first=suffix == ".pts")
     return check_finite(raw)
 
 
@@ -58,109 +65,104 @@ def _without_faces(raw: RawShape) -> RawShape:
     )
 
 
-def _from_table(rows: np.ndarray) -> RawShape:
-    """A shape of rows float64 (N, 3 or more)."""
-    if rows.shape[1] < 3:
-        raise ValueError(f"{rows.shape[1]} columns; x, y and z are needed")
-    points, rest = rows[:, :3], rows[:, 3:]
-    colors = _colors(rest[:, :3]) if rest.shape[1] >= 3 else None
-    over = rest.shape[1] - (0 if colors is None else 3)
-    return RawShape(points=points, colors=colors, warnings={"columns passed over": over} if over else {})
-
-
-def _colors(values: np.ndarray) -> np.ndarray | None:
-    """uint8 (N, 3) of three columns that look like colours, else None."""
-    if not np.isfinite(values).all() or values.min() < 0:
-        return None
-    if values.max() > 1:
-        return values.astype(np.uint8) if values.max() <= 255 and (values == np.rint(values)).all() else None
-    unit = np.abs(np.linalg.norm(values, axis=1) - 1) < 1e-3
-    return None if unit.mean() > 0.9 else np.rint(values * 255).astype(np.uint8)
-
-
 def _npy(data: bytes) -> np.ndarray:
-    shape, dtype, start = npy_header(data)
-    if len(shape) != 2:
-        raise ValueError(f"an array of shape {str(shape)[:60]}; (N, 3) or (N, 6) is needed")
+    """The array of .npy bytes: of numbers, or of rows with named fields. Raises ValueError on anything else."""
+    shape, dtype, start = npy_header(data, with_fields=True)
     if math.prod(shape) * dtype.itemsize > len(data) - start:
         raise ValueError(f"its header announces {str(shape)[:60]}, more than its bytes hold: cut, or lying")
-    rows = np.load(io.BytesIO(data), allow_pickle=False)
-    return np.asarray(rows[:, :_MAX_COLUMNS], np.float64)
+    return np.load(io.BytesIO(data), allow_pickle=False)
 
 
-def _text(data: bytes) -> np.ndarray:
-    """Rows of numbers between blanks, commas or semicolons, without comments, a title line or a count of points."""
-    if b"\0" in data[:4096]:
-        raise ValueError("not a text file")
-    lines = [line for line in re.sub(rb"(#|//)[^\r\n]*", b"", data).splitlines() if line.strip()]
-    if lines and not _NUMBER.match(lines[0].lstrip()):
-        lines = lines[1:]  # names of columns
-    if lines and len(lines[0].split()) == 1 and lines[0].strip().isdigit():
-        lines = lines[1:]  # a .pts file begins with the number of its points
-    if not lines:
-        raise ValueError("no row of numbers")
-    width = len(re.split(rb"[\s,;]+", lines[0].strip(b" \t,;")))
-    if not 3 <= width <= _MAX_COLUMNS:
-        raise ValueError(f"{width} columns; x, y and z are needed")
-    body = re.sub(rb"[,;]", b" ", b"\n".join(lines))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)
-        try:
-            numbers = np.fromstring(body, dtype=np.float64, sep=" ")
-        except (DeprecationWarning, ValueError) as error:
-            raise ValueError("something that is no number stands among the numbers") from error
-    if len(numbers) != width * len(lines):
-        raise ValueError(f"{len(lines)} rows of {width} numbers expected, {len(numbers)} numbers there")
-    return numbers.reshape(-1, width)
+def _from_array(array: np.ndarray, colors: np.ndarray | None = None) -> RawShape:
+    """A cloud of an array (N, 3 or more), also with an axis of length 1 before, or of rows with the fields x, y and z.
+
+    colors: (N, 3 or more), that stand in an array of their own.
+    """
+    if array.dtype.names is not None:
+        return _from_fields(array.reshape(-1))
+    if array.ndim == 3 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 2:
+        raise ValueError(f"an array of shape {str(array.shape)[:60]}; (N, 3) or (N, 6) is needed")
+    if array.shape[1] > MAX_COLUMNS:
+        raise ValueError(f"an array of shape {array.shape}; (N, 3) is needed: transpose it?")
+    rows = as_float64(array)
+    if colors is None:
+        return unnamed_cloud(rows)
+    if rows.shape[1] > 3:
+        rows = rows[:, :3]
+    raw = unnamed_cloud(rows)  # which says what is wrong with the shape
+    scaled = scaled_colors(as_float64(colors[:, :3]), placed(rows))
+    over = {"columns passed over": array.shape[1] - 3} if array.shape[1] > 3 else {}
+    return raw if scaled is None else with_places(RawShape(points=rows, colors=scaled, warnings=over))
 
 
-def _pcd(data: bytes) -> RawShape:
-    """A PCD v0.7 file, ascii or binary. Source: pointclouds.org, The PCD file format."""
-    found = re.search(rb"^DATA[ \t]+(\w+)[ \t]*\r?\n", data[: 1 << 16], re.MULTILINE)
-    if not found:
-        raise ValueError("a PCD file without DATA")
-    lines = (line.split() for line in data[: found.start()].decode("latin-1").splitlines() if line.strip())
-    header = {words[0]: words[1:] for words in lines if not words[0].startswith("#")}
-    kind, body = found[1].decode(), data[found.end() :]
+def _from_fields(rows: np.ndarray) -> RawShape:
+    """A cloud of rows (N,) with named fields; one of three numbers counts as x, y and z, or red, green and blue."""
+    names: list[str] = []
+    columns: list[np.ndarray] = []
+    for name in rows.dtype.names or ():
+        values = rows[name].reshape(len(rows), -1)
+        parts = "rgb" if name.lower().startswith(COLORS) else "xyz"
+        if values.shape[1] == 1:
+            names.append(name)
+        else:
+            names += [f"{name}_{parts[i] if values.shape[1] == 3 else i}" for i in range(values.shape[1])]
+        columns += list(values.T)
+    return named_cloud(columns, names)
+
+
+def _npz(data: bytes) -> RawShape:
+    """The cloud of an archive of arrays: the first of PLACES that it has, else its only (N, 3 or more), and COLORS."""
     try:
-        names = header["FIELDS"]
-        sizes, counts = [int(v) for v in header["SIZE"]], [int(v) for v in header.get("COUNT", ["1"] * len(names))]
-        num_points = int(header["POINTS"][0])
-        types = [_PCD_TYPES[t][s] for t, s in zip(header["TYPE"], sizes, strict=True)]
-        fields = list(zip(names, types, counts, strict=True))
-    except (KeyError, ValueError, IndexError) as error:
-        raise ValueError("a PCD header that does not describe its fields") from error
-    if num_points < 0 or min(counts, default=1) < 1 or sum(counts) > _MAX_COLUMNS:
-        raise ValueError("a PCD header with counts that are none")
-    columns = [f"{name}.{i}" if i else name for name, _, count in fields for i in range(count)]
-    flat = [type for _, type, count in fields for _ in range(count)]
-    if not {"x", "y", "z"} <= set(columns) or len(set(columns)) != len(columns):
-        raise ValueError(f"a PCD file with the fields {' '.join(names)[:80]}; x, y and z are needed")
-    values: dict[str, np.ndarray] | np.ndarray  # by the name of a column
-    if kind == "ascii":
-        rows = _text(body)
-        if rows.shape != (num_points, len(columns)):
-            raise ValueError(f"its header announces {num_points:,} points, {len(rows):,} are there: cut, or lying")
-        values = {name: rows[:, i] for i, name in enumerate(columns)}
-    elif kind == "binary":
-        dtype = np.dtype(list(zip(columns, flat, strict=True)))
-        if num_points * dtype.itemsize > len(body):
-            raise ValueError(f"its header announces {num_points:,} points, more than its bytes hold: cut, or lying")
-        values = np.frombuffer(body, dtype, num_points)
-    else:
-        raise ValueError(f"PCD data {kind} is not read: convert it to binary (pcl_convert_pcd_ascii_binary IN OUT 1)")
-    points = np.stack([np.asarray(values[axis], np.float64) for axis in "xyz"], axis=1)
-    kept = np.isfinite(points).all(axis=1)  # PCL writes NaN where a range camera saw nothing
-    lost = {} if kept.all() else {"points without a place": int((~kept).sum())}
-    name = next((n for n in ("rgb", "rgba") if n in columns), None)
-    colors = None if name is None else _packed(values[name], flat[columns.index(name)])
-    return RawShape(points=points[kept], colors=None if colors is None else colors[kept], warnings=lost)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            found = {i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")}
+            by_name = {name.lower(): name for name in reversed(found)}
+            name = next((by_name[each] for each in PLACES if each in by_name), None)
+            if name is None:
+                name = _only_cloud({each: _shape(archive, info) for each, info in found.items()})
+            array = _npy(_member(archive, found[name]))
+            beside = next((by_name[each] for each in COLORS if each in by_name and by_name[each] != name), None)
+            colors = None if beside is None else _npy(_member(archive, found[beside]))
+    except (MemoryError, ValueError):
+        raise
+    except Exception as error:  # zipfile and its unpackers raise whatever they trip over
+        raise ValueError("not a readable npz file: it is cut, packed in another way, or locked") from error
+    if colors is not None and (colors.ndim != 2 or colors.shape[1] < 3 or len(colors) != array.size // array.shape[-1]):
+        colors = None
+    raw = _from_array(array, colors)
+    over = len(found) - 1 - (colors is not None)
+    return replace(raw, warnings={**raw.warnings, "arrays passed over": over}) if over else raw
 
 
-def _packed(values: np.ndarray, type: str) -> np.ndarray:
-    """uint8 (N, 3) of colours packed as 0xRRGGBB into a number or into the bits of a float32."""
-    if type == "<f4":
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    else:
-        bits = np.asarray(values).astype(np.int64).astype(np.uint32)
-    return np.stack([(bits >> shift) & 255 for shift in (16, 8, 0)], axis=1).astype(np.uint8)
+def _only_cloud(shapes: dict[str, tuple[int, ...]]) -> str:
+    """The name of the one array that has a cloud's shape. Raises ValueError, with the names, where it is not one."""
+    clouds = [
+        name
+        for name, shape in shapes.items()
+        if len(shape) in (1, 2) and (len(shape) == 1 or shape[1] >= 3) and not name.lower().startswith(_BESIDE)
+    ]
+    if len(clouds) != 1:
+        seen = ", ".join(f"{name} {shape}" for name, shape in shapes.items())[:120] or "no array"
+        which = "several may be the cloud" if clouds else f"none of them is (N, 3) or named {', '.join(PLACES[:4])}"
+        raise ValueError(f"an npz file of {seen}: {which}; name it points")
+    return clouds[0]
+
+
+def _shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...]:
+    """The shape of an array of an archive: one axis for rows with named fields; () where it is none of numbers."""
+    with archive.open(info) as file:
+        head = file.read(_HEADER)
+    try:
+        shape, dtype, _ = npy_header(head, with_fields=True, size=info.file_size)
+    except ValueError:
+        return ()
+    if dtype.names is not None:
+        return (math.prod(shape),)
+    return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape if len(shape) > 1 else ()
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if info.file_size > _MAX_BYTES:
+        raise ValueError(f"its array {info.filename[:60]} announces {info.file_size:,} bytes, more than {_MAX_BYTES:,}")
+    return archive.read(info)

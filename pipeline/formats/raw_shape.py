@@ -108,7 +108,7 @@ def without_lost(
 
     Raises ValueError when a face has one of them.
     """
-    lost = ~np.isfinite(vertices).all(axis=1)
+    lost = ~placed(vertices)
     if not lost.any():
         return vertices, faces, colors
     if lost[faces].any():
@@ -141,6 +141,11 @@ def check_finite(raw: RawShape) -> RawShape:
     return raw
 
 
+def placed(points: np.ndarray) -> np.ndarray:
+    """bool (N,), which of points (N, 3) are finite."""
+    return np.asarray(np.isfinite(points).all(axis=1))
+
+
 def with_places(raw: RawShape) -> RawShape:
     """The same cloud without rows that have no place, as range cameras write where they saw nothing; they are counted.
 
@@ -148,7 +153,7 @@ def with_places(raw: RawShape) -> RawShape:
     """
     if raw.mesh is not None or raw.points is None or not len(raw.points):
         return raw
-    kept = np.isfinite(raw.points).all(axis=1)
+    kept = placed(raw.points)
     if kept.all():
         return raw
     if not kept.any():
@@ -160,3 +165,25 @@ def with_places(raw: RawShape) -> RawShape:
         parts=None if raw.parts is None else raw.parts[kept],
         warnings={**raw.warnings, NO_PLACE: int(np.count_nonzero(~kept))},
     )
+
+
+def without_strays(raw: RawShape) -> RawShape:
+    """The same mesh without vertices that no face has, so that centre and scale are of its surface; they are counted.
+
+    The other vertices and all faces keep their order.
+    """
+    if raw.mesh is None:
+        return raw
+    used = np.zeros(len(raw.mesh.vertices), bool)
+    used[raw.mesh.faces.reshape(-1)] = True
+    strays = len(used) - int(np.count_nonzero(used))
+    if not strays:
+        return raw
+    colors, number = raw.mesh.vertex_colors, np.cumsum(used) - 1
+    mesh = replace(
+        raw.mesh,
+        vertices=raw.mesh.vertices[used],
+        faces=number[raw.mesh.faces],
+        vertex_colors=None if colors is None else colors[used],
+    )
+    return replace(raw, mesh=mesh, warnings={**raw.warnings, "vertices without a face": strays})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PASSED_OVER = (".", "__MACOSX")  # hidden files, and what a Mac puts into archives
+_MESHES = (
+    *(".off", ".obj", ".ply", ".stl", ".glb", ".gltf", ".fbx", ".dae", ".usd", ".usda", ".usdc", ".usdz", ".blend"),
+    *(".3ds", ".3mf", ".max", ".c4d", ".ma", ".mb", ".skp", ".lwo", ".x3d", ".x3db", ".x3dv", ".wrl", ".vrml", ".vtk"),
+    *(".vtp", ".abc", ".amf", ".msh", ".step", ".stp", ".iges", ".igs", ".brep", ".drc", ".vrm"),
+)
+_CLOUDS = (".pcd", ".npy", ".npz", ".xyz", ".pts", ".ptx", ".las", ".laz", ".e57", ".asc", ".h5", ".hdf5", ".mat")
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")
+SHAPES = (*_MESHES, *_CLOUDS, *(a + b for a in (*_MESHES, *_CLOUDS, ".txt", ".csv") for b in _PACKED))
 
 
 class Fingerprint(NamedTuple):
@@ -108,6 +117,28 @@ def list_files(root: Path, suffixes: Collection[str]) -> Iterator[str]:
                 elif name.lower().endswith(wanted) or (entry.is_symlink() and os.path.isdir(entry.path)):
                     found.append(inside + name)
     return iter(sorted(found, key=lambda path: path.split("/")))
+
+
+def passed_over_files(root: Path, wanted: Collection[str]) -> dict[str, int]:
+    """How many files below `root` are shapes by their suffix and have none of the wanted ones: suffix -> files.
+
+    The most frequent come first. What is packed (.ply.gz) counts as its two suffixes together.
+    """
+    others = tuple(suffix for suffix in SHAPES if suffix not in wanted)
+    found: Counter[str] = Counter()
+    for path in list_files(root, others):
+        name = path.rpartition("/")[2].lower()
+        found.update(suffix for suffix in others if name.endswith(suffix))
+    return dict(sorted(found.items(), key=lambda each: (-each[1], each[0])))
+
+
+def in_words(passed_over: dict[str, int]) -> str:
+    """`12 files passed over: 7 .fbx, 5 .las` of the files of each suffix; empty where there are none."""
+    if not passed_over:
+        return ""
+    total = sum(passed_over.values())
+    kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in passed_over.items())
+    return f"{total:,} {'file' if total == 1 else 'files'} passed over: {kinds}"
 
 
 def plain_name(path: str) -> str:

@@ -42,7 +42,7 @@ def check(out: str, on_tar: OnTar = lambda tar: None, deep: bool = False) -> Fin
     """
     out = store.absolute(out)
     manifest = require_manifest(out, out)
-    found = Findings(complete=manifest.complete)
+    found = Findings(complete=manifest.complete, passed_over=manifest.passed_over)
     reading = VerifiedTars(found, on_tar, deep)
     if not manifest.complete:
         found.problems.append(f"{out}/manifest.json: the build is not finished; run it again")
@@ -182,7 +182,7 @@ def _check_shapes(
             found.blame(tar, f"{tar}: {sample.key}: {worded(error)}")
             continue
         counts[values["class"] or ""] += 1
-        found.warnings.update(warnings)
+        found.warn(sample.key, warnings)
         if values["num_faces"]:
             with_faces.add(sample.key)
     return record, frozenset(with_faces)
@@ -202,7 +202,7 @@ def _check_views(tar: str, view_set: ViewSetManifest, reading: VerifiedTars) -> 
     for sample in samples:
         try:
             values = view_values(sample, view_set, reading.deep)
-            found.warnings.update(warning_counts(values.get("warnings", [])))
+            found.warn(sample.key, warning_counts(values.get("warnings", [])))
         except (ValueError, *ODD) as error:
             found.blame(tar, f"{tar}: {sample.key}: {worded(error)}")
     if record.gates:

@@ -21,7 +21,9 @@ from manifests.errors import Refused
 from manifests.layout import BuildManifest, require_manifest, shapes_tar, view_set_names, views_tar
 from manifests.plain_text import html_page
 from manifests.records import Record, read_record, record_path
-from manifests.samples import COLORS, POINTS, Sample, decode_array
+from manifests.samples import COLORS, JSON, POINTS, Sample, decode_array, read_samples
+from pipeline.formats.source_files import in_words
+from pipeline.inspect.findings import EXAMPLES
 from pipeline.inspect.view_sheet import TILE, objects_of, view_tiles
 
 TEMPLATE = Path(__file__).with_name("gallery.html.j2")
@@ -45,19 +47,19 @@ def gallery(out: str, num_objects: int = 60, num_views: int = 6, split: str | No
     names = view_set_names(out)
     found = [objects_of(out, name, manifest.num_shards[name], names) for name in splits]
     cards = [_card(shape, views, num_views) for shape, views in islice(_in_turn(found), num_objects)]
-    records = _records(out, manifest, splits, names)
-    failures = [(name or "shapes", f) for name, of_set in records.items() for r in of_set for f in r.failures]
+    tars = _finished(out, manifest, splits, names)
+    failures = [(name or "shapes", f) for name, of_set in tars.items() for _, r in of_set for f in r.failures]
     if not cards and not failures:
         raise Refused(f"{out} has no finished shard to show")
     return html_page(
         TEMPLATE,
         title=f"{manifest.dataset}: {out.rstrip('/').rpartition('/')[2]}",
         complete=manifest.complete,
-        total=sum(record.count for record in records[""]),
+        total=sum(record.count for _, record in tars[""]),
         cards=cards,
         classes=sorted(Counter(card["class_name"] for card in cards).items()),
         view_sets=names,
-        counts=_counts(manifest, records),
+        counts=_counts(manifest, tars),
         failures=failures,
         most_failures=MAX_FAILURES,
         tile=TILE,
@@ -69,16 +71,18 @@ def _in_turn(iterators: list[Iterator[_Object]]) -> Iterator[_Object]:
     return (item for each in zip_longest(*iterators) for item in each if item is not None)
 
 
-def _records(out: str, manifest: BuildManifest, splits: list[str], names: list[str]) -> dict[str, list[Record]]:
-    """Finished records of the shapes ("") and of each view set."""
-    found: dict[str, list[Record]] = {"": [], **{name: [] for name in names}}
+def _finished(
+    out: str, manifest: BuildManifest, splits: list[str], names: list[str]
+) -> dict[str, list[tuple[str, Record]]]:
+    """Finished tars with their records, of the shapes ("") and of each view set."""
+    found: dict[str, list[tuple[str, Record]]] = {"": [], **{name: [] for name in names}}
     for split in splits:
         for shard in range(manifest.num_shards[split]):
-            for name, records in found.items():
+            for name, tars in found.items():
                 tar = views_tar(out, name, split, shard) if name else shapes_tar(out, split, shard)
                 record = read_record(record_path(tar))
                 if record is not None:
-                    records.append(record)
+                    tars.append((tar, record))
     return found
 
 
@@ -119,16 +123,36 @@ def _cloud(shape: Sample) -> str:
     return base64.b64encode(np.concatenate([place, colors], axis=1).tobytes()).decode()
 
 
-def _counts(manifest: BuildManifest, records: dict[str, list[Record]]) -> Iterator[tuple[str, str]]:
-    """(where, what) of every count beside the objects: splits, skipped objects, warnings."""
+def _examples(tars: dict[str, list[tuple[str, Record]]]) -> dict[tuple[str, str], list[str]]:
+    """(view set or "", type of warning) -> the first keys that have it. Of few tars, and of those the json alone."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, of_set in tars.items():
+        for tar, record in of_set:
+            if all(len(found.get((name, kind), ())) >= EXAMPLES for kind in record.warnings):
+                continue
+            with store.open_reading(tar) as file:
+                for _, sample in read_samples(file, lambda sample, suffix: suffix == JSON):
+                    for kind in {warning["type"] for warning in sample.json.get("warnings", [])}:
+                        keys = found.setdefault((name, kind), [])
+                        keys += [sample.key] if len(keys) < EXAMPLES else []
+    return found
+
+
+def _counts(manifest: BuildManifest, tars: dict[str, list[tuple[str, Record]]]) -> Iterator[tuple[str, str]]:
+    """(where, what) of every count beside the objects: splits, skipped objects, warnings with examples."""
     for split, counts in manifest.splits.items():
         yield f"split {split}", f"{counts.samples:,} objects, {counts.failures:,} failures"
-    for name, found in records.items():
-        skipped = Counter(s.reason for record in found for s in record.skipped)
+    if manifest.passed_over:
+        yield "source", in_words(manifest.passed_over)
+    examples = _examples(tars)
+    for name, found in tars.items():
+        place = f"views/{name}" if name else "shapes"
+        skipped = Counter(s.reason for _, record in found for s in record.skipped)
         warned: Counter[str] = Counter()
-        for record in found:
+        for _, record in found:
             warned.update(record.warnings)
         for reason, n in sorted(skipped.items()):
-            yield f"views/{name}", f"skipped: {reason}: {n:,}"
-        for kind, n in sorted(warned.items()):
-            yield (f"views/{name}" if name else "shapes"), f"warning: {kind}: {n:,}"
+            yield place, f"skipped: {reason}: {n:,}"
+        for kind, n in sorted(warned.items(), key=lambda each: (-each[1], each[0])):
+            keys = examples.get((name, kind))
+            yield place, f"warning: {kind}: {n:,}" + (f" ({', '.join(keys)})" if keys else "")

@@ -75,6 +75,7 @@ class BuildProgress:
             self._bar.update(self._bar.task_ids[0], completed=objects, rate=rate, failures=failures)
         elif time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
-            left = (self._total - objects) / max(objects / seconds, 1e-9)
-            line = f"{objects:,} of {self._total:,} objects, {rate}, {failures} failures, {left:.0f} s left"
+            line = f"{objects:,} of {self._total:,} objects, {rate}, {failures} failures"
+            if objects:  # before the first nobody knows how long the others take
+                line += f", {(self._total - objects) * seconds / objects:.0f} s left"
             self._console.print(line)

@@ -16,8 +16,9 @@ from pipeline.plan.plan import Job, Plan, ViewSet
 class Summary:
     """How a build or a view set ended.
 
-    failures: of assets (a build) or of the view set. skipped: reason -> count. samples: objects written. expected: how
-    many of the failures are of objects that the dataset's table knows to be broken.
+    failures: of assets (a build), then of objects in view sets, each object once. skipped: reason -> count. samples:
+    objects written. expected: how many of the failures are of objects that the dataset's table knows to be broken.
+    of_assets: how many of them are of assets; None for a view set alone.
     """
 
     samples: int
@@ -25,6 +26,7 @@ class Summary:
     skipped: dict[str, int]
     attempted: int
     expected: int = 0
+    of_assets: int | None = None
 
     @property
     def failed_fraction(self) -> float:
@@ -32,11 +34,23 @@ class Summary:
         attempted = self.attempted - self.expected
         return (len(self.failures) - self.expected) / attempted if attempted else 0.0
 
+    def in_words(self) -> str:
+        """`9 objects, 3 failures: 1 of assets, 2 of views`."""
+        failures = len(self.failures)
+        told = f"{self.samples:,} objects, {failures:,} failures"
+        if self.of_assets is None:
+            told += " of views"
+        told += f" ({self.expected:,} expected)" if self.expected else ""
+        if self.of_assets is not None and failures:
+            told += f": {self.of_assets:,} of assets, {failures - self.of_assets:,} of views"
+        return told
+
 
 def summed_up(plan: Plan, jobs: list[Job], finished: FinishedRecords) -> Summary:
     """What the records of a finished build say, those of the plan's view sets included."""
     records = [finished[shapes_tar(plan.out, job.split, job.shard)] for job in jobs]
     failures = [f for record in records for f in record.failures]
+    of_assets = len(failures)
     skipped: Counter[str] = Counter()
     for view_set in plan.view_sets:
         summary = view_set_summary(plan, jobs, view_set, finished)
@@ -45,7 +59,7 @@ def summed_up(plan: Plan, jobs: list[Job], finished: FinishedRecords) -> Summary
         skipped.update(summary.skipped)
     samples = sum(record.count for record in records)
     attempted = sum(len(job.assets) for job in jobs)
-    return Summary(samples, tuple(failures), dict(skipped), attempted, _expected(plan, failures))
+    return Summary(samples, tuple(failures), dict(skipped), attempted, _expected(plan, failures), of_assets)
 
 
 def _expected(plan: Plan, failures: Iterable[Failure]) -> int:

@@ -45,6 +45,7 @@ def of_build(out: str, manifest: BuildManifest, recipe: BuildRecipe) -> tuple[Pl
         assets_hash=manifest.assets_hash,
         view_sets=(),
         versions=library_versions(*LIBRARIES),
+        passed_over=manifest.passed_over,
     )
     return plan, cut_jobs(_listed_assets(out, manifest), recipe.seed, recipe.shard_size)
 

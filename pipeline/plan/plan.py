@@ -10,7 +10,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from manifests import store
@@ -49,7 +49,8 @@ class Job:
 class Plan:
     """Everything a worker must know. `source` is an absolute folder, or None for a made dataset or old shards.
 
-    notes: what a person should know about the choice of objects, one line each.
+    notes: what a person should know about the choice of objects, one line each. passed_over: suffix -> number of files
+    of the source that look like shapes and are not read.
     """
 
     recipe: BuildRecipe
@@ -63,6 +64,7 @@ class Plan:
     view_sets: tuple[ViewSet, ...]
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     @property
     def root(self) -> Path | None:
@@ -158,6 +160,7 @@ def _plan_and_jobs(recipe: BuildRecipe, source: str | None, out: str) -> tuple[P
         view_sets=view_sets,
         versions=library_versions(*LIBRARIES),
         notes=tuple(dataset_module(table).notes(recipe.options(), table)),
+        passed_over=dataset_module(table).passed_over(recipe.options(), root),
     )
     return plan, cut_jobs(assets, recipe.seed, recipe.shard_size)
 

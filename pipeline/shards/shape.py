@@ -12,6 +12,7 @@ from manifests.records import Asset
 from manifests.rng import generator
 from pipeline.formats.raw_shape import RawShape
 from renderers.geometry import Mesh, transform
+from renderers.normals import undrawn_faces
 from renderers.sampling import farthest_points, has_color, normalization, sample_surface
 
 
@@ -60,10 +61,10 @@ def make_shape(
     colors, parts = raw.colors, raw.parts
     vertices = None
     if raw.points is None:
-        mesh = cast(Mesh, raw.mesh)  # a RawShape without points has one
-        points, sampled = sample_surface(mesh, num_points, rng)
-        colors = sampled if has_color(mesh) else None
-        vertices = transform(turn, mesh.vertices)
+        surface = cast(Mesh, raw.mesh)  # a RawShape without points has one
+        points, sampled = sample_surface(surface, num_points, rng)
+        colors = sampled if has_color(surface) else None
+        vertices = transform(turn, surface.vertices)
     else:
         points = raw.points
         if len(points) > num_points:
@@ -74,16 +75,23 @@ def make_shape(
     turned = transform(turn, points)
     world_from_source = normalization(normalize, turned, vertices) @ turn
     points = transform(world_from_source, points).astype(np.float32)
+    mesh = None if raw.mesh is None else raw.mesh.transformed(world_from_source)
     order = prefix_order(points, fps_prefix)
     return Shape(
         asset=asset,
         points=np.ascontiguousarray(points[order]),
         colors=None if colors is None else np.ascontiguousarray(colors[order]),
         parts=None if parts is None else np.ascontiguousarray(parts[order]),
-        mesh=None if raw.mesh is None else raw.mesh.transformed(world_from_source),
+        mesh=mesh,
         world_from_source=world_from_source,
-        warnings=raw.warnings,
+        warnings=raw.warnings if mesh is None else raw.warnings | _undrawn(mesh),
     )
+
+
+def _undrawn(mesh: Mesh) -> dict[str, int]:
+    """Warnings about the faces of a normalised mesh that are not drawn."""
+    zero_area, double = undrawn_faces(mesh.vertices, mesh.faces)
+    return {kind: n for kind, n in (("zero-area faces", zero_area), ("double faces", double)) if n}
 
 
 def prefix_order(points: np.ndarray, fps_prefix: int) -> np.ndarray:

@@ -21,8 +21,10 @@ class ViewQuality:
     """What the gates find in one view.
 
     coverage: share of pixels that show the object (with `ground`, the ground as well). mask_iou: of RGB other than the
-    background and depth, or None where there is no such pair. border: share of the outermost pixels that show the
-    object. blank: why the view shows nothing, or None. forgiven: why that is no fault, or None.
+    background and depth, or None where there is no such pair; pixels of transparent faces alone, which depth leaves
+    out by rule, are not compared. border: share of the outermost pixels that show the object. blank: why the view shows
+    nothing, or None. forgiven: why that is no fault, or None. seen_through: share of the pixels that show the object
+    where depth has nothing of it.
     """
 
     coverage: float
@@ -30,29 +32,37 @@ class ViewQuality:
     border: float
     blank: str | None
     forgiven: str | None
+    seen_through: float = 0.0
 
 
 def judge(view: View, preset: DrawnViews, points: np.ndarray) -> ViewQuality:
     """Measures one view of an object with points float32 (N, 3), world frame."""
     mask = object_mask(view, preset)
     coverage = np.count_nonzero(mask) / mask.size if view.coverage is None else float(view.coverage)
-    iou = None
+    iou, through = None, 0.0
     if view.rgb is not None and view.depth is not None:
-        other = differs(view.rgb, preset.background)
-        union = np.count_nonzero(other | mask)
-        iou = np.count_nonzero(other & mask) / union if union else 1.0
+        other, solid = differs(view.rgb, preset.background), np.isfinite(view.depth)
+        if view.seen_through is not None:
+            through = float(np.mean(~solid[mask])) if mask.any() else 0.0
+            other &= ~view.seen_through
+        union = np.count_nonzero(other | solid)
+        iou = np.count_nonzero(other & solid) / union if union else 1.0
     with_ground = preset.draws == "mesh" and preset.ground
     blank = forgiven = None
     picture = view.rgb if view.rgb is not None else view.gray
     if not coverage:
         blank = "nothing of the object is in it"
-        if projected_width(points, view.camera) < preset.thin_px:
+        if view.seen_through is not None and view.seen_through.any():
+            blank = "the object is transparent there: its alpha is below one half, and depth shows solid faces only"
+            if view.rgb is not None:
+                blank = "the object is transparent there: its alpha is 0 or cut off, or its colour is the background's"
+        elif projected_width(points, view.camera) < preset.thin_px:
             forgiven = "thinner than a pixel"
     elif picture is not None and one_colour(picture):
         blank = "its picture is of one colour"
         if view.rgb is not None and not differs(view.rgb[:1, :1], preset.background).any():
             forgiven = "of the background's colour"
-    return ViewQuality(coverage, iou, 0.0 if with_ground else border_share(mask), blank, forgiven)
+    return ViewQuality(coverage, iou, 0.0 if with_ground else border_share(mask), blank, forgiven, through)
 
 
 def require_seen(judged: list[ViewQuality], preset: DrawnViews) -> None:
@@ -79,13 +89,21 @@ def warnings_of(judged: list[ViewQuality], preset: DrawnViews) -> Counter[str]:
             found["touches the border"] += 1
         if one.mask_iou is not None and one.mask_iou < preset.min_mask_iou:
             found["masks of RGB and depth differ"] += 1
+        if one.seen_through > 1 - preset.min_mask_iou:
+            found["transparent: shown by RGB and not by depth"] += 1
     return found
 
 
 def object_mask(view: View, preset: DrawnViews) -> np.ndarray:
-    """bool (H, W), where a view shows the object: by depth, else by RGB, else by a grey picture that is not white."""
+    """bool (H, W), where a view shows the object: by depth, else by RGB, else by a grey picture that is not white.
+
+    Transparent faces are in no depth; beside RGB they count where that shows them.
+    """
     if view.depth is not None:
-        return np.isfinite(view.depth)
+        solid = np.isfinite(view.depth)
+        if view.rgb is None or view.seen_through is None:
+            return solid
+        return solid | (view.seen_through & differs(view.rgb, preset.background))
     if view.rgb is not None:
         return differs(view.rgb, preset.background)
     gray = cast(np.ndarray, view.gray)  # a view has one of the three

@@ -97,6 +97,23 @@ def test_toml_comes_back_as_it_was(values: dict) -> None:
     assert digest(values) == digest(dict(reversed(values.items())))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_list_of_names_and_keys_inside_one_of_them_go_together(turned: bool) -> None:
+    typed = ['views=["rgb12", "depth10"]', "views.rgb12.image_size=64", "views.rgb30.fov_deg=50"]
+    changes = parse_changes(reversed(typed) if turned else typed)
+    assert changes == {"views": {"rgb12": {"image_size": 64}, "depth10": {}, "rgb30": {"fov_deg": 50}}}
+    assert merge({"views": {"realistic10": {}}, "seed": 1}, changes) == changes | {"seed": 1}  # the list replaces
+    assert merge({"views": {"realistic10": {}}}, parse_changes(typed[1:2]))["views"].keys() == {"realistic10", "rgb12"}
+
+
+def test_of_two_values_of_a_key_the_later_counts() -> None:
+    assert parse_changes(["a=1", "a=2"]) == {"a": 2}
+    assert parse_changes(["a.b=1", "a={b=2, c=3}", "a.c=4"]) == {"a": {"b": 2, "c": 4}}
+    assert parse_changes(["a=[1]", "a=[2]"]) == {"a": [2]}
+    with pytest.raises(Refused, match=r"a\.b: a was already given a value"):
+        parse_changes(["a=[1]", "a.b=2"])
+
+
 def test_first_difference_names_the_key() -> None:
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}) == "a.b: 1 -> 2"
     assert first_difference({"a": 1}, {"a": 1}) is None

@@ -235,9 +235,9 @@ def test_messy_clouds_through_a_listing(pipeline, tmp_path) -> None:
     (source / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = ("points", "--source", source, f"listing={source / 'list.jsonl'}", *FEW)
     found, failures, objects = built(pipeline, tmp_path / "out", *command)
-    assert set(objects) == {"good.npy", "good.txt", "again"}
+    assert set(objects) == {"good.npy", "good.txt", "again", "nan.npy"}
+    assert objects["nan.npy"]["warnings"] == [{"type": "points without a place", "count": 1}]
     assert {id: reason.split(" (")[0] for id, reason in failures.items()} == {
-        "nan.npy": "load: a point is not finite",
         "huge.npy": next(r for i, r in failures.items() if i == "huge.npy"),
         "one.npy": "sample: the object has no extent: all its points are one",
         "same.npy": "sample: the object has no extent: all its points are one",
@@ -247,8 +247,8 @@ def test_messy_clouds_through_a_listing(pipeline, tmp_path) -> None:
     }
     assert "is no length" in failures["huge.npy"]
     assert len(objects) + len(failures) == len(rows)
-    assert found["classes"] == {"all": {"thing": 2}, "test": {"thing": 1}}
-    assert found["view_sets"]["depth10"] == {"samples": 3, "failures": 0, "skipped": 0}
+    assert found["classes"] == {"all": {"thing": 3}, "test": {"thing": 1}}
+    assert found["view_sets"]["depth10"] == {"samples": 4, "failures": 0, "skipped": 0}
 
 
 def objaverse(folder: Path, without: str = "") -> dict[str, list[str]]:

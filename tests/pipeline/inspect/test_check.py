@@ -70,6 +70,7 @@ def test_a_good_build_is_right(pipeline, built) -> None:
         "view_sets",
         "classes",
         "warnings",
+        "warning_examples",
         "gates",
         "hashes",
         "keys",

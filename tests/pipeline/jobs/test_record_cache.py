@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,6 +131,20 @@ def test_progress_counts_a_job_that_is_run_again_once() -> None:
         progress.event(JobEvent(jobs[1], Progress(5, 0)))
     assert "30 of 40 objects" in said.getvalue()
     assert "3 failures" in said.getvalue()
+
+
+def test_nobody_is_told_how_long_it_takes_before_the_first_object() -> None:
+    said = io.StringIO()
+    job = Job("train", 0, (Asset("a", "a", "train"),))
+    with BuildProgress(Console(file=said, width=200)) as progress:
+        progress.start(190, 0)
+        for done in (Progress(0, 0), Progress(0, 1), Progress(1, 0)):
+            progress._said = -1e9
+            progress.event(JobEvent(job, done))
+    first, failed, made = said.getvalue().splitlines()
+    assert first == "0 of 190 objects, 0.0 objects/s, 0 failures"
+    assert failed == "0 of 190 objects, 0.0 objects/s, 1 failures"
+    assert re.fullmatch(r"1 of 190 objects, .*, 1 failures, \d+ s left", made)
 
 
 def test_reports_of_a_second_are_one(monkeypatch) -> None:

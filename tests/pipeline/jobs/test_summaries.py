@@ -84,6 +84,19 @@ def test_an_object_that_fails_in_several_view_sets_counts_once(tmp_path) -> None
     assert summary.failed_fraction == pytest.approx(2 / 5)
 
 
+def test_the_last_line_counts_failures_of_assets_and_of_views_apart(tmp_path, capsys) -> None:
+    meshes(tmp_path / "mine", 3, 1)
+    for name in ("plate", "other"):
+        (tmp_path / "mine" / f"{name}.off").write_text(PLATE)
+    edge_on = [f"views.rgb12.{name}={value}" for name, value in EDGE_ON.items()]
+    assert command(tmp_path, 'views=["rgb12"]', *edge_on, "max_failed_fraction=1") == 0
+    out = str(tmp_path / "out")
+    assert f"{out}: 5 objects, 3 failures: 1 of assets, 2 of views\n" in capsys.readouterr().err
+    keys = [f"{name}={value}" for name, value in EDGE_ON.items()]
+    main(["views", "rgb12", "--shards", out, "--workers", "0", "name=again", *keys])
+    assert f"{out}/views/again: 3 objects, 2 failures of views\n" in capsys.readouterr().err
+
+
 def test_the_share_of_a_view_set_is_of_the_objects_that_it_could_show(tmp_path, capsys) -> None:
     """Of three solids, a plate and a cloud, one fails and one has no mesh to draw: 1 of 4 is 25 %."""
     meshes(tmp_path / "mine", 3)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import write_off
+import trimesh
+from builders import stored, write_off
 
 from manifests.layout import views_tar
 from manifests.presets import load_preset
@@ -165,6 +166,42 @@ def test_failures_and_warnings_of_a_view_set(built) -> None:
     with open(views_tar(str(built), "forgiving", "all", 0), "rb") as file:
         warnings = {s.key: s.json["warnings"] for _, s in read_samples(file)}
     assert {"type": "blank view: thinner than a pixel", "count": 1} in warnings["plate_off"]
+
+
+def glass(path: Path, alpha: float) -> None:
+    """A red box whose material lets light through."""
+    box = trimesh.creation.box()
+    material = trimesh.visual.material.PBRMaterial(baseColorFactor=[1.0, 0.0, 0.0, alpha], alphaMode="BLEND")
+    box.visual = trimesh.visual.TextureVisuals(material=material)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(trimesh.Scene(box).export(file_type="glb"))
+
+
+@pytest.mark.parametrize("supersample", [1, 2])
+def test_what_rgb_shows_is_not_lost_because_depth_is_empty(tmp_path, supersample: int) -> None:
+    for alpha in (0.0, 0.24, 0.8):
+        glass(tmp_path / "mine" / f"alpha{alpha * 100:.0f}.glb", alpha)
+    keys = ("num_points=256", "fps_prefix=64", "max_failed_fraction=1", "views.rgb12.name=both")
+    keys += ("views.rgb12.image_size=32", f"views.rgb12.supersample={supersample}")
+    assert run("build", "meshes", "--source", tmp_path / "mine", "--out", tmp_path / "out", "--workers", 0, *keys) == 0
+    (failure,) = record_of(tmp_path / "out", "both").failures
+    assert failure.key == "alpha0_glb"
+    assert failure.reason.startswith("every view is blank; view 0: the object is transparent there: its alpha is 0 or")
+    thin, solid = (stored(tmp_path / "out", "both")[key] for key in ("alpha24_glb", "alpha80_glb"))
+    seen = [[view["coverage"] for view in sample.json["views"]] for sample in (thin, solid)]
+    assert seen[0] == pytest.approx(seen[1], abs=0.05)  # their points, and so their centres, are not the same
+    assert min(seen[0]) > 0.2
+    assert all(view["mask_iou"] == 1 for sample in (thin, solid) for view in sample.json["views"])
+    through = {"type": "transparent: shown by RGB and not by depth", "count": 12}
+    assert through in thin.json["warnings"]
+    assert through not in solid.json["warnings"]
+    only = ("--shards", tmp_path / "out", "--workers", 0, "image_size=32")
+    assert run("views", "rgb12", *only, "name=rgb", 'channels=["rgb"]', "max_blank_views=0") == 1
+    assert [failure.key for failure in record_of(tmp_path / "out", "rgb").failures] == ["alpha0_glb"]
+    assert run("views", "rgb12", *only, "name=depth", 'channels=["depth"]') == 1
+    reasons = {failure.key: failure.reason for failure in record_of(tmp_path / "out", "depth").failures}
+    assert set(reasons) == {"alpha0_glb", "alpha24_glb"}
+    assert "alpha is below one half, and depth shows solid faces only" in reasons["alpha24_glb"]
 
 
 def test_pictures_of_one_colour_fail_every_object(built, capsys) -> None:
