@@ -91,7 +91,7 @@ def _finite_mesh(vertices: np.ndarray, faces: np.ndarray, materials: tuple, colo
 
 def _load_scene(path: Path, data: bytes, suffix: str, root: Path) -> tuple[Any, dict[str, Material], Counter[str]]:
     """A trimesh scene, the materials of an OBJ by their names in it, and warnings about materials and side files."""
-    files = SideFiles(path.resolve().parent, root)
+    files = SideFiles.of(path, root)
     materials: dict[str, Material] = {}
     if suffix == ".obj":
         data, materials = read_materials(data.removeprefix(b"\xef\xbb\xbf"), files, path.stem)

@@ -10,7 +10,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from manifests import store
@@ -22,6 +22,7 @@ from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.rng import seed_digest
 from pipeline.datasets import Dataset, FramesHook, dataset_module
 from pipeline.datasets.options import ListedSplit, NamedSplit
+from pipeline.formats.source_files import followed, refuse_links
 from pipeline.plan.build_recipe import BuildRecipe
 
 LIBRARIES = ("numpy", "pillow", "trimesh", "open3d", "open3d-cpu", "webdataset")
@@ -49,7 +50,8 @@ class Job:
 class Plan:
     """Everything a worker must know. `source` is an absolute folder, or None for a made dataset or old shards.
 
-    notes: what a person should know about the choice of objects, one line each.
+    notes: what a person should know about the choice of objects, one line each. followed: folders that links of the
+    source may lead into, of the block of `following` in which the plan is made; a worker begins one with them.
     """
 
     recipe: BuildRecipe
@@ -63,6 +65,7 @@ class Plan:
     view_sets: tuple[ViewSet, ...]
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    followed: tuple[str, ...] = field(default_factory=followed)
 
     @property
     def root(self) -> Path | None:
@@ -205,6 +208,8 @@ def list_assets(recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> 
     ]
     if not kept:
         raise Refused(f"no object of {table.name} is left in {root}")
+    if root is not None:
+        refuse_links(root, [asset.source for asset in kept])
     try:
         keys = make_keys([asset.id for asset in kept], [asset.source for asset in kept])
     except ValueError as error:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from training.settings.model import Who
-from training.weights.formats import KINDS, OTHER_TOWERS
 from training.weights.pretrained import read_path, some
+from training.weights.tensor_names import KINDS, OTHER_TOWERS
 
 _SIZES = {  # tower -> size -> a tensor and its axis
     "image": {

@@ -23,24 +23,19 @@ from training.models.clip import ImageTower, TextTower, build_towers, create_cli
 from training.models.point_bert import PointTower
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import ImageSettings, InitSettings, Who
-from training.weights.formats import (
-    DVAE,
-    KINDS,
-    OPEN_CLIP,
-    OPENAI,
-    OTHER_TOWERS,
-    OURS,
-    RELEASED,
-    WeightsFile,
-    below,
-    read_weights_file,
-    require_finite,
-)
+from training.weights.formats import WeightsFile, below, read_weights_file, require_finite
 from training.weights.run_folder import MODEL, RECIPE, TEACHER, TEXT, last_step
 from training.weights.safe_load import read_tensors
+from training.weights.tensor_names import DVAE, KINDS, OPEN_CLIP, OPENAI, OTHER_TOWERS, OURS, RELEASED
 
 HUB = "hf-hub:"
-_HUB_FILES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "model.pt")
+_HUB_FILES = (  # the last two are of transformers where a repository has no other: they are refused by that name
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.pt",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
 _SIZES = {  # keys that the weights depend on; not all of them show in a shape
     "image": ("model", "stem", "image_size"),
     "points": ("tokenizer_widths", "tokenizer_width", "width", "depth", "heads"),
