@@ -38,9 +38,7 @@ def refuse_other_files(file: Path) -> None:
     with open(file, "rb") as opened:
         head = opened.read(_HEAD)
     if not head.strip(b"\0 \r\n\t"):
-        raise NoWeights(
-            "the file is empty" if not head else "the file begins with empty bytes, as a download that broke"
-        )
+        raise NoWeights("the file is empty" if not head else "it begins with empty bytes: a download that broke")
     named = next((words for magic, words in _MAGIC.items() if head.startswith(magic)), None)
     if named:
         raise NoWeights(named)

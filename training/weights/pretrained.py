@@ -259,9 +259,10 @@ def _fill(
         if not torch.isfinite(value).all():
             raise Refused(f"{what}: {part}.{name} is not finite")
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
-    for name in missing:
-        if not name.startswith(optional):
-            raise Refused(f"{what}: holds no {part}.{name}, which this recipe's tower has")
+    lacking = [name for name in missing if not name.startswith(optional)]
+    if lacking:
+        more = f"; {len(lacking) - 1} more are missing" if len(lacking) > 1 else ""
+        raise Refused(f"{what}: holds no {part}.{lacking[0]}, which this recipe's tower has{more}")
     fitting = {name: value.reshape(own[name].shape) for name, value in given.items()}
     module.load_state_dict(fitting, strict=False)
     return [f"{part}.{name}" for name in given], [f"{part}.{name}" for name in missing]

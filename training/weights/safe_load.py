@@ -183,7 +183,7 @@ def _is_of_teacher(name: str) -> bool:
 
 
 def _inside(values: Any, names: tuple[str, ...], depth: int = _DEEPEST) -> dict[str, Tensor]:
-    """The tensors of the first of these entries that has some, in dictionaries inside each other; else `values`' own."""
+    """The tensors of the first of these entries that has some, dictionaries inside each other too; else its own."""
     if not isinstance(values, dict) or not depth:
         return {}
     deeper = (_inside(values.get(name), (*_STUDENT, *_TEACHER), depth - 1) for name in names)
