@@ -213,12 +213,13 @@ def refuse_links(root: Path, sources: Collection[str], what: str = "objects") ->
             continue
         by_folder.setdefault(folder, []).append(name)
     out: dict[str, str] = {}
+    top = os.path.realpath(root)
     for folder, names in by_folder.items():
-        path = os.path.join(root, folder)
+        path = os.path.join(top, folder)
         real = os.path.realpath(path)
         if not os.path.isdir(real):
             continue
-        if not stays_inside(real, root):
+        if not real.startswith(top + os.sep) and not stays_inside(real, root):
             target = _link_out(root, folder) or real
             out |= {f"{folder}/{name}".removeprefix("/"): target for name in names}
             continue
