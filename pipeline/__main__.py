@@ -46,7 +46,14 @@ def _run(arguments: list[str] | None, prog: str) -> int:
     console = PlainConsole(stderr=True, soft_wrap=True)
     log_to_stderr()
     interrupted = "stopped; what is finished is kept, run the same again to go on"
-    return exit_code(lambda: _COMMANDS[options.command](options, console), console, "build", interrupted)
+
+    def work() -> int:
+        from pipeline.formats.source_files import following, linked_folders
+
+        with following(linked_folders(getattr(options, "follow_links", ()))):
+            return _COMMANDS[options.command](options, console)
+
+    return exit_code(work, console, "build", interrupted)
 
 
 def _build(options: argparse.Namespace, console: Console) -> int:

@@ -19,6 +19,7 @@ def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
         "changes", nargs="*", metavar="key=value", help="changed keys, such as views.rgb12.image_size=128"
     )
     build.add_argument("--source", help="folder of the raw dataset")
+    _add_follow_links(build)
     build.add_argument("--out", required=True, help="folder or URL (s3://...) of the shards")
     build.add_argument("--dry-run", action="store_true", help="count, time three objects, predict; write nothing")
     _add_retry(build)
@@ -30,6 +31,7 @@ def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     )
     views.add_argument("--shards", required=True, help="a finished build")
     views.add_argument("--source", help="the raw dataset, needed where meshes are not stored")
+    _add_follow_links(views)
     _add_retry(views)
     _add_workers(views)
     check = commands.add_parser("check", help="verify every byte of a build")
@@ -40,6 +42,7 @@ def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     check.add_argument(
         "--source", help="the raw dataset: compared with what the objects were made of; with --repair read where needed"
     )
+    _add_follow_links(check)
     _add_workers(check)
     inspect = commands.add_parser("inspect", help="a contact sheet, or a page with filters")
     inspect.add_argument("out", metavar="OUT")
@@ -80,6 +83,16 @@ def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is no number, 0 or more")
     return int(text)
+
+
+def _add_follow_links(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--follow-links",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="links of the source, and paths in its files, may lead into this folder, too; again, or commas, for more",
+    )
 
 
 def _add_retry(parser: argparse.ArgumentParser) -> None:

@@ -191,6 +191,11 @@ def _data_changes(options: argparse.Namespace) -> dict[str, Value]:
     data = changes.get("data", {})
     if not isinstance(data, dict):
         raise Refused("data=...: name a key of data, such as data.classes=medium")
+    for name in ("split", "workers", "classes", "candidates"):  # keys that a flag of the same command sets
+        flag = getattr(options, name, None)
+        if name in data and (name == "split" or flag is not None):
+            said = data[name] if name == "split" else flag
+            raise Refused(f"data.{name}={data[name]}: of {options.command} the flag says it: --{name} {said}")
     return data
 
 

@@ -176,6 +176,11 @@ def _clouds(root: Path, category: str, limits: JsonLimits) -> Clouds:
     try:
         for values in load_records(source_file(root, f"{category}/{SEQUENCES}"), limits):
             record = _Sequence.model_validate(values)
+            if record.category != category:
+                raise Refused(
+                    f"{root / category / SEQUENCES}: {record.sequence_name[:60]} is of the category "
+                    f"{record.category[:60]!r}; {category!r} is expected"
+                )
             if record.point_cloud is not None:
                 found[record.sequence_name] = record.point_cloud.path
     except ValueError as error:

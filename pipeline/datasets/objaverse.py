@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manifests.dataset_info import DatasetTable
-from manifests.errors import Refused
+from manifests.errors import Refused, one_line
 from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
 from pipeline.formats.mesh import read_faces
 from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.source_files import source_file
+from pipeline.formats.source_files import source_file, subfolders
 
 ANNOTATIONS = ("lvis-annotations.json", "lvis-annotations.json.gz")
 _LIMIT = 64 << 20  # the real file has 2 MB
@@ -77,7 +77,7 @@ def _categories(root: Path) -> dict[str, list[str]]:
             data = file.read(_LIMIT + 1)
         values = json.loads(data) if len(data) <= _LIMIT else None
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
-        raise Refused(f"{path} cannot be read: {type(error).__name__}: {error}"[:300]) from error
+        raise Refused(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(values, dict) or not values:
         raise Refused(f"{path} is no table of categories and uids, or has more than {_LIMIT:,} bytes")
     for name, uids in values.items():
@@ -92,7 +92,7 @@ def _glb_files(root: Path) -> dict[str, str]:
     files: dict[str, str] = {}
     if not folder.is_dir():
         return files
-    for inside in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)):
+    for inside in subfolders(root, folder):
         with os.scandir(folder / inside) as entries:
             for entry in entries:
                 if entry.name.endswith(".glb") and not entry.name.startswith("."):

@@ -6,26 +6,27 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 from manifests.errors import Refused
-from pipeline.formats.source_files import read_source
+from pipeline.formats.source_files import read_source, refuse_links, subfolders
 
 _DEPTH = 3  # SOURCE/data/modelnet40_ply_hdf5_2048
 
 
 def folders(root: Path, fits: Callable[[Path], bool]) -> list[Path]:
-    """The source and the folders in it, three levels deep, for which `fits` is true, sorted; links are not followed."""
+    """The source and the folders in it, three levels deep, for which `fits` is true, sorted.
+
+    Raises Refused where links of these folders, or of their files, lead out of the source.
+    """
     found, level = [], [root]
     for _ in range(_DEPTH):
         found += [folder for folder in level if fits(folder)]
-        level = [Path(entry.path) for folder in level for entry in _inside(folder)]
+        level = [folder / name for folder in level for name in subfolders(root, folder)]
+    paths = [path for folder in found for path in folder.iterdir() if not path.is_dir()]
+    refuse_links(root, [path.relative_to(root).as_posix() for path in paths], "files")
     return sorted(found)
-
-
-def _inside(folder: Path) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        return [e for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith((".", "__MACOSX"))]
 
 
 def only_folder(root: Path, fits: Callable[[Path], bool], what: str, example: str) -> Path:
@@ -75,6 +76,12 @@ def require_order(root: Path, path: Path, classes: tuple[str, ...]) -> None:
     if not path.is_file():
         return
     names = [line.split()[0] for line in read_lines(root, path)]
-    if [n.lower() for n in names] != [c.lower() for c in classes]:
-        wrong = next((f"{a}, not {b}" for a, b in zip(names, classes, strict=False) if a.lower() != b.lower()), "")
-        raise Refused(f"{path} has {len(names)} classes in another order than the {len(classes)} known: {wrong}")
+    pairs = zip_longest((n.lower() for n in names), (c.lower() for c in classes))
+    wrong = next(((row, a, b) for row, (a, b) in enumerate(pairs) if a != b), None)
+    if wrong is not None:
+        row, name, expected = wrong
+        order = "in another order" if {n.lower() for n in names} == {c.lower() for c in classes} else "not those known"
+        raise Refused(
+            f"{path}: its {len(names)} classes are {order}: number {row} is {(name or 'missing')[:60]}, "
+            f"{expected or f'none of {len(classes)}'} is expected"
+        )

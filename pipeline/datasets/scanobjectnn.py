@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ import numpy as np
 from manifests.dataset_info import DatasetTable, load_table
 from manifests.errors import Refused
 from manifests.records import Asset
-from pipeline.datasets.modelnet40_d import class_of, row_shape
+from pipeline.datasets.modelnet40_d import row_shape
 from pipeline.datasets.options import CloudLimit, NamedSplit, NamedSplitOfClouds
-from pipeline.datasets.release_files import folders, read_lines
+from pipeline.datasets.release_files import folders, read_lines, require_order
 from pipeline.datasets.splits import compare_counts
 from pipeline.formats.hdf5 import has_background, read_labels
 from pipeline.formats.raw_shape import RawShape, check_finite
@@ -125,14 +125,14 @@ def _h5_assets(
         path = folder / f"{prefix}_{variant.files}.h5"
         if path.is_file():
             relative = path.relative_to(root).as_posix()
-            labels[split] = (relative, read_labels(root, relative, max_points))
+            labels[split] = (relative, read_labels(root, relative, max_points, num_classes=len(table.classes)))
     _refuse_other_counts({split: len(rows) for split, (_, rows) in labels.items()}, variant, table, folder)
     first = 0
     for split in PREFIXES:
         relative, rows = labels.get(split, ("", np.empty(0, np.int64)))
         for row, label in enumerate(rows):
             id = f"{variant.short}-{first + row:05d}"
-            yield Asset(id, f"{relative}#{row}", split, class_of(table, int(label)))
+            yield Asset(id, f"{relative}#{row}", split, table.classes[label])
         first = max(len(rows), table.counts[split])  # test rows keep their numbers where the training file is missing
 
 
@@ -198,13 +198,23 @@ def _raw_assets(root: Path, path: Path, variant: Variant, table: DatasetTable) -
         raise Refused(
             f"{len(holders) or 'no'} folders of .bin files in {root}: expected object_dataset/<class>/<name>.bin"
         )
+    require_order(root, path.parent / "shape_names_ext.txt", table.classes)
     inside = holders[0].relative_to(root).as_posix()
+    classes_of = defaultdict[str, set[str]](set)  # the file of an object -> the folders that hold one of its name
+    for name in table.classes:
+        for file in (holders[0] / name).glob("*.bin"):
+            classes_of[file.name].add(name)
     for row, line in enumerate(read_lines(root, path)):
-        words = line.split()
-        known = len(words) in (2, 3) and words[1].isdigit() and words[2:] in ([], ["t"])
-        class_name = class_of(table, int(words[1])) if known and len(words[1]) < 9 else None
-        if class_name is None or not re.fullmatch(r"[\w-]+\.bin", words[0]):
-            raise Refused(f"{path}, line {row + 1}: {line[:80]!r} is not `<name>.bin <label> [t]`")
+        words, where = line.split(), f"{path}, line {row + 1}"
+        known = len(words) in (2, 3) and re.fullmatch(r"\d{1,8}", words[1]) and words[2:] in ([], ["t"])
+        if not known or not re.fullmatch(r"[\w-]+\.bin", words[0]):
+            raise Refused(f"{where}: {line[:80]!r} is not `<name>.bin <label> [t]`")
+        if int(words[1]) >= len(table.classes):
+            raise Refused(f"{where}: the label {words[1]}; 0..{len(table.classes) - 1} are expected")
+        class_name = table.classes[int(words[1])]
+        others = classes_of.get(words[0], set())
+        if others and class_name not in others:
+            raise Refused(f"{where}: the label {words[1]} is {class_name}, and {words[0]} lies in {min(others)}")
         relative = f"{inside}/{class_name}/{words[0]}".removeprefix("./")
         if os.path.isfile(root / relative) and _is_large_enough(root, relative):
             yield Asset(f"{variant.short}-{row:05d}", relative, "test" if words[2:] else "train", class_name)

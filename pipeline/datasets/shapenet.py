@@ -21,6 +21,7 @@ from pipeline.datasets.shapenet_lists import read_split_list
 from pipeline.datasets.splits import compare_counts, dataset_folder
 from pipeline.formats.mesh import read_faces
 from pipeline.formats.raw_shape import RawShape
+from pipeline.formats.source_files import stays_inside
 
 OPTIONS = ListedSplit
 OBJ = {"shapenet_v1": "model.obj", "shapenet_v2": "models/model_normalized.obj"}  # P3D datasets/shapenet_core.py:66
@@ -88,7 +89,7 @@ def read(asset: Asset, root: Path, options: ListedSplit | None = None) -> RawSha
     """The textured mesh of one object. Raises ValueError when it has no face or cannot be read."""
     path = root / asset.source
     folder = path.parents[1] if path.parent.name == "models" else path.parent
-    if not folder.resolve().is_relative_to(root.resolve()):
+    if not stays_inside(folder.resolve(), root):
         raise ValueError("leads out of the source folder")
     raw = read_faces(path, folder)
     if raw.mesh is not None and all(material.texture is None for material in raw.mesh.materials):

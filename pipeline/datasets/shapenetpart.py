@@ -13,7 +13,7 @@ from pathlib import Path
 from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
-from pipeline.datasets.modelnet40_d import class_of, row_shape
+from pipeline.datasets.modelnet40_d import row_shape
 from pipeline.datasets.options import CloudLimit
 from pipeline.datasets.release_files import listed_files, only_folder, require_order
 from pipeline.formats.hdf5 import read_labels
@@ -31,13 +31,13 @@ def assets(root: Path, table: DatasetTable, options: CloudLimit) -> Iterator[Ass
     for split in SPLITS:
         for relative in listed_files(root, folder, f"{split}_hdf5_file_list.txt", f"ply_data_{split}*.h5"):
             try:
-                labels = read_labels(root, relative, options.max_points, with_parts=True)
+                labels = read_labels(root, relative, options.max_points, True, len(table.classes), NUM_PARTS)
             except Refused as error:
                 if "no dataset pid" in str(error):
                     raise Refused(f"{error}: no part labels, as in ModelNet40 (use modelnet40_d)") from error
                 raise
             for row, label in enumerate(labels):
-                yield Asset(f"{Path(relative).stem}-{row:05d}", f"{relative}#{row}", split, class_of(table, int(label)))
+                yield Asset(f"{Path(relative).stem}-{row:05d}", f"{relative}#{row}", split, table.classes[label])
 
 
 def read(asset: Asset, root: Path, options: CloudLimit) -> RawShape:

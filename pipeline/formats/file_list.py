@@ -1,6 +1,7 @@
 """A person's list of objects: csv, tsv or jsonl with the columns path, class, split, id (the last three optional).
 
-Paths are relative to the listing; what they name must lie in the source. Every refusal names the listing and the row:
+Paths are relative to the listing; what they name must lie in the source, or in a folder that `--follow-links` names
+(there a path may be absolute, too). Every refusal names the listing and the row:
 line 1 is the header of a csv file and the first object of a jsonl file.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from manifests import store
 from manifests.errors import Refused
 from manifests.records import Asset
-from pipeline.formats.source_files import plain_name
+from pipeline.formats.source_files import is_followed, plain_name
 
 COLUMNS = ("path", "class", "split", "id")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -50,13 +51,14 @@ def listed_assets(listing: str, root: Path) -> Iterator[Asset]:
 
 def _inside(folder: Path, path: str, root: Path, inside: Path) -> str | None:
     """A listed path relative to the source, or None where it leads out of it. Links are judged when they are read."""
-    if os.path.isabs(path) or "\0" in path or ":" in path.partition("/")[0][1:2]:
+    if "\0" in path or ":" in path.partition("/")[0][1:2]:
         return None
     full = os.path.normpath(folder / path.replace("\\", "/"))
-    for base in (os.path.normpath(root), inside):
+    for base in () if os.path.isabs(path) else (os.path.normpath(root), inside):
         if Path(full).is_relative_to(base) and Path(full) != Path(base):
             return plain_name(Path(full).relative_to(base).as_posix())
-    return None
+    real = os.path.join(os.path.realpath(os.path.dirname(full)), os.path.basename(full))
+    return plain_name(os.path.relpath(real, inside)) if is_followed(real) else None
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ MAX_ROWS = 1_000_000
 _OPEN_FILES = 4
 _CACHE_BYTES = 64 << 20  # decompressed chunks of one dataset: all of a ModelNet40 file of 2,048 objects
 _MAX_CHUNK_BYTES = 256 << 20
+_SLICE_BYTES = 16 << 20  # of part labels at a time
 _DEFLATE_RATIO = 1032  # zlib's manual, "Maximum Compression Factor": no stream expands further
 
 
@@ -39,13 +41,35 @@ class RowFile:
     parts: h5py.Dataset | None
 
 
-def read_labels(root: Path, relative: str, max_points: int, with_parts: bool = False) -> np.ndarray:
-    """int64 (N,), the label of every row of one file of a source. Raises Refused where that is wrong."""
+def read_labels(
+    root: Path, relative: str, max_points: int, with_parts: bool = False, num_classes: int = 0, num_parts: int = 0
+) -> np.ndarray:
+    """int64 (N,), the label of every row of one file of a source. num_classes, num_parts: 0 where any number will do.
+
+    Raises Refused where the file is wrong, or holds other labels than 0..num_classes - 1 or 0..num_parts - 1: it is of
+    another release, and no row of it can be trusted.
+    """
     try:
-        with _open(source_file(root, relative)) as file:
-            return _checked(file, max_points, with_parts).labels
+        with _open(source_file(root, relative)) as opened:
+            file = _checked(opened, max_points, with_parts)
+            if num_classes:
+                _require_range("labels", file.labels, num_classes)
+            if num_parts and file.parts is not None:
+                rows = max(1, _SLICE_BYTES // max(1, file.parts.shape[1] * file.parts.dtype.itemsize))
+                for first in range(0, len(file.labels), rows):
+                    with suppress(OSError, RuntimeError):  # a damaged row becomes a Failure when it is read
+                        _require_range("part labels", np.asarray(file.parts[first : first + rows]), num_parts)
+            return file.labels
     except ValueError as error:
         raise Refused(f"{relative}: {error}") from error
+
+
+def _require_range(what: str, numbers: np.ndarray, count: int) -> None:
+    """Raises ValueError unless all numbers are of 0..count - 1."""
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= count):
+        least, most = int(numbers.min()), int(numbers.max())
+        guess = ": counted from 1" if (least, most) == (1, count) else ""
+        raise ValueError(f"its {what} are {least}..{most}{guess}; 0..{count - 1} are expected")
 
 
 def read_row(root: Path, relative: str, row: int, max_points: int, with_parts: bool = False) -> RawShape:
@@ -139,7 +163,8 @@ def _dataset(file: h5py.File, name: str, kinds: str, least_dims: int) -> h5py.Da
     if dataset.external or dataset.is_virtual:
         raise ValueError(f"{name} is kept in another file")
     if dataset.shape is None or len(dataset.shape) < least_dims or dataset.dtype.kind not in kinds:
-        raise ValueError(f"{name} of {dataset.dtype} and shape {dataset.shape}")
+        wanted = "whole numbers" if kinds == "iu" else "numbers"
+        raise ValueError(f"{name} of {dataset.dtype} and shape {dataset.shape}; an array of {wanted} is expected")
     if name == "data" and len(dataset.shape) != 3:
         raise ValueError(f"data of shape {dataset.shape}; (N, 2048, 3) is expected")
     return dataset

@@ -44,7 +44,7 @@ def read_mesh(path: Path, root: Path, keep_strays: bool = False) -> RawShape:
     data = read_source(root, path.relative_to(root).as_posix())
     suffix = path.suffix.lower()
     check_header(data, suffix)
-    files = SideFiles(path.resolve().parent, root)
+    files = SideFiles.of(path, root)
     if suffix == ".off":
         raw = read_off(data)
     elif suffix == ".obj":

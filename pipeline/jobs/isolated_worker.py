@@ -25,6 +25,7 @@ from manifests.errors import Stopped
 from manifests.process_info import end_with_parent, environment, peak_mb_of
 from manifests.records import Asset, Failure
 from manifests.samples import Sample
+from pipeline.formats.source_files import following
 from pipeline.plan.plan import Plan, ViewSet
 from pipeline.shards.build_shard import PlainMaker
 from pipeline.shards.object import BuiltObject, Outcome, ViewResults, make_object
@@ -224,6 +225,11 @@ def serve(connection: Connection) -> None:
     end_with_parent(signal.SIGKILL)
     plan: Plan = connection.recv()
     _limit_memory(plan.recipe.asset_memory_mb)
+    with following(plan.followed):
+        _answer_calls(connection, plan)
+
+
+def _answer_calls(connection: Connection, plan: Plan) -> None:
     plain = PlainMaker(plan)
     connection.send(("ready",))
     while True:

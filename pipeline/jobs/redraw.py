@@ -9,6 +9,7 @@ from manifests.config import Value
 from manifests.errors import Refused
 from manifests.layout import VIEWS, read_view_set, require_manifest, shapes_tar, view_set_hash
 from manifests.presets import load_preset
+from pipeline.formats.source_files import refuse_links
 from pipeline.jobs.build_manifest import write_view_set_manifest
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
@@ -41,6 +42,8 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
         if preset.reads == "frames":
             require_frames(plan.table, name)
         root = source_folder(plan.table, source)
+        if root is not None:
+            refuse_links(root, [asset.source for job in jobs for asset in job.assets])
     view_set = ViewSet(name, preset, view_set_hash(preset, manifest.shapes_hash))
     refuse_other_view_set(out, view_set)
     return replace(plan, source=None if root is None else str(root), view_sets=(view_set,)), jobs

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from manifests.errors import Stopped
+from pipeline.formats.source_files import following
 from pipeline.jobs.isolated_worker import CarefulMaker, resident_mb
 from pipeline.plan.environment import difference, versions_here
 from pipeline.plan.plan import Job, Plan
@@ -48,7 +49,7 @@ def work(job: Job, plan: Plan, careful: bool, versions: dict[str, str] | None) -
         with CarefulMaker(plan) as maker:
             yield from summed(run_job(job, plan, maker))
         return
-    with _guarded(plan.recipe.asset_memory_mb):
+    with _guarded(plan.recipe.asset_memory_mb), following(plan.followed):
         seconds = plan.recipe.asset_seconds
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:

@@ -20,6 +20,7 @@ from manifests.layout import (
     view_set_names,
 )
 from manifests.records import Asset, parse_assets
+from pipeline.formats.source_files import refuse_links
 from pipeline.plan.build_recipe import BuildRecipe, stored_recipe
 from pipeline.plan.plan import (
     LIBRARIES,
@@ -59,6 +60,7 @@ def whole_plan(out: str, source: str | None) -> tuple[Plan, list[Job]]:
     plan, jobs = of_build(out, manifest, _recipe(out, manifest))
     if source is not None and plan.dataset.NEEDS_SOURCE:
         root = existing_folder(source, plan.table.name)
+        refuse_links(root, [asset.source for job in jobs for asset in job.assets])
         plan = replace(plan, source=str(root), table=complete_table(plan.table, root))
     return replace(plan, view_sets=tuple(drawn_sets(plan, skip_damaged=True))), jobs
 

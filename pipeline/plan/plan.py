@@ -22,6 +22,7 @@ from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.rng import seed_digest
 from pipeline.datasets import Dataset, FramesHook, dataset_module
 from pipeline.datasets.options import ListedSplit, NamedSplit
+from pipeline.formats.source_files import followed, refuse_links
 from pipeline.plan.build_recipe import BuildRecipe
 
 LIBRARIES = ("numpy", "pillow", "trimesh", "dracopy", "meshopt", "open3d", "open3d-cpu", "webdataset")
@@ -50,7 +51,8 @@ class Plan:
     """Everything a worker must know. `source` is an absolute folder, or None for a made dataset or old shards.
 
     notes: what a person should know about the choice of objects, one line each. passed_over: suffix -> number of files
-    of the source that look like shapes and are not read.
+    of the source that look like shapes and are not read. followed: folders that links of the source may lead into, of
+    the block of `following` in which the plan is made; a worker begins one with them.
     """
 
     recipe: BuildRecipe
@@ -65,6 +67,7 @@ class Plan:
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
     passed_over: dict[str, int] = field(default_factory=dict)
+    followed: tuple[str, ...] = field(default_factory=followed)
 
     @property
     def root(self) -> Path | None:
@@ -208,6 +211,8 @@ def list_assets(recipe: BuildRecipe, table: DatasetTable, root: Path | None) -> 
     ]
     if not kept:
         raise Refused(f"no object of {table.name} is left in {root}")
+    if root is not None:
+        refuse_links(root, [asset.source for asset in kept])
     try:
         keys = make_keys([asset.id for asset in kept], [asset.source for asset in kept])
     except ValueError as error:

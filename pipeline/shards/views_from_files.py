@@ -1,7 +1,8 @@
 """Makes views of stored objects from pictures that people already own: matched by name, checked, drawn on white.
 
 `resolved` looks through the source once, before any work; workers then open the files of one object by their names.
-Nothing outside the source folder is opened, symbolic links followed.
+Nothing outside the source folder is opened, symbolic links followed, but what lies in folders that a person named
+(`source_files.following`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from manifests.file_views import FORMS, FileViews, fields_of, file_names, parse_
 from manifests.records import Asset
 from manifests.samples import FORMAT, JSON, MAX_PIXELS, encode_json, encode_picture, view_member
 from pipeline.formats.pictures import FORMATS
+from pipeline.formats.source_files import refuse_links, stays_inside
 from pipeline.shards.view_quality import one_colour
 from pipeline.shards.writer import Members
 
@@ -70,27 +72,35 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _pictures(pattern: str, root: Path) -> dict[Fields, set[int]]:
-    """The view numbers below a folder by the other fields of their path."""
+    """The view numbers below a folder by the other fields of their path. Raises Refused where links lead out of it."""
     found: dict[Fields, set[int]] = {}
+    paths = []
     for path in _files(root):
         parsed = parse_name(pattern, path)
         if parsed is not None:
+            paths.append(path)
             found.setdefault(_sorted(parsed[0]), set()).add(parsed[1])
+    refuse_links(root, paths, "pictures")
     return found
 
 
 def _files(root: Path) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it. Linked folders are entered where they stay inside, once."""
-    top, seen = os.path.realpath(root), {os.path.realpath(root)}
+    """Paths of all files below a folder, relative to it. Linked folders are entered where they stay inside, once.
+
+    Raises Refused where one leads out.
+    """
+    seen, linked = {os.path.realpath(root)}, []
     for folder, names, files in os.walk(root, followlinks=True):
         for name in list(names):
             real = os.path.realpath(os.path.join(folder, name))
-            if real in seen or not real.startswith(top + os.sep):
+            if real in seen or not stays_inside(real, root):
                 names.remove(name)
+                linked.append(os.path.relpath(os.path.join(folder, name), root))
             elif os.path.islink(os.path.join(folder, name)):
                 seen.add(real)
         inside = Path(folder).relative_to(root)
         yield from ((inside / name).as_posix() for name in files)
+    refuse_links(root, linked, "linked folders")
 
 
 def _sorted(fields: dict[str, str]) -> Fields:
@@ -167,9 +177,8 @@ def _find(pattern: str, fields: dict[str, str], number: int, root: Path) -> Path
     there = [root / name for name in names if os.path.lexists(root / name)]
     if not there:
         raise ValueError(f"view {number} is missing: {names[0]}")
-    inside = os.path.realpath(root) + os.sep
     for path in there:
-        if not os.path.realpath(path).startswith(inside):
+        if not stays_inside(os.path.realpath(path), root):
             raise ValueError(f"view {number} leads out of the source: {path.relative_to(root)}")
         if not path.is_file():
             raise ValueError(f"view {number} is no file: {path.relative_to(root)}")

@@ -27,7 +27,7 @@ ROOM_MAY_IMPORT = {  # beside itself; docs/architecture.md draws it
     "pipeline/formats": ("manifests", "renderers"),
     "pipeline/datasets": ("manifests", "pipeline/formats"),
     "pipeline/datasets/synthetic": ("manifests", "renderers", "pipeline/formats", "pipeline/datasets"),
-    "pipeline/plan": ("manifests", "renderers", "pipeline/datasets", "pipeline/datasets/synthetic"),
+    "pipeline/plan": ("manifests", "renderers", "pipeline/formats", "pipeline/datasets", "pipeline/datasets/synthetic"),
     "pipeline/shards": BELOW_JOBS,
     "pipeline/jobs": (*BELOW_JOBS, "pipeline/shards"),
     "pipeline/inspect": BELOW_JOBS,

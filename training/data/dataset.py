@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from manifests import remote, store
 from manifests.errors import Refused
@@ -34,7 +34,10 @@ _REQUESTS = 16  # at once, to an object store
 
 @dataclass(frozen=True)
 class Shard:
-    """One joined shard: the paths of its tars, the keys of the objects in use, and where they lie in each tar."""
+    """One joined shard: the paths of its tars, the keys of the objects in use, and where they lie in each tar.
+
+    views: empty for objects without views (`Source.viewless`); views_places are then those of the shapes.
+    """
 
     shapes: str
     views: str
@@ -58,7 +61,8 @@ class Source:
 
     manifest: of the build, with the candidate classes alone. left_out: number of shapes without views. labels: for each
     class of the build its number among the candidates, or None if it is not a candidate. absent: why an object has no
-    shape or no views, by key. pixels: the mean and deviation that normalise its pictures.
+    shape or no views, by key. pixels: the mean and deviation that normalise its pictures. viewless: objects that the
+    view set skips by its rule (no mesh to draw), whose shapes can be read all the same.
     """
 
     manifest: BuildManifest
@@ -68,6 +72,7 @@ class Source:
     labels: tuple[int | None, ...]
     absent: dict[str, str]
     pixels: Statistics
+    viewless: tuple[Shard, ...] = ()
 
     @property
     def total(self) -> int:
@@ -75,7 +80,14 @@ class Source:
         return sum(len(shard.keys) for shard in self.shards)
 
 
-Joined = tuple[Shard | None, int, dict[str, str]]  # a shard, its number of shapes without views, `Source.absent` of it
+@dataclass(frozen=True)
+class _JoinedShard:
+    """A shard, if it is there, its number of shapes without views, `Source.absent` and `Source.viewless` of it."""
+
+    shard: Shard | None = None
+    left_out: int = 0
+    absent: dict[str, str] = field(default_factory=dict)
+    viewless: Shard | None = None
 
 
 def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: Statistics | None = None) -> Source:
@@ -110,15 +122,17 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: S
         raise Refused(f"{out}/views/{settings.views} was drawn from other shapes: delete it and draw it again")
     subset = subset_of(out, manifest, settings.split, settings.classes, settings.candidates, settings.objects)
     joined: list[Shard] = []
+    viewless: list[Shard] = []
     left_out = 0
     absent: dict[str, str] = {}
-    for shard, missing, reasons in _joined(out, manifest, view_set, settings):
-        if shard is not None and subset.keys is not None:
-            shard = shard.only(subset.keys)
-        if shard is not None and shard.keys:
-            joined.append(shard)
-        left_out += missing
-        absent |= reasons
+    for each in _joined(out, manifest, view_set, settings):
+        for shard, kept in ((each.shard, joined), (each.viewless, viewless)):
+            if shard is not None and subset.keys is not None:
+                shard = shard.only(subset.keys)
+            if shard is not None and shard.keys:
+                kept.append(shard)
+        left_out += each.left_out
+        absent |= each.absent
     if left_out and warn:
         log.warning("%s: %d objects are left out: their views failed or were skipped", out, left_out)
     if settings.cache and remote.is_url(out) and joined:
@@ -126,14 +140,16 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: S
         cache = open_cache(settings.cache, settings.cache_gb, largest)
         joined = [replace(shard, cache=cache) for shard in joined]
     pixels = mean_and_deviation(settings.channel, view_set.preset, tower)
-    return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels, absent, pixels)
+    return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels, absent, pixels, tuple(viewless))
 
 
-def _joined(out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings) -> Iterable[Joined]:
+def _joined(
+    out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings
+) -> Iterable[_JoinedShard]:
     """`_join` of each shard of the split. From an object store the records of several shards are read at once."""
     split, hashes = settings.split, (manifest.shapes_hash, view_set.hash)
 
-    def join(number: int) -> Joined:
+    def join(number: int) -> _JoinedShard:
         tars = shapes_tar(out, split, number), views_tar(out, settings.views, split, number)
         return _join(*tars, hashes, settings)
 
@@ -144,7 +160,7 @@ def _joined(out: str, manifest: BuildManifest, view_set: ViewSetManifest, settin
         return list(pool.map(join, numbers))
 
 
-def _join(shapes: str, views: str, hashes: tuple[str, str], settings: DataSettings) -> Joined:
+def _join(shapes: str, views: str, hashes: tuple[str, str], settings: DataSettings) -> _JoinedShard:
     """Joins two tars by their records. Raises Refused where these disagree.
 
     There is no shard where a file is missing and `allow_incomplete` permits that.
@@ -158,7 +174,7 @@ def _join(shapes: str, views: str, hashes: tuple[str, str], settings: DataSettin
             raise Refused(str(error)) from error
         if record is None or not store.exists(tar):
             if settings.allow_incomplete:
-                return None, 0, absent
+                return _JoinedShard(absent=absent)
             raise Refused(f"{tar} or its record is missing: run the build again, or data.allow_incomplete=true")
         if record.hash != hash:
             raise Refused(f"{tar} was made with other settings than the manifest says: it is of another build")
@@ -176,4 +192,7 @@ def _join(shapes: str, views: str, hashes: tuple[str, str], settings: DataSettin
         raise Refused(f"the record of {shapes} or {views} is damaged: {error}") from error
     kept = [number for number, key in enumerate(records[0].keys) if key not in declared]
     shard = Shard(shapes, views, expected, places[0].only(kept), places[1])
-    return shard, records[0].count - len(expected), absent
+    skipped = {each.key for each in records[1].skipped}
+    without = [number for number, key in enumerate(records[0].keys) if key in skipped]
+    keys, at = tuple(records[0].keys[number] for number in without), places[0].only(without)
+    return _JoinedShard(shard, records[0].count - len(expected), absent, Shard(shapes, "", keys, at, at))

@@ -135,3 +135,14 @@ def read_joined(
 ) -> Iterator[tuple[Sample, Sample]]:
     """`read_pieces` of one shard."""
     return read_pieces([(shard, numbers)], shapes_wanted, views_wanted)
+
+
+def read_shapes(shard: Shard) -> Iterator[Sample]:
+    """The shapes of a shard without views. Raises as `read_pieces` does."""
+    tar = _Tar(shard.shapes, shard.shapes_places, range(len(shard.keys)), shard.cache)
+    tar.begin()
+    try:
+        for number, key in enumerate(shard.keys):
+            yield tar.read(number, key, everything)
+    finally:
+        tar.close()

@@ -26,7 +26,7 @@ from training.data.decode import cloud_of, num_views, picture_of
 from training.data.image_augment import normalize_cloud, weak_picture
 from training.data.reader_processes import Readers, this_reader
 from training.data.sample_index import naming
-from training.data.shard_reader import read_pieces
+from training.data.shard_reader import read_pieces, read_shapes
 from training.settings.data import DataSettings
 
 BATCH = 32  # objects
@@ -157,6 +157,15 @@ class SplitReader(IterableDataset[WholeBatch]):
             row[: len(each)] = each
         whole = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).contiguous()
         return WholeBatch(keys, whole, torch.from_numpy(np.stack(points)), counts, labels, *self.source.pixels)
+
+
+def clouds_alone(source: Source, num_points: int) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    """(keys, clouds float32 (B, N, 3)) of the objects without views, as `WholeBatch` has them; no picture is read."""
+    shapes = ((shard, shape) for shard in source.viewless for shape in read_shapes(shard))
+    found = ((shape.key, whole_cloud(shard, shape, num_points)) for shard, shape in shapes)
+    while batch := list(islice(found, BATCH)):
+        keys, clouds = zip(*batch, strict=True)
+        yield keys, torch.from_numpy(np.stack(clouds))
 
 
 def whole_cloud(shard: Shard, shape: Sample, num_points: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Predicts the labels of single objects, from files or from shards, by the surer of image and point cloud.
 
 Files first become shards by `python -m pipeline build` in a process of its own, with the view preset and the shape keys
-of the checkpoint's training. So there is one loader and one renderer, and no import of the pipeline.
+of the checkpoint's training. So there is one loader and one renderer, and no import of the pipeline. An object that the
+preset cannot draw, as a cloud where it draws meshes, is answered by the point tower alone.
 
 Shape letters: B batch, C classes.
 """
@@ -30,7 +31,7 @@ from manifests.layout import read_manifest
 from manifests.presets import AnyViews, load_preset, parse_preset, preset_names
 from training.child_commands import ENDING_SECONDS, Child, end
 from training.data.dataset import open_source
-from training.data.whole_split import BATCH, SplitReader, batch_numbers
+from training.data.whole_split import BATCH, SplitReader, batch_numbers, clouds_alone
 from training.evaluation.features import features_of, require_finite
 from training.models.clip import pixel_statistics
 from training.settings.data import DataSettings
@@ -38,7 +39,7 @@ from training.weights.checkpoint import Checkpoint
 from training.weights.open_models import Opened, open_models
 from training.weights.run_folder import CLASSES, read_about
 
-CLOUDS = (".pcd", ".npy", ".txt", ".xyz", ".csv", ".pts")  # for the recipe `points`; other files for `meshes`
+CLOUDS = (".pcd", ".npy", ".npz", ".txt", ".xyz", ".csv", ".pts")  # for the recipe `points`; other files for `meshes`
 UPRIGHT = (".glb", ".gltf")  # formats that say which way is up
 SHAPE_KEYS = ("seed", "num_points", "fps_prefix", "normalize")
 SPLIT = "all"
@@ -118,8 +119,9 @@ def predict_files(
     workers: int = 0,
     say: Say = lambda words: None,
 ) -> list[dict[str, Any]]:
-    """Predicts files: `{file, label, confidence, surer, top5, error}` for each, in their order.
+    """Predicts files: `{file, label, confidence, surer, towers, top5, error}` for each, in their order.
 
+    towers: those that answered, `image` and `points`, or `points` alone for an object that the preset cannot draw.
     surer: the modality that gave label and confidence: `image` (all views of the preset, averaged) or `points`; in an
     exact tie `image`. top5: `{label, confidence}` of that modality. error: why a file has no label, else None.
     classes: replace the checkpoint's; their classifier is made from text. axes: as in a build's recipe, such as `y,z,x`
@@ -197,16 +199,18 @@ def _absence(file: str) -> str:
     """Why a file cannot be given to a build; empty if it can."""
     if not Path(file).exists():
         return "no such file"
-    named = os.path.realpath(file)
-    return "" if named.isprintable() and named.strip() == named else "rename it: its path is no plain text"
+    named = (os.path.realpath(file), _in_its_folder(file))
+    plain = all(path.isprintable() and path.strip() == path for path in named)
+    return "" if plain else "rename it: its path is no plain text"
 
 
 def _build(
     scratch: Path, drawn: BuildKeys, dataset: str, axes: Sequence[str], files: dict[str, str], workers: int
 ) -> Path:
     """Builds shards of files. files: path by key. Raises Refused where the pipeline refuses, Stopped where it stops."""
-    paths = {name: os.path.realpath(file) for name, file in files.items()}  # links out of a source are not followed
+    paths = {name: _in_its_folder(file) for name, file in files.items()}
     source = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
+    behind = sorted({os.path.dirname(os.path.realpath(path)) for path in paths.values() if os.path.islink(path)})
     listing, recipe, out = scratch / "list.jsonl", scratch / "recipe.toml", scratch / "shards"
     rows = [
         {"path": os.path.relpath(path, os.path.realpath(scratch)), "id": name, "split": SPLIT}
@@ -216,6 +220,7 @@ def _build(
     listing.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe.write_text(drawn.recipe(dataset, listing, axes))
     command = [sys.executable, "-m", "pipeline", "build", str(recipe), "--source", source, "--out", str(out)]
+    command += [part for folder in behind for part in ("--follow-links", folder)]
     try:
         child = _run([*command, "--workers", str(workers)], scratch)
         crashed = child.process.returncode not in ENDED
@@ -231,6 +236,12 @@ def _build(
     if code == 2 or read_manifest(str(out)) is None:
         raise Refused(f"python -m pipeline build: {last}")
     return out
+
+
+def _in_its_folder(file: str) -> str:
+    """The real path of a file's folder, and its own name: that of a link says of which format it is."""
+    folder, name = os.path.split(os.path.abspath(file))
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _run(command: list[str], scratch: Path) -> Child:
@@ -252,7 +263,7 @@ def _run(command: list[str], scratch: Path) -> Child:
 def _ask(
     opened: Opened, shards: str, settings: DataSettings, classes: Sequence[str], say: Say
 ) -> dict[str, dict[str, Any]]:
-    """The row of every object of a split by its key, in the order of the shards."""
+    """The row of every object of a split by its key, in the order of the shards; those without views come last."""
     # each object without views gets a row that says why
     source = open_source(shards, settings, warn=False, tower=pixel_statistics(opened.checkpoint.recipe))
     (model,) = opened.models.values()
@@ -267,18 +278,26 @@ def _ask(
         for key, image_C, points_C in zip(batch.keys, image, points, strict=True):
             found[key] = _row(image_C, points_C, names)
         say(f"{len(found):,} of {source.total:,} objects")
+    for keys, clouds in clouds_alone(source, settings.num_points):
+        points = model.points_logits(model.point_features(clouds.to(device))).softmax(dim=1).cpu()
+        require_finite(keys, points)
+        found |= {key: _row(None, points_C, names) for key, points_C in zip(keys, points, strict=True)}
     return found | {key: _failed(reason) for key, reason in source.absent.items() if key not in found}
 
 
 def _failed(reason: str) -> dict[str, Any]:
-    return {"label": None, "confidence": None, "surer": None, "top5": [], "error": reason}
+    return {"label": None, "confidence": None, "surer": None, "towers": [], "top5": [], "error": reason}
 
 
-def _row(image_C: torch.Tensor, points_C: torch.Tensor, names: tuple[str, ...]) -> dict[str, Any]:
-    surer, chosen = ("image", image_C) if image_C.max() >= points_C.max() else ("points", points_C)
+def _row(image_C: torch.Tensor | None, points_C: torch.Tensor, names: tuple[str, ...]) -> dict[str, Any]:
+    """The answer of the surer tower. image_C: None where there are no views to ask the image tower about."""
+    towers, surer, chosen = ["points"], "points", points_C
+    if image_C is not None:
+        towers = ["image", "points"]
+        surer, chosen = ("image", image_C) if image_C.max() >= points_C.max() else (surer, chosen)
     confidence, label = chosen.topk(min(TOP, len(names)))
     top = [
         {"label": names[number], "confidence": round(share, 4)}
         for number, share in zip(label.tolist(), confidence.tolist(), strict=True)
     ]
-    return {**top[0], "surer": surer, "top5": top, "error": None}
+    return {**top[0], "surer": surer, "towers": towers, "top5": top, "error": None}

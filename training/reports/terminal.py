@@ -50,17 +50,17 @@ def analysis(result: dict[str, Any]) -> Table:
 
 
 def predictions(rows: Sequence[dict[str, Any]]) -> Table:
-    """A line a file: its label, how sure, by which modality, the next best; or what is wrong with it."""
+    """A line a file: its label, how sure, by which modality of those asked, the next best; or what is wrong with it."""
     shown = Table()
-    for name in ("file", "label", "sure, %", "by", "next best, or what is wrong"):
+    for name in ("file", "label", "sure, %", "by", "towers", "next best, or what is wrong"):
         shown.add_column(name, overflow="fold", justify="right" if name == "sure, %" else "left")
     for row in rows:
         if row["error"]:
-            shown.add_row(row["file"], ABSENT, ABSENT, ABSENT, Text(for_terminal(row["error"]), style="red"))
+            shown.add_row(row["file"], *[ABSENT] * 4, Text(for_terminal(row["error"]), style="red"))
             continue
         others = ", ".join(f"{each['label']} {100 * each['confidence']:.1f}" for each in row["top5"][1:3])
         sure = f"{100 * row['confidence']:.1f}"
-        shown.add_row(row["file"], row["label"], sure, row["surer"], others)
+        shown.add_row(row["file"], row["label"], sure, row["surer"], ", ".join(row["towers"]), others)
     return shown
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from training.settings.model import Who
-from training.weights.formats import KINDS, OTHER_TOWERS
 from training.weights.pretrained import read_path, some
+from training.weights.tensor_names import DVAE, KINDS, OTHER_TOWERS
 
 _SIZES = {  # tower -> size -> a tensor and its axis
     "image": {
@@ -25,6 +25,12 @@ _SIZES = {  # tower -> size -> a tensor and its axis
     },
     "text": {"width": ("clip.ln_final.weight", 0), "embed_dim": ("clip.text_projection", 1)},
 }
+_NEEDED = {  # tower -> beginnings of names without which it cannot be filled
+    "image": ("class_embedding", "conv1.", "positional_embedding", "ln_pre.", "ln_post.", "proj"),
+    "points": ("encoder.first_conv.", "encoder.second_conv.", "reduce_dim.", "pos_embed.", "cls_token", "cls_pos"),
+    "text": ("token_embedding.", "positional_embedding", "ln_final.", "text_projection"),
+}
+_BELOW = {"image": "visual.", "points": "", "text": "clip."}  # where they lie in the tower
 _BLOCKS = {"image": "visual.transformer.resblocks.", "points": "blocks.", "text": "clip.transformer.resblocks."}
 
 
@@ -33,10 +39,12 @@ def describe(path: str, who: Who = "student") -> dict[str, Any]:
     weights = read_path(Path(path), who)
     tensors = weights.tensors
     towers = {}
+    missing: list[str] = []
     for part in ("image", "points", "text"):
         inside = weights.below(f"{part}.")
         if inside:
             towers[part] = {"tensors": len(inside), "parameters": _count(inside.values())} | _sizes(part, inside)
+            missing += [] if weights.kind == DVAE else [f"{part}.{name}" for name in _missing(part, inside)]
     about: dict[str, Any] = {
         "path": path,
         "kind": weights.kind,
@@ -49,6 +57,7 @@ def describe(path: str, who: Who = "student") -> dict[str, Any]:
         "classes": int(tensors["classifier"].shape[1]) if "classifier" in tensors else None,
         "logit_scale": round(min(float(tensors["logit_scale"].exp()), 1e9), 3) if "logit_scale" in tensors else None,
         "left_over": list(weights.left_over),
+        "missing": missing,
     }
     return about
 
@@ -68,8 +77,24 @@ def in_words(about: dict[str, Any]) -> list[str]:
     if about["logit_scale"] is not None:
         lines.append(f"  logit scale {about['logit_scale']:g}")
     if about["left_over"]:
-        lines.append(f"  not needed here: {some(tuple(about['left_over']))}")
+        lines.append(f"  not needed here: {len(about['left_over'])}: {some(tuple(about['left_over']))}")
+    if about["missing"]:
+        lines.append(f"  missing: {len(about['missing'])}: {some(tuple(about['missing']))}")
     return lines
+
+
+def _missing(part: str, inside: dict[str, Tensor]) -> list[str]:
+    """What a tower needs and a file does not hold: first tensors, and those that its other blocks have."""
+    below, first = _BELOW[part], _BLOCKS[part]
+    lost = [below + name for name in _NEEDED[part] if not any(each.startswith(below + name) for each in inside)]
+    blocks: dict[int, set[str]] = {}
+    for name in inside:
+        number, _, rest = name.removeprefix(first).partition(".")
+        if name.startswith(first) and number.isdecimal():
+            blocks.setdefault(int(number), set()).add(rest)
+    every = set[str]().union(*blocks.values())
+    numbers = range(max(blocks, default=-1) + 1)
+    return lost + [f"{first}{n}.{rest}" for n in numbers for rest in sorted(every - blocks.get(n, set()))]
 
 
 def _count(tensors: Iterable[Tensor]) -> int:

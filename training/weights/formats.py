@@ -7,7 +7,7 @@ Sources of the names: the released code of OpenAI CLIP, ULIP, Point-BERT, Cross-
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,28 +17,22 @@ from torch import Tensor
 from manifests.errors import Refused
 from training.settings.model import Who
 from training.weights.safe_load import _SIZES_OF_CLIP, read_tensors
-
-OURS, OPENAI, OPEN_CLIP, RELEASED = "ours", "openai_clip", "open_clip", "cross_most_released"
-ULIP, ULIP2, POINT_BERT, DVAE = "ulip", "ulip2", "point_bert", "dvae"
-SLIP, OPENSHAPE, UNI3D = "slip", "openshape", "uni3d"
-KINDS = {  # kind -> what it is, in words
-    OURS: "a checkpoint of this program",
-    OPENAI: "CLIP as OpenAI published it",
-    OPEN_CLIP: "an open_clip model",
-    RELEASED: "Cross-MoST of the released code",
-    ULIP: "ULIP's Point-BERT",
-    ULIP2: "ULIP-2's Point-BERT",
-    POINT_BERT: "Point-BERT",
-    DVAE: "Point-BERT's dVAE",
-    SLIP: "SLIP",
-    OPENSHAPE: "OpenShape's point encoder",
-    UNI3D: "Uni3D's point encoder",
-}
-OTHER_TOWERS = {  # kinds whose tensors fit no tower of ours, and why
-    SLIP: "its image tower is timm's ViT with a bias in the patches and no first norm, not a CLIP ViT",
-    OPENSHAPE: "it is no Point-BERT: set abstraction over coloured points, no positions, a linear readout of one token",
-    UNI3D: "it is no Point-BERT: a plain ViT over coloured points, positions added once, a linear readout of one token",
-}
+from training.weights.tensor_names import (
+    DVAE,
+    KINDS,
+    OPEN_CLIP,
+    OPENAI,
+    OPENSHAPE,
+    OURS,
+    POINT_BERT,
+    RELEASED,
+    SLIP,
+    TRANSFORMERS,
+    ULIP,
+    ULIP2,
+    UNI3D,
+    recognise,
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +72,12 @@ def read_weights_file(path: str | Path, who: Who = "student") -> WeightsFile:
     if not kind:
         first = ", ".join(sorted(given)[:3])
         raise Refused(f"{path}: no weights of a kind that is known here ({len(given)} tensors, such as {first})")
+    if kind == TRANSFORMERS:
+        raise Refused(
+            f"{path} is {KINDS[kind]} (vision_model.*, text_model.*), which is not read: take open_clip's file "
+            "of the same weights (open_clip_model.safetensors or open_clip_pytorch_model.bin), OpenAI's .pt, or a tag "
+            "of open_clip (init.image=openai)"
+        )
     tensors, left_over = _rename(kind, given)
     for name, dims in (("logit_scale", None), ("classifier", 2)):
         value = tensors.get(name)
@@ -101,34 +101,6 @@ def require_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     name = first_not_finite(tensors)
     if name is not None:
         raise Refused(f"{path}: {name} is not finite (NaN or infinity)")
-
-
-def recognise(names: Iterable[str]) -> str:
-    """The kind of a file by the names of its tensors (without `module.`), or an empty text if no kind fits."""
-    names = set(names)
-
-    def some(*prefixes: str) -> bool:
-        return any(name.startswith(prefixes) for name in names)
-
-    if some("image.visual."):
-        return OURS
-    if some("ppat."):
-        return OPENSHAPE
-    if some("point_encoder.encoder2trans.", "point_encoder.trans2embed."):
-        return UNI3D
-    if some("point_encoder."):
-        if "visual.class_embedding" in names:
-            return RELEASED
-        return ULIP2 if some("open_clip_model.") else ULIP
-    if some("transformer_q.") or {"reduce_dim.weight", "encoder.first_conv.0.weight"} <= names:
-        return POINT_BERT
-    if some("encoder.first_conv.", "first_conv."):
-        return DVAE
-    if "visual.cls_token" in names:
-        return SLIP
-    if some("visual."):
-        return OPENAI if "input_resolution" in names else OPEN_CLIP
-    return ""
 
 
 def _rename(kind: str, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -23,24 +23,19 @@ from training.models.clip import ImageTower, TextTower, build_towers, create_cli
 from training.models.point_bert import PointTower
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import ImageSettings, InitSettings, Who
-from training.weights.formats import (
-    DVAE,
-    KINDS,
-    OPEN_CLIP,
-    OPENAI,
-    OTHER_TOWERS,
-    OURS,
-    RELEASED,
-    WeightsFile,
-    below,
-    read_weights_file,
-    require_finite,
-)
+from training.weights.formats import WeightsFile, below, read_weights_file, require_finite
 from training.weights.run_folder import MODEL, RECIPE, TEACHER, TEXT, last_step
 from training.weights.safe_load import read_tensors
+from training.weights.tensor_names import DVAE, KINDS, OPEN_CLIP, OPENAI, OTHER_TOWERS, OURS, RELEASED
 
 HUB = "hf-hub:"
-_HUB_FILES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "model.pt")
+_HUB_FILES = (  # the last two are of transformers where a repository has no other: they are refused by that name
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.pt",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
 _SIZES = {  # keys that the weights depend on; not all of them show in a shape
     "image": ("model", "stem", "image_size"),
     "points": ("tokenizer_widths", "tokenizer_width", "width", "depth", "heads"),
@@ -264,9 +259,10 @@ def _fill(
         if not torch.isfinite(value).all():
             raise Refused(f"{what}: {part}.{name} is not finite")
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
-    for name in missing:
-        if not name.startswith(optional):
-            raise Refused(f"{what}: holds no {part}.{name}, which this recipe's tower has")
+    lacking = [name for name in missing if not name.startswith(optional)]
+    if lacking:
+        more = f"; {len(lacking) - 1} more are missing" if len(lacking) > 1 else ""
+        raise Refused(f"{what}: holds no {part}.{lacking[0]}, which this recipe's tower has{more}")
     fitting = {name: value.reshape(own[name].shape) for name, value in given.items()}
     module.load_state_dict(fitting, strict=False)
     return [f"{part}.{name}" for name in given], [f"{part}.{name}" for name in missing]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import pickletools
 import re
-import tarfile
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from manifests.errors import Refused, with_type
+from manifests.errors import Refused
 from training.settings.model import Who
+from training.weights.other_files import NoWeights, refuse_other_files
+from training.weights.tensor_names import recognise
 
 _HARMLESS = (  # classes that training scripts pickle beside their tensors: arguments, scores, paths
     "argparse.Namespace",
@@ -34,10 +34,18 @@ _HARMLESS = (  # classes that training scripts pickle beside their tensors: argu
     "pathlib.PosixPath",
 )
 _DICTIONARIES = ("easydict.EasyDict", "collections.defaultdict")
-_CONTAINERS = ("state_dict", "base_model", "module", "model_state_dict", "model")
+_STUDENT = ("state_dict", "base_model", "module", "model_state_dict", "model", "net", "network", "student", "weights")
+_TEACHER = ("model_ema", "ema", "teacher", "state_dict_ema", "ema_state_dict", "ema_model", "model_ema_state_dict")
+_DEEPEST = 4  # dictionaries inside each other in which weights are looked for
 _LONGEST_NAME = 1000  # of a class
 _PICKLES = 5  # in a file of torch's older format, before the values: magic, version, system, what was saved, keys
-_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_INSERTED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of torch itself
+_OF_TEACHER = ("teacher", "ema", "model_ema", "ema_model")
+_WRAPPER = re.compile(  # names of attributes by which other people's classes hold the whole model
+    r"((module|model|clip_model|clip|net|network|base_model|state_dict|student|_forward_module|"
+    + "|".join(_OF_TEACHER)
+    + r")\.)+"
+)
 _SIZES_OF_CLIP = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI keeps beside the weights
 
 
@@ -61,17 +69,18 @@ def read_tensors(path: str | Path, who: Who = "student") -> dict[str, Tensor]:
     if not file.is_file():
         raise Refused(f"{path}: no such file")
     try:
+        refuse_other_files(file)
         loaded = _open(file)
-    except Refused:
-        raise
+    except NoWeights as error:
+        raise Refused(f"{path} is damaged or no weights: {error}") from error
     except Exception as error:  # a damaged file fails in as many ways as there are opcodes and records
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
             reason = f"names code ({code[1]}) that no weights need, and is not read"
         else:
-            reason = f"is damaged or no weights ({with_type(error, 120)})"
+            reason = f"is damaged or no weights: its {file.stat().st_size:,} bytes are cut, or of another format"
         raise Refused(f"{path} {reason}") from error
-    return _strip(_unwrap(loaded, str(path), who))
+    return _strip(_unwrap(loaded, str(path), who), who)
 
 
 def _open(file: Path) -> Any:
@@ -94,16 +103,14 @@ def require_plain(file: Path) -> None:
     """Raises ValueError for an archive that torch would unpack or search for minutes.
 
     That is an archive whose members are larger than its file (torch stores tensors uncompressed; only the text of code,
-    which is never read, is compressed); a tar (torch before 0.1.10); or a pickle that is cut or names something very
-    long: torch searches its own message about that in quadratic time.
+    which is never read, is compressed); or a pickle that is cut or names something very long: torch searches its own
+    message about that in quadratic time.
     """
-    with contextlib.suppress(tarfile.TarError), tarfile.open(file, "r:"):
-        raise ValueError("a tar archive, torch's format before 0.1.10: load and save it with a newer torch")
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             sizes = [info.file_size for info in archive.infolist() if "/code/" not in info.filename]
             if sum(sizes) > file.stat().st_size:
-                raise ValueError("an archive whose members are larger than itself")
+                raise NoWeights("an archive whose members are larger than itself")
             for pickled in [name for name in archive.namelist() if name.endswith("/data.pkl")]:
                 _require_short_names(archive.read(pickled))
     else:
@@ -115,7 +122,7 @@ def require_plain(file: Path) -> None:
 def _require_short_names(pickled: bytes | BinaryIO) -> None:
     for opcode, named, _ in pickletools.genops(pickled):
         if opcode.name in ("GLOBAL", "INST") and len(str(named)) > _LONGEST_NAME:
-            raise ValueError("a pickle that names something very long")
+            raise NoWeights("a pickle that names something very long")
 
 
 def _load(file: Path | io.BytesIO, mmap: bool, inert: Iterable[str] = ()) -> Any:
@@ -157,16 +164,30 @@ def _collect(module: Any, prefix: str, found: dict[str, Tensor]) -> None:
 
 def _unwrap(loaded: Any, path: str, who: Who) -> dict[str, Tensor]:
     """The state dict inside what training scripts save: {"state_dict": ...}, {"model": ..., "model_ema": ...}."""
-    if isinstance(loaded, dict):
-        if isinstance(loaded.get("model_ema"), dict):
-            return _tensors(loaded["model_ema" if who == "teacher" else "model"])
-        if who == "teacher" and isinstance(loaded.get("model"), dict):
-            raise Refused(f"{path} holds no teacher (no model_ema): init.take=student")
-        plain = _tensors(loaded)
-        inside = next((found for key in _CONTAINERS if (found := _tensors(loaded.get(key)))), {})
-        if inside or plain:
-            return inside or plain
-    raise Refused(f"{path} holds no tensors by name")
+    if isinstance(loaded, dict) and who == "teacher":
+        levels = [each for each in (loaded, *map(loaded.get, _STUDENT)) if isinstance(each, dict)]
+        teachers = (_inside(each.get(name), _STUDENT) for each in levels for name in _TEACHER)
+        if found := next((found for found in teachers if found), {}):
+            return found
+    found = _inside(loaded, _STUDENT) or _inside(loaded, _TEACHER)
+    if not found:
+        raise Refused(f"{path} holds no tensors by name")
+    if who == "teacher" and isinstance(loaded.get("model"), dict) and not any(map(_is_of_teacher, found)):
+        raise Refused(f"{path} holds no teacher (no model_ema): init.take=student")
+    return found
+
+
+def _is_of_teacher(name: str) -> bool:
+    """Whether a prefix or the name of a tensor says that it is a teacher's."""
+    return not set(name.split(".")).isdisjoint(_OF_TEACHER)
+
+
+def _inside(values: Any, names: tuple[str, ...], depth: int = _DEEPEST) -> dict[str, Tensor]:
+    """The tensors of the first of these entries that has some, dictionaries inside each other too; else its own."""
+    if not isinstance(values, dict) or not depth:
+        return {}
+    deeper = (_inside(values.get(name), (*_STUDENT, *_TEACHER), depth - 1) for name in names)
+    return next((found for found in deeper if found), {}) or _tensors(values)
 
 
 def _tensors(values: Any) -> dict[str, Tensor]:
@@ -176,7 +197,27 @@ def _tensors(values: Any) -> dict[str, Tensor]:
     return {n: value.detach() for n, value in values.items() if isinstance(n, str) and isinstance(value, Tensor)}
 
 
-def _strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in tensors)), None):
-        tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
-    return tensors
+def _strip(tensors: dict[str, Tensor], who: Who) -> dict[str, Tensor]:
+    """The tensors without the prefix that most of those that are known here have: of wrappers, in any order.
+
+    Names with a part of that prefix lose it too, where that makes no name twice. The others keep their names.
+    """
+    plain = {_INSERTED.sub("", name): value for name, value in tensors.items()}
+    by_prefix = defaultdict[str, list[str]](list)
+    for name in plain:
+        found = _WRAPPER.match(name)
+        by_prefix[found[0] if found else ""].append(name)
+
+    def worth(prefix: str) -> tuple[bool, bool, int]:
+        inside = [name.removeprefix(prefix) for name in by_prefix[prefix]]
+        return bool(recognise(inside)), _is_of_teacher(prefix) == (who == "teacher"), len(inside)
+
+    best = max(by_prefix, key=worth)
+    if not worth(best)[0]:  # of no kind that is known
+        return plain
+    stripped = {name.removeprefix(best): plain[name] for name in by_prefix[best]}
+    for prefix, names in by_prefix.items():
+        for name in names if prefix != best else ():
+            short = name.removeprefix(prefix) if best.startswith(prefix) else name
+            stripped[name if short in stripped else short] = plain[name]
+    return stripped

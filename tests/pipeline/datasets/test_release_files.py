@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import releases
-from releases import cloud, write_h5, write_scan
+from releases import NUM_POINTS, cloud, write_h5, write_scan
 
-from manifests.dataset_info import load_table
 from manifests.errors import Refused
 from manifests.layout import read_manifest, shapes_tar, views_tar
 from manifests.records import Asset, read_record, record_path
 from manifests.samples import decode_array, decode_picture, read_samples
+from pipeline.__main__ import main
 from pipeline.datasets import shapenetpart
 from pipeline.datasets.options import CloudLimit
 from pipeline.datasets.scanobjectnn import main_instance
@@ -230,27 +230,72 @@ def test_another_order_of_classes_is_refused(tmp_path) -> None:
     assert "in another order" in refusal("modelnet40_d", source, tmp_path, allow_partial=True)
 
 
-def test_labels_out_of_range_are_failures_and_no_other_class(tmp_path) -> None:
-    """A label of -1 is not the last class, as Python's own counting would have it."""
-    source = releases.modelnet40_h5(tmp_path)
-    write_h5(source / "ply_data_test0.h5", [-1, 0, 39, 40], "<i4")
-    found = listed("modelnet40_d", source, tmp_path, splits=["test"])
-    assert [found[f"ply_data_test0-{row:05d}"].class_name for row in range(4)] == [None, "airplane", "xbox", None]
+MODELNET, SCANS, PARTS = "modelnet40_d", "scanobjectnn_bg", "shapenetpart"
 
 
-def test_a_part_label_beyond_the_last_is_a_failure(tmp_path) -> None:
-    table = load_table("shapenetpart")
-    for largest, message in ((49, None), (50, "a part label 50; parts are 0..49")):
-        pid = np.zeros((1, releases.NUM_POINTS), np.uint8)
-        pid[0, 7] = largest
-        root = tmp_path / str(largest)
-        write_h5(root / "ply_data_train0.h5", [15], pid=pid)
-        (asset,) = shapenetpart.assets(root, table, CloudLimit())
-        if message is None:
-            assert shapenetpart.read(asset, root, CloudLimit()).parts[7] == 49
-        else:
-            with pytest.raises(ValueError, match=message):
-                shapenetpart.read(asset, root, CloudLimit())
+@pytest.mark.parametrize(
+    ("recipe", "labels", "dtype", "others", "words"),
+    [
+        (MODELNET, [1, 8, 40], "u1", {}, "its labels are 1..40: counted from 1; 0..39 are expected"),
+        (MODELNET, [0, 40], "u1", {}, "its labels are 0..40; 0..39 are expected"),
+        (MODELNET, [-1, 0, 39], "i4", {}, "its labels are -1..39; 0..39 are expected"),
+        (MODELNET, [2**63, 3], "u8", {}, "0..39 are expected"),
+        (MODELNET, [1.0, 3.0], "f4", {}, "label of float32 and shape (2, 1); an array of whole numbers is expected"),
+        (SCANS, [15, 1], ">i8", {}, "its labels are 1..15: counted from 1; 0..14 are expected"),
+        (PARTS, [16, 1], "u1", {"parts": 49}, "its labels are 1..16: counted from 1; 0..15 are expected"),
+        (PARTS, [0, 15], "u1", {"parts": 50}, "its part labels are 0..50; 0..49 are expected"),
+        (PARTS, [0, 15], "u1", {"parts": -1}, "its part labels are -1..0; 0..49 are expected"),
+    ],
+)
+def test_labels_out_of_range_refuse_the_file(tmp_path, capsys, recipe, labels, dtype, others, words) -> None:
+    """Of (N, 1) and of (N,). A label of -1 is not the last class, as Python's own counting would have it."""
+    name = {SCANS: "main_split/training_objectdataset.h5"}.get(recipe, "ply_data_train0.h5")
+    if others:
+        others = {"pid": np.zeros((len(labels), NUM_POINTS), np.int16)} | {"part": others["parts"]}
+        others["pid"][-1, 7] = others.pop("part")
+    for column in (True, False):
+        told = words if column else words.replace("(2, 1)", "(2,)")
+        write_h5(tmp_path / "in" / name, labels, dtype, column, **others)
+        command = ["build", recipe, "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--workers", "0"]
+        assert main([*command, "allow_partial=true"]) == 2
+        line = capsys.readouterr().err.strip()
+        assert line.startswith(f"{name}: ")
+        assert told in line
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_last_labels_are_in_range(tmp_path) -> None:
+    write_h5(tmp_path / "one" / "ply_data_test0.h5", [0, 39], "<i4")
+    found = listed(MODELNET, tmp_path / "one", tmp_path)
+    assert [found[f"ply_data_test0-{row:05d}"].class_name for row in range(2)] == ["airplane", "xbox"]
+    pid = np.full((1, NUM_POINTS), 49, np.uint8)
+    write_h5(tmp_path / "two" / "ply_data_train0.h5", [15], pid=pid)
+    (asset,) = listed(PARTS, tmp_path / "two", tmp_path).values()
+    assert shapenetpart.read(asset, tmp_path / "two", CloudLimit()).parts[7] == 49
+
+
+def test_names_that_contradict_refuse_the_file_that_says_so(tmp_path) -> None:
+    """Lists of classes that are not the table's, and raw scans that lie in another class than their label says."""
+    part, scans = releases.shapenetpart(tmp_path), releases.scanobjectnn_raw(tmp_path)
+    for text, words in (
+        ("Airplane 0269\nBag 0277\n", "its 2 classes are not those known: number 2 is missing, cap is expected"),
+        ("Airplane\nMug\n", "number 1 is mug, bag is expected"),
+    ):
+        (part / "all_object_categories.txt").write_text(text)
+        told = refusal(PARTS, part, tmp_path, allow_partial=True)
+        assert told.startswith(f"{part / 'all_object_categories.txt'}: ")
+        assert words in told
+    names = scans / "training_data" / "shape_names_ext.txt"
+    names.write_text("bin\nbag\n")
+    assert f"{names}: its 2 classes" in refusal(SCANS, scans, tmp_path, allow_partial=True)
+    names.unlink()
+    path = scans / "training_data" / "main_split.txt"
+    for line, words in (
+        ("scene0000_00_00032.bin\t5", "the label 5 is desk, and scene0000_00_00032.bin lies in chair"),
+        ("005_00020.bin\t15", "the label 15; 0..14 are expected"),
+    ):
+        path.write_text(f"{line}\n")
+        assert f"{path}, line 1: {words}" in refusal(SCANS, scans, tmp_path, allow_partial=True)
 
 
 def test_a_raw_object_has_as_many_points_as_the_release_asks_for(tmp_path) -> None:

@@ -121,21 +121,17 @@ def messy_meshes(source: Path) -> dict[str, str | None]:
         "text.ply": ("hello", "load: not a readable ply file"),
         "text.gltf": ('{"asset": {"version": "2.0"}}', "load: "),
     }
-    outside = source.parent / "outside.off"
-    outside.write_text(off(triangle, [[0, 1, 2]]))
     expected: dict[str, str | None] = {}
     for name, (text, reason) in texts.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(text)
         expected[name] = reason
-    (source / "out.off").symlink_to(outside)
-    (source / "linked").symlink_to(source.parent, target_is_directory=True)
+    (source / "round.off").symlink_to(source / "round.off")
     (source / "folder.off").mkdir()
     os.mkfifo(source / "pipe.off")
     with open(os.fsencode(source) + b"/latin\xfc.off", "w") as file:
         file.write(off(triangle, [[0, 1, 2]]))
-    expected["out.off"] = "load: leads out of the source folder"
-    expected["linked"] = "load: leads out of the source folder"
+    expected["round.off"] = "load: cannot be read: "
     (source / "loop").symlink_to(source / "obj", target_is_directory=True)
     expected["loop"] = "load: a link to a folder is not followed"
     expected["pipe.off"] = "load: a pipe or device"
@@ -227,8 +223,6 @@ def test_messy_clouds_through_a_listing(pipeline, tmp_path) -> None:
     np.save(source / "one.npy", good[:1])
     np.save(source / "same.npy", np.repeat(good[:1], 300, axis=0))
     np.save(source / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
-    np.save(tmp_path / "secret.npy", good)
-    (source / "out.npy").symlink_to(tmp_path / "secret.npy")
     names = [p.name for p in sorted(source.iterdir())] + ["gone.npy", "good.npy"]
     rows = [{"path": name, "class": "thing", "id": name} for name in names]
     rows[-1] |= {"id": "again", "split": "test"}
@@ -242,7 +236,6 @@ def test_messy_clouds_through_a_listing(pipeline, tmp_path) -> None:
         "one.npy": "sample: the object has no extent: all its points are one",
         "same.npy": "sample: the object has no extent: all its points are one",
         "pickled.npy": "load: an npy file of object; numbers are needed",
-        "out.npy": "load: leads out of the source folder",
         "gone.npy": "load: cannot be read: No such file or directory",
     }
     assert "is no length" in failures["huge.npy"]

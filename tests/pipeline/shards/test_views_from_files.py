@@ -18,6 +18,7 @@ from manifests.layout import read_manifest, read_view_set, views_tar
 from manifests.presets import load_preset, preset_names
 from manifests.records import Asset, read_record, record_path
 from manifests.samples import Sample, decode_picture, read_samples
+from pipeline.formats.source_files import following
 from pipeline.shards.views_from_files import picture_members, resolved
 
 PATTERN = "pattern={class}/{split}/{id}_{view:03d}.png"
@@ -115,13 +116,16 @@ def test_defects_are_failures_that_say_which_view(pipeline, out, tmp_path) -> No
         asset = assets[number]
         return source / asset.class_name / asset.split / f"{asset.id}_{view:03d}.png"
 
-    secret = Path(shutil.copy(path(0, 1), tmp_path / "secret.png"))
+    secret = Path(shutil.copy(path(4, 2), tmp_path / "secret.png"))
     path(0, 2).unlink()
     path(1, 3).write_bytes(path(1, 3).read_bytes()[:60])
     path(2, 1).write_bytes(b"not a picture")
     Image.new("RGB", (20, 20), "black").save(path(3, 4))
     path(4, 2).unlink()
     path(4, 2).symlink_to(secret)
+    message = draw(pipeline, out, source, PATTERN, "name=mine", code=2)
+    assert f"such as {path(4, 2).relative_to(source)} into {tmp_path}: to read them add --follow-links" in message
+    path(4, 2).unlink()
     path(5, 1).unlink()
     path(5, 1).mkdir()
     Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20)).save(path(6, 1))
@@ -134,7 +138,7 @@ def test_defects_are_failures_that_say_which_view(pipeline, out, tmp_path) -> No
         "view 3 (",
         "view 1 (",
         "is blank: it is of one colour",
-        "view 2 leads out of the source: ",
+        "view 2 is missing: ",
         "view 1 is no file: ",
         "is no colour picture",
         "is broken: UnidentifiedImageError",
@@ -290,9 +294,13 @@ def test_links_inside_the_source_are_followed_and_loops_end(tmp_path) -> None:
     paint(tmp_path / "other", [asset], "{c}/{i}_{v}.png")
     (tmp_path / "mine" / "away").symlink_to(tmp_path / "other")
     preset = FileViews(backend="files", pattern="view/{class}/{id}_{view}.png")
-    assert len(picture_members(asset, resolved(preset, [asset], tmp_path / "mine"), "x", tmp_path / "mine")) == 5
-    with pytest.raises(Refused, match="no picture of these objects"):
-        resolved(FileViews(backend="files", pattern="away/{class}/{id}_{view}.png"), [asset], tmp_path / "mine")
+    with following([str(tmp_path / "other")]):
+        assert len(picture_members(asset, resolved(preset, [asset], tmp_path / "mine"), "x", tmp_path / "mine")) == 5
+    away = FileViews(backend="files", pattern="away/{class}/{id}_{view}.png")
+    with following([str(tmp_path / "other")]):
+        assert len(picture_members(asset, resolved(away, [asset], tmp_path / "mine"), "x", tmp_path / "mine")) == 5
+    with pytest.raises(Refused, match=r"1 of \d linked folders, such as away into .*/other: to read them add --follow"):
+        resolved(away, [asset], tmp_path / "mine")
 
 
 def test_parsing_is_exact() -> None:

@@ -411,3 +411,20 @@ def test_torchrun_prints_what_one_process_prints(training, run, shards) -> None:
     several = subprocess.run(command, env=training.environment, cwd=REPOSITORY, capture_output=True, text=True)
     assert several.returncode == 0, several.stderr
     assert json.loads(several.stdout) == json.loads(training(*options).stdout)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("data.split=train",), "data.split=train: of {command} the flag says it: --split train"),
+        (("data.workers=1", "--workers", "0"), "data.workers=1: of {command} the flag says it: --workers 0"),
+        (("data.classes=[mug]", "--classes", "mug"), "data.classes"),
+        (("data.candidates=all", "--candidates", "subset", "--classes", "mug"), "data.candidates=all"),
+    ],
+)
+def test_what_a_flag_says_is_said_once(shards, run, tmp_path, changes, words) -> None:
+    """A key that a flag of the same command sets was read, and the flag's own value printed."""
+    for command, more in (("evaluate", ("--json",)), ("embed", ("--out", tmp_path / "f.npz"))):
+        if command == "evaluate" or not {"--classes", "--candidates"} & set(changes):
+            _, line = typed(command, run, "--shards", shards, *more, *changes, code=2)
+            assert words.format(command=command) in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from builders import REPOSITORY
+from builders import REPOSITORY, Commands
 from training_runs import ONE_STEP, typed
 
+import training
 from manifests.layout import read_view_set
 from manifests.presets import load_preset, preset_names
 from manifests.samples import read_samples
@@ -23,7 +25,7 @@ from training.evaluation.evaluate import examine
 from training.evaluation.predict import BuildKeys
 from training.weights.checkpoint import open_checkpoint
 
-KEYS = {"file", "label", "confidence", "surer", "top5", "error"}
+KEYS = {"file", "label", "confidence", "surer", "towers", "top5", "error"}
 
 
 def rows(*arguments: object, code: int = 0) -> list[dict]:
@@ -69,9 +71,9 @@ def test_files_are_drawn_as_in_training_and_bad_ones_say_why(run, files, shards)
     assert [row["file"] for row in found] == [str(path) for path in typed_order]
     found.reverse()
     assert all(set(row) == KEYS for row in found)
-    assert [row["error"] is None for row in found] == [True, True, False, False, False, False]
+    assert [row["error"] is None for row in found] == [True, True, False, True, False, False]
+    assert [row["towers"] for row in found] == [["image", "points"]] * 2 + [[], ["points"], [], []]
     assert "bad.stl" not in found[2]["error"]
-    assert found[3]["error"] == "no mesh, which rgb12 draws"
     assert found[4]["error"] == "no such file"
     assert found[2]["label"] is found[2]["confidence"] is found[2]["surer"] is None
     for row in found[:2]:
@@ -137,8 +139,63 @@ def test_other_classes_come_from_text(run, shards) -> None:
 
 def test_clouds_where_the_preset_draws_points(of_points, files) -> None:
     (row,) = rows(of_points, files / "cloud.npy")
-    assert row["error"] is None
+    assert (row["error"], row["towers"]) == (None, ["image", "points"])
     assert row["label"] in open_checkpoint(str(of_points)).classes
+
+
+def test_clouds_where_the_preset_draws_meshes_are_the_point_towers(run, shards, files, tmp_path) -> None:
+    """In every format, and a mesh's file without faces, beside a mesh: as the points of the object's own shard."""
+    tar = sorted((shards / "shapes").glob("test-*.tar"))[0]
+    with open(tar, "rb") as file:
+        _, sample = next(read_samples(file))
+    points = np.load(io.BytesIO(sample.members["points.npy"]))
+    np.save(tmp_path / "a.npy", points)
+    np.savetxt(tmp_path / "a.xyz", points)
+    np.savetxt(tmp_path / "a.txt", points)
+    head = f"VERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH {len(points)}\nHEIGHT 1\n"
+    (tmp_path / "a.pcd").write_bytes(f"{head}POINTS {len(points)}\nDATA binary\n".encode() + points.tobytes())
+    trimesh.PointCloud(points).export(tmp_path / "scan.ply")
+    (tmp_path / "a.obj").write_text("".join(f"v {x} {y} {z}\n" for x, y, z in points))
+    clouds = sorted(tmp_path.iterdir())
+    found = rows(run, *clouds, files / "a box.off")
+    assert [(row["towers"], row["error"]) for row in found[:-1]] == [(["points"], None)] * len(clouds)
+    assert {row["surer"] for row in found[:-1]} == {"points"}
+    assert found[-1]["towers"] == ["image", "points"]
+    model = training.load(run)
+    answers = model.classify(points=points)
+    for row in found[:-1]:
+        assert (row["label"], row["confidence"]) == (
+            answers.names[0],
+            pytest.approx(float(answers.confidence), abs=0.02),
+        )
+    table, _ = typed("predict", run, clouds[0])
+    assert "towers" in table
+    assert f" {answers.names[0]} " in table
+
+
+def test_objects_of_shards_without_a_mesh_are_the_point_towers(run, tmp_path) -> None:
+    """`predict --shards` of a build of clouds, whose mesh preset skipped every object."""
+    for name in ("one", "two"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        np.save(tmp_path / "in" / f"{name}.npy", np.random.default_rng(len(name)).normal(size=(300, 3)))
+    keys = ("num_points=256", "fps_prefix=128", "views={rgb12={image_size=32, name='rgb12'}}")
+    Commands(REPOSITORY)(
+        "build", "points", "--source", tmp_path / "in", "--out", tmp_path / "out", "--workers", 0, *keys
+    )
+    found = rows(run, "--shards", tmp_path / "out", "--split", "all")
+    assert sorted(row["file"] for row in found) == ["one_npy", "two_npy"]
+    assert [(row["towers"], row["error"]) for row in found] == [(["points"], None)] * 2
+
+
+def test_a_link_is_read_by_its_own_name(run, files, tmp_path) -> None:
+    """As in a hub's cache, where the file behind it has no suffix; other links in its folder do not matter."""
+    (tmp_path / "snap").mkdir()
+    (tmp_path / "blobs").mkdir()
+    shutil.copy(files / "a box.off", tmp_path / "blobs" / "0a")
+    (tmp_path / "snap" / "box.off").symlink_to("../blobs/0a")
+    (tmp_path / "snap" / "other.off").symlink_to(files / "a box.off")
+    (row,) = rows(run, tmp_path / "snap" / "box.off")
+    assert (row["error"], row["towers"]) == (None, ["image", "points"])
 
 
 def test_the_preset_and_shapes_of_the_checkpoint_are_built(run, shards, files, tmp_path) -> None:
