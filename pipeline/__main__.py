@@ -26,8 +26,8 @@ from manifests.plain_text import PlainConsole, log_to_stderr, tell
 from manifests.presets import load_preset, preset_names
 from manifests.records import json_text
 from pipeline.arguments import PROGRAM, RETRY_KINDS, pipeline_parser
-from pipeline.formats.source_files import in_words
 from pipeline.jobs.time_limits import leaving
+from pipeline.sources.source_files import in_words
 
 if TYPE_CHECKING:
     from pipeline.inspect.check import Findings
@@ -48,7 +48,7 @@ def _run(arguments: list[str] | None, prog: str) -> int:
     interrupted = "stopped; what is finished is kept, run the same again to go on"
 
     def work() -> int:
-        from pipeline.formats.source_files import following, linked_folders
+        from pipeline.sources.source_files import following, linked_folders
 
         with following(linked_folders(getattr(options, "follow_links", ()))):
             return _COMMANDS[options.command](options, console)

@@ -20,12 +20,12 @@ from manifests.errors import Refused
 from manifests.layout import BuildManifest, ViewSetManifest, read_manifest, read_view_set
 from manifests.records import Record, parse_assets, parse_json
 from manifests.samples import FORMAT, decode_array, decode_picture, read_samples
-from pipeline.formats.file_list import listed_assets
 from pipeline.formats.gltf import read_gltf
 from pipeline.formats.header_checks import check_header
 from pipeline.formats.off import read_off
 from pipeline.formats.point_cloud import CLOUD_SUFFIXES, read_cloud
 from pipeline.plan.build_recipe import stored_recipe
+from pipeline.sources.file_list import listed_assets
 from training.paper_tables.table_rows import Table
 from training.settings.fit_recipe import RECIPE_OF, saved_recipe
 from training.settings.prompts import read_prompts

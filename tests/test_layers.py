@@ -34,8 +34,8 @@ WAITS_FOR_EVER = {  # what may, and why
     "pipeline/jobs/isolated_worker.py: self._connection.recv()": "polled before",
     "pipeline/jobs/ray_cluster.py: ray.get(ray.remote(max_retries=0)(_answer).remote())": "inside _RAY.call, limited",
     "pipeline/jobs/time_limits.py: self._calls.get()": "a daemon thread that waits for work",
-    "pipeline/formats/source_files.py: _WATCHED.get()": "a context variable",
-    "pipeline/formats/source_files.py: _FOLLOWED.get()": "a context variable",
+    "pipeline/sources/source_files.py: _WATCHED.get()": "a context variable",
+    "pipeline/sources/source_files.py: _FOLLOWED.get()": "a context variable",
 }
 LABEL_READERS = {  # beside them no file may see a label
     "training/objectives/pretrain.py",

@@ -14,7 +14,7 @@ from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.splits import count_shortfalls
 from pipeline.formats.frame import Frame
-from pipeline.formats.raw_shape import RawShape
+from pipeline.sources.raw_shape import RawShape
 
 MODULES = {"parametric": "pipeline.datasets.synthetic.generator"}  # reader -> module; the others are named as readers
 Options = Any  # an instance of the module's own OPTIONS, which only this module looks into

@@ -25,11 +25,11 @@ from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.seeded_split import seeded_split
 from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera, png_numbers
-from pipeline.formats.json_stream import JsonLimits, load_json, load_records
 from pipeline.formats.mesh import read_mesh
-from pipeline.formats.pictures import FORMATS
-from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.source_files import noted, source_file
+from pipeline.sources.json_stream import JsonLimits, load_json, load_records
+from pipeline.sources.pictures import FORMATS
+from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.source_files import noted, source_file
 
 SAVES_SPLITS = True
 PAPER_CLASSES = 42  # the first 42 classes of the table are the paper's

@@ -13,10 +13,10 @@ from manifests.dataset_info import DatasetTable
 from manifests.errors import Refused
 from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
-from pipeline.formats.file_list import listed_assets
 from pipeline.formats.mesh import MESH_SUFFIXES, read_mesh
-from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.source_files import in_words, list_files, passed_over_files, plain_name
+from pipeline.sources.file_list import listed_assets
+from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.source_files import in_words, list_files, passed_over_files, plain_name
 
 SPLITS = ("train", "val", "test")
 

@@ -22,7 +22,7 @@ from manifests.records import Asset
 from pipeline.datasets.options import ListedSplit, NamedSplit
 from pipeline.datasets.splits import count_shortfalls, dataset_folder
 from pipeline.formats.mesh import read_faces
-from pipeline.formats.raw_shape import RawShape
+from pipeline.sources.raw_shape import RawShape
 
 SPLITS = ("train", "test")
 FIRST = {"train": 80, "test": 20}  # of each class, MVCNN (modelnet40v1)

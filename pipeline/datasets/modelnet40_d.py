@@ -19,7 +19,7 @@ from pipeline.datasets.release_files import listed_files, only_folder, read_line
 from pipeline.datasets.splits import compare_counts
 from pipeline.formats.hdf5 import read_labels, read_row
 from pipeline.formats.point_cloud import read_cloud
-from pipeline.formats.raw_shape import RawShape, check_finite
+from pipeline.sources.raw_shape import RawShape, check_finite
 
 OPTIONS = NamedSplitOfClouds
 SPLITS = ("train", "test")

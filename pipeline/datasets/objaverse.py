@@ -22,8 +22,8 @@ from manifests.errors import Refused, one_line
 from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
 from pipeline.formats.mesh import read_faces
-from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.source_files import source_file, subfolders
+from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.source_files import source_file, subfolders
 
 ANNOTATIONS = ("lvis-annotations.json", "lvis-annotations.json.gz")
 _LIMIT = 64 << 20  # the real file has 2 MB

@@ -9,8 +9,8 @@ from manifests.dataset_info import DatasetTable
 from manifests.records import Asset
 from pipeline.datasets.meshes import Listing, own_files
 from pipeline.formats.point_cloud import CLOUD_SUFFIXES, read_cloud
-from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.source_files import passed_over_files
+from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.source_files import passed_over_files
 
 OPTIONS = Listing
 

@@ -25,10 +25,10 @@ from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.seeded_split import seeded_split
 from pipeline.formats.frame import Frame, FrameCamera, png_numbers
-from pipeline.formats.json_stream import JsonLimits, load_json
 from pipeline.formats.mesh import read_faces
-from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.source_files import source_file
+from pipeline.sources.json_stream import JsonLimits, load_json
+from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.source_files import source_file
 
 SAVES_SPLITS = True
 WIDTH, HEIGHT = 640, 480

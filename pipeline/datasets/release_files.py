@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from manifests.errors import Refused
-from pipeline.formats.source_files import read_source, refuse_links, subfolders
+from pipeline.sources.source_files import read_source, refuse_links, subfolders
 
 _DEPTH = 3  # SOURCE/data/modelnet40_ply_hdf5_2048
 

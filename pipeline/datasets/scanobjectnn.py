@@ -26,8 +26,8 @@ from pipeline.datasets.options import CloudLimit, NamedSplit, NamedSplitOfClouds
 from pipeline.datasets.release_files import folders, read_lines, require_order
 from pipeline.datasets.splits import compare_counts
 from pipeline.formats.hdf5 import has_background, read_labels
-from pipeline.formats.raw_shape import RawShape, check_finite
-from pipeline.formats.source_files import noted, source_file
+from pipeline.sources.raw_shape import RawShape, check_finite
+from pipeline.sources.source_files import noted, source_file
 
 OPTIONS = NamedSplitOfClouds
 PREFIXES = {"train": "training", "test": "test"}

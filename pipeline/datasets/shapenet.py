@@ -20,8 +20,8 @@ from pipeline.datasets.options import ListedSplit
 from pipeline.datasets.shapenet_lists import read_split_list
 from pipeline.datasets.splits import compare_counts, dataset_folder
 from pipeline.formats.mesh import read_faces
-from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.source_files import stays_inside
+from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.source_files import stays_inside
 
 OPTIONS = ListedSplit
 OBJ = {"shapenet_v1": "model.obj", "shapenet_v2": "models/model_normalized.obj"}  # P3D datasets/shapenet_core.py:66

@@ -17,7 +17,7 @@ from pipeline.datasets.modelnet40_d import row_shape
 from pipeline.datasets.options import CloudLimit
 from pipeline.datasets.release_files import listed_files, only_folder, require_order
 from pipeline.formats.hdf5 import read_labels
-from pipeline.formats.raw_shape import RawShape
+from pipeline.sources.raw_shape import RawShape
 
 OPTIONS = CloudLimit
 SPLITS = ("train", "val", "test")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.formats.raw_shape import RawShape, placed, with_places
+from pipeline.sources.raw_shape import RawShape, placed, with_places
 
 MAX_COLUMNS = 64
 _SLACK = 1e-4  # what float32 leaves of the ends of a range

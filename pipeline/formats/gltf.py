@@ -19,8 +19,8 @@ from pipeline.formats.gltf_features import count_left_out
 from pipeline.formats.gltf_materials import Materials
 from pipeline.formats.gltf_primitives import FAN, POINTS, STRIP, TRIANGLES, GltfPart, Primitive, moved, posed, triangles
 from pipeline.formats.obj_materials import TEXTURE_UNPLACED, mend_uvs
-from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.side_files import SideFiles
+from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.side_files import SideFiles
 from renderers.geometry import GREY, Mesh
 
 _LINES = {1: lambda n: n // 2, 2: lambda n: n, 3: lambda n: max(n - 1, 0)}  # LINES, LINE_LOOP, LINE_STRIP

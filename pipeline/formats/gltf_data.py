@@ -17,8 +17,8 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 
 from pipeline.formats.gltf_features import check_required
-from pipeline.formats.side_files import SideFiles
-from pipeline.formats.source_files import noted
+from pipeline.sources.side_files import SideFiles
+from pipeline.sources.source_files import noted
 
 try:
     import DracoPy

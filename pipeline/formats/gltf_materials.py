@@ -16,8 +16,8 @@ import numpy as np
 from pipeline.formats.gltf_data import GltfData, number, numbers, part
 from pipeline.formats.gltf_features import FEATURES, WARNED, count_left_out
 from pipeline.formats.obj_materials import TEXTURE_BROKEN, TEXTURE_REDUCED
-from pipeline.formats.pictures import decode_texture
-from pipeline.formats.side_files import TEXTURE_MISSING
+from pipeline.sources.pictures import decode_texture
+from pipeline.sources.side_files import TEXTURE_MISSING
 from renderers.geometry import GREY, Material
 
 COLORS_CLIPPED = "colours outside 0 to 1"  # the specification says: clamped

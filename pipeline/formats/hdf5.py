@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from manifests.errors import Refused, with_type
-from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.source_files import noted, source_file
+from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.source_files import noted, source_file
 
 try:
     import h5py

@@ -16,10 +16,10 @@ from pipeline.formats.header_checks import check_header
 from pipeline.formats.obj import read_obj
 from pipeline.formats.off import read_off
 from pipeline.formats.ply import read_ply
-from pipeline.formats.raw_shape import RawShape, check_finite, with_places, without_strays
-from pipeline.formats.side_files import SideFiles
-from pipeline.formats.source_files import read_source
 from pipeline.formats.stl import read_stl
+from pipeline.sources.raw_shape import RawShape, check_finite, with_places, without_strays
+from pipeline.sources.side_files import SideFiles
+from pipeline.sources.source_files import read_source
 from renderers.geometry import Mesh
 from renderers.normals import weld
 

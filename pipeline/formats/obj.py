@@ -20,8 +20,8 @@ from pipeline.formats.obj_materials import (
     read_materials,
 )
 from pipeline.formats.polygons import TOO_FEW_CORNERS, quads_apart, spread, triangulate, turn_quads
-from pipeline.formats.raw_shape import RawShape, counted, display_colors, plain_nan, read_numbers, utf8
-from pipeline.formats.side_files import SideFiles
+from pipeline.sources.raw_shape import RawShape, counted, display_colors, plain_nan, read_numbers, utf8
+from pipeline.sources.side_files import SideFiles
 from renderers.geometry import GREY, Material, Mesh, join
 
 STRAYS = "vertices without a face"

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.formats.pictures import decode_texture
-from pipeline.formats.raw_shape import INVISIBLE, utf8
-from pipeline.formats.side_files import SideFiles
-from pipeline.formats.source_files import noted
+from pipeline.sources.pictures import decode_texture
+from pipeline.sources.raw_shape import INVISIBLE, utf8
+from pipeline.sources.side_files import SideFiles
+from pipeline.sources.source_files import noted
 from renderers.geometry import GREY, Material
 
 MATERIAL_MISSING = "material not found"  # the .mtl is missing, or does not define a material that faces use: grey

@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 
 from pipeline.formats.polygons import TOO_FEW_CORNERS, spread, triangulate
-from pipeline.formats.raw_shape import (
+from pipeline.sources.raw_shape import (
     RawShape,
     counted,
     display_colors,

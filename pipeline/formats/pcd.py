@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.formats.cloud_columns import named_cloud
-from pipeline.formats.raw_shape import RawShape
 from pipeline.formats.text_cloud import filled_lines, number_rows
+from pipeline.sources.raw_shape import RawShape
 
 _TYPES = {"F": {4: "<f4", 8: "<f8"}, "U": {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}}
 _TYPES["I"] = {1: "i1", 2: "<i2", 4: "<i4", 8: "<i8"}

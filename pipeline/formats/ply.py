@@ -13,14 +13,14 @@ import numpy as np
 from pipeline.formats.obj_materials import TEXTURE_UNPLACED, mend_uvs, read_picture
 from pipeline.formats.ply_elements import Element, read_elements
 from pipeline.formats.polygons import TOO_FEW_CORNERS, quads_apart, triangulate, turn_quads
-from pipeline.formats.raw_shape import (
+from pipeline.sources.raw_shape import (
     RawShape,
     counted,
     display_colors,
     face_colored,
     without_lost,
 )
-from pipeline.formats.side_files import SideFiles
+from pipeline.sources.side_files import SideFiles
 from renderers.geometry import GREY, Material, Mesh
 
 _CHANNELS = (("red", "green", "blue", "alpha"), ("r", "g", "b", "a"))

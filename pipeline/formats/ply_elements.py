@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.formats.polygons import spread
-from pipeline.formats.raw_shape import plain_nan, read_numbers
+from pipeline.sources.raw_shape import plain_nan, read_numbers
 
 _TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4"}
 _TYPES |= {"double": "f8", "long": "i8", "ulong": "u8", "half": "f2", "uint8": "u1", "float16": "f2"}

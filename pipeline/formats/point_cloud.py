@@ -19,9 +19,9 @@ from manifests.samples import npy_header
 from pipeline.formats.cloud_columns import MAX_COLUMNS, as_float64, named_cloud, scaled_colors, unnamed_cloud
 from pipeline.formats.mesh import read_mesh
 from pipeline.formats.pcd import read_pcd
-from pipeline.formats.raw_shape import RawShape, check_finite, placed, with_places
-from pipeline.formats.source_files import read_source
 from pipeline.formats.text_cloud import read_text_cloud
+from pipeline.sources.raw_shape import RawShape, check_finite, placed, with_places
+from pipeline.sources.source_files import read_source
 
 TEXT_SUFFIXES = (".txt", ".xyz", ".csv", ".pts", ".asc")
 CLOUD_SUFFIXES = (".ply", ".pcd", ".npy", ".npz", *TEXT_SUFFIXES)

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from pipeline.formats.raw_shape import RawShape, plain_nan, read_numbers, utf8
+from pipeline.sources.raw_shape import RawShape, plain_nan, read_numbers, utf8
 from renderers.geometry import Mesh
 
 _HEAD, _RECORD = 84, 50  # bytes before the first triangle, and of each: normal, three corners, an attribute

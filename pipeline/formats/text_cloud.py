@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from pipeline.formats.cloud_columns import MAX_COLUMNS, is_place, named_cloud, unnamed_cloud
-from pipeline.formats.raw_shape import RawShape
+from pipeline.sources.raw_shape import RawShape
 
 _COMMENT = re.compile(rb"[ \t]*(?:#|//)[^\r\n]*")
 _NUMBER = re.compile(rb"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan(?:\(\w*\))?|inf(?:inity)?)", re.IGNORECASE)

@@ -10,10 +10,10 @@ from manifests import store
 from manifests.errors import Refused, Stopped, with_type
 from manifests.layout import shapes_tar
 from manifests.records import Asset
-from pipeline.formats.fingerprints import fingerprint_of, stored_values
-from pipeline.formats.source_files import Fingerprint, SeenEnough, watched
 from pipeline.plan.from_build import whole_plan
 from pipeline.plan.plan import Plan
+from pipeline.sources.fingerprints import fingerprint_of, stored_values
+from pipeline.sources.source_files import Fingerprint, SeenEnough, watched
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from manifests.layout import BuildManifest, require_manifest, shapes_tar, view_s
 from manifests.plain_text import html_page
 from manifests.records import Record, read_record, record_path
 from manifests.samples import COLORS, JSON, POINTS, Sample, decode_array, read_samples
-from pipeline.formats.source_files import in_words
 from pipeline.inspect.findings import EXAMPLES
 from pipeline.inspect.view_sheet import TILE, objects_of, view_tiles
+from pipeline.sources.source_files import in_words
 
 TEMPLATE = Path(__file__).with_name("gallery.html.j2")
 CLOUD_POINTS = 1024

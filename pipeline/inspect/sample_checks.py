@@ -19,7 +19,7 @@ from manifests.samples import (
     decode_picture,
     split_view_member,
 )
-from pipeline.formats.image_header import PictureHead, read_head
+from pipeline.sources.image_header import PictureHead, read_head
 
 ODD = (KeyError, TypeError, AttributeError)  # what JSON of another form than ours raises
 _KINDS = {"depth": (1, 16), "gray": (1, 8)}  # channel -> (channels, bits) of its pictures

@@ -25,10 +25,10 @@ from manifests.errors import Stopped
 from manifests.process_info import end_with_parent, environment, peak_mb_of
 from manifests.records import Asset, Failure
 from manifests.samples import Sample
-from pipeline.formats.source_files import following
 from pipeline.plan.plan import Plan, ViewSet
 from pipeline.shards.build_shard import PlainMaker
 from pipeline.shards.object import BuiltObject, Outcome, ViewResults, make_object
+from pipeline.sources.source_files import following
 
 ATTEMPTS = 2
 _MEGABYTE = 1 << 20

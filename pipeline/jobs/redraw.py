@@ -9,7 +9,6 @@ from manifests.config import Value
 from manifests.errors import Refused
 from manifests.layout import VIEWS, read_view_set, require_manifest, shapes_tar, view_set_hash
 from manifests.presets import load_preset
-from pipeline.formats.source_files import refuse_links
 from pipeline.jobs.build_manifest import write_view_set_manifest
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
@@ -20,6 +19,7 @@ from pipeline.plan.plan import Job, Plan, ViewSet, existing_folder, require_fram
 from pipeline.plan.same_build import refuse_other_view_set
 from pipeline.shards.build_shard import missing_tars
 from pipeline.shards.views_from_files import resolved
+from pipeline.sources.source_files import refuse_links
 
 
 def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: str | None) -> tuple[Plan, list[Job]]:

@@ -9,12 +9,12 @@ from manifests import store
 from manifests.errors import Refused
 from manifests.layout import require_manifest, views_tar
 from manifests.records import read_record, record_path
-from pipeline.formats.fingerprints import known_fingerprints
 from pipeline.jobs.build_manifest import write_build_manifest
 from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.from_build import whole_plan
 from pipeline.plan.plan import Job, Plan
+from pipeline.sources.fingerprints import known_fingerprints
 
 
 @dataclass(frozen=True)

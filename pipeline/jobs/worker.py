@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from manifests.errors import Stopped
-from pipeline.formats.source_files import following
 from pipeline.jobs.isolated_worker import CarefulMaker, resident_mb
 from pipeline.plan.environment import difference, versions_here
 from pipeline.plan.plan import Job, Plan
 from pipeline.shards.build_shard import PlainMaker, Progress, run_job
+from pipeline.sources.source_files import following
 
 _WATCH_SECONDS = 0.1
 _TELL_SECONDS = 1.0  # a driver takes in some thousand reports a second, and may have a thousand workers

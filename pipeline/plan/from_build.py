@@ -20,7 +20,6 @@ from manifests.layout import (
     view_set_names,
 )
 from manifests.records import Asset, parse_assets
-from pipeline.formats.source_files import refuse_links
 from pipeline.plan.build_recipe import BuildRecipe, stored_recipe
 from pipeline.plan.plan import (
     LIBRARIES,
@@ -31,6 +30,7 @@ from pipeline.plan.plan import (
     cut_jobs,
     existing_folder,
 )
+from pipeline.sources.source_files import refuse_links
 
 
 def of_build(out: str, manifest: BuildManifest, recipe: BuildRecipe) -> tuple[Plan, list[Job]]:

@@ -22,8 +22,8 @@ from manifests.records import Asset, asset_line, asset_list_hash, make_keys
 from manifests.rng import seed_digest
 from pipeline.datasets import Dataset, FramesHook, dataset_module
 from pipeline.datasets.options import ListedSplit, NamedSplit
-from pipeline.formats.source_files import followed, refuse_links
 from pipeline.plan.build_recipe import BuildRecipe
+from pipeline.sources.source_files import followed, refuse_links
 
 LIBRARIES = ("numpy", "pillow", "trimesh", "dracopy", "meshopt", "open3d", "open3d-cpu", "webdataset")
 

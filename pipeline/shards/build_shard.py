@@ -31,9 +31,7 @@ from manifests.samples import (
     decode_array,
     read_samples,
 )
-from pipeline.formats.fingerprints import fingerprint_of, known_fingerprints, require_unchanged
 from pipeline.formats.glb import encode_mesh
-from pipeline.formats.source_files import Fingerprint, watched
 from pipeline.plan.plan import Job, Plan, ViewSet
 from pipeline.shards.object import (
     Outcome,
@@ -47,6 +45,8 @@ from pipeline.shards.object import (
 )
 from pipeline.shards.views_from_files import picture_members
 from pipeline.shards.writer import Members, is_done, open_writer, write_records
+from pipeline.sources.fingerprints import fingerprint_of, known_fingerprints, require_unchanged
+from pipeline.sources.source_files import Fingerprint, watched
 from renderers import backend_table
 
 
@@ -163,7 +163,7 @@ def build_shard(job: Job, plan: Plan, maker: Maker) -> Iterator[Progress]:
 
 def _require_unchanged(asset: Asset, outcome: Outcome, before: dict[str, Fingerprint], tar: str) -> None:
     """Raises Stopped where an object of a tar that is made again was made of other bytes
-    (`pipeline.formats.fingerprints`)."""
+    (`pipeline.sources.fingerprints`)."""
     if asset.key in before:
         now = outcome if isinstance(outcome, Failure) else fingerprint_of(from_json(outcome.shape[JSON]))
         require_unchanged(asset, before[asset.key], now, tar, "; deleting that tar takes the new one in")

@@ -23,15 +23,15 @@ from manifests.samples import (
     encode_array,
     encode_json,
 )
-from pipeline.formats.fingerprints import fingerprint_values
 from pipeline.formats.glb import decode_mesh, encode_mesh
-from pipeline.formats.source_files import Fingerprint, watched
 from pipeline.plan.plan import Plan, ViewSet, require_frames
 from pipeline.shards.encode_views import view_members
 from pipeline.shards.shape import Shape, make_shape
 from pipeline.shards.view_quality import judge, require_seen
 from pipeline.shards.views_from_frames import frame_members
 from pipeline.shards.writer import Members
+from pipeline.sources.fingerprints import fingerprint_values
+from pipeline.sources.source_files import Fingerprint, watched
 from renderers import backend_table
 from renderers.geometry import Mesh
 

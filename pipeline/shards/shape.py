@@ -10,7 +10,7 @@ import numpy as np
 from manifests.dataset_info import axes_matrix
 from manifests.records import Asset
 from manifests.rng import generator
-from pipeline.formats.raw_shape import RawShape
+from pipeline.sources.raw_shape import RawShape
 from renderers.geometry import Mesh, transform
 from renderers.normals import undrawn_faces
 from renderers.sampling import farthest_points, has_color, normalization, sample_surface

@@ -21,10 +21,10 @@ from manifests.errors import Refused
 from manifests.file_views import FORMS, FileViews, fields_of, file_names, parse_name
 from manifests.records import Asset
 from manifests.samples import FORMAT, JSON, MAX_PIXELS, encode_json, encode_picture, view_member
-from pipeline.formats.pictures import FORMATS
-from pipeline.formats.source_files import refuse_links, stays_inside
 from pipeline.shards.view_quality import one_colour
 from pipeline.shards.writer import Members
+from pipeline.sources.pictures import FORMATS
+from pipeline.sources.source_files import refuse_links, stays_inside
 
 _CORNER_TOLERANCE = 10  # of 255: a pixel this far from the corners' colour shows the object
 _KEPT = {"PNG": "png", "JPEG": "jpg"}

@@ -20,9 +20,9 @@ from manifests.records import Asset
 from manifests.rng import generator
 from manifests.samples import FORMAT, JSON, depth_codes, encode_json, encode_picture, view_member
 from pipeline.formats.frame import MAX_PIXELS, Frame, FrameCamera
-from pipeline.formats.pictures import FORMATS
 from pipeline.shards.view_quality import one_colour
 from pipeline.shards.writer import Members
+from pipeline.sources.pictures import FORMATS
 
 _ATTEMPTS = 8  # frames tried in a stretch of the sequence
 _DRAFT = 2  # a JPEG is decoded at this many times the stored size or more

@@ -16,18 +16,20 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("manifests", "renderers", "pipeline", "training")
-BELOW_JOBS = ("manifests", "renderers", "pipeline/formats", "pipeline/datasets", "pipeline/plan")
+BELOW_JOBS = ("manifests", "renderers", "pipeline/sources", "pipeline/formats", "pipeline/datasets", "pipeline/plan")
+BELOW_DATASETS = ("pipeline/sources", "pipeline/formats")
 BELOW_LOOP = ("manifests", "training/settings", "training/models", "training/data", "training/objectives")
-PIPELINE = ("formats", "datasets", "datasets/synthetic", "plan", "shards", "jobs", "inspect", "export")
+PIPELINE = ("sources", "formats", "datasets", "datasets/synthetic", "plan", "shards", "jobs", "inspect", "export")
 TRAINING = ("settings", "data", "models", "objectives", "weights", "loop", "evaluation", "plots", "reports")
 ROOM_MAY_IMPORT = {  # beside itself; docs/architecture.md draws it
     "manifests": (),
     "renderers": ("manifests",),
     "pipeline": ("manifests", "renderers", *(f"pipeline/{room}" for room in PIPELINE)),
-    "pipeline/formats": ("manifests", "renderers"),
-    "pipeline/datasets": ("manifests", "pipeline/formats"),
-    "pipeline/datasets/synthetic": ("manifests", "renderers", "pipeline/formats", "pipeline/datasets"),
-    "pipeline/plan": ("manifests", "renderers", "pipeline/formats", "pipeline/datasets", "pipeline/datasets/synthetic"),
+    "pipeline/sources": ("manifests", "renderers"),
+    "pipeline/formats": ("manifests", "renderers", "pipeline/sources"),
+    "pipeline/datasets": ("manifests", "pipeline/sources", "pipeline/formats"),
+    "pipeline/datasets/synthetic": ("manifests", "renderers", *BELOW_DATASETS, "pipeline/datasets"),
+    "pipeline/plan": ("manifests", "renderers", *BELOW_DATASETS, "pipeline/datasets", "pipeline/datasets/synthetic"),
     "pipeline/shards": BELOW_JOBS,
     "pipeline/jobs": (*BELOW_JOBS, "pipeline/shards"),
     "pipeline/inspect": BELOW_JOBS,

@@ -36,7 +36,7 @@ from pipeline.datasets.synthetic.domain_gap import (
 from pipeline.datasets.synthetic.object_models import ASSEMBLIES, Parameter
 from pipeline.datasets.synthetic.primitives import assemble, make_paint
 from pipeline.datasets.synthetic.scenes import draw_scene, extent, make_target_paint, surroundings
-from pipeline.formats.raw_shape import RawShape
+from pipeline.sources.raw_shape import RawShape
 from renderers.cameras import rigid
 from renderers.geometry import Mesh, join, transform
 

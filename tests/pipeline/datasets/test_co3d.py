@@ -17,8 +17,8 @@ from manifests.records import Asset
 from manifests.samples import decode_array, decode_picture, depth_of_codes
 from pipeline.datasets.co3d import Co3dV2Options, Viewpoint, camera_from_source, decode_depth, pixel_K, upright
 from pipeline.datasets.co3d import frames as co3d_frames
-from pipeline.formats.json_stream import JsonLimits, load_records
 from pipeline.shards.views_from_frames import stretches, world_camera
+from pipeline.sources.json_stream import JsonLimits, load_records
 
 NAMES = [f"{10 + n}_{n}_{n}" for n in range(5)]
 SMALL = ("num_points=512", "fps_prefix=64", "allow_partial=true")

@@ -27,11 +27,11 @@ from pipeline.datasets.objaverse import complete
 from pipeline.datasets.redwood import RedwoodOptions, depth_metres
 from pipeline.datasets.redwood import frames as scan_frames
 from pipeline.formats.frame import Frame
-from pipeline.formats.json_stream import JsonLimits, load_json, load_records
 from pipeline.formats.mesh import read_mesh
-from pipeline.formats.pictures import decode_texture
 from pipeline.shards.views_from_files import picture_members, resolved
 from pipeline.shards.views_from_frames import frame_members
+from pipeline.sources.json_stream import JsonLimits, load_json, load_records
+from pipeline.sources.pictures import decode_texture
 
 ASSET = Asset("00001", "data/mesh/00001.ply", "train", "chair", "00001")
 SIDE = 8200  # its square is more than 2**26, and less than what Pillow itself warns of

@@ -11,8 +11,8 @@ from PIL import Image
 from manifests.records import Asset
 from pipeline.formats.glb import decode_mesh, encode_mesh
 from pipeline.formats.mesh import read_mesh
-from pipeline.formats.raw_shape import RawShape
 from pipeline.shards.shape import make_shape
+from pipeline.sources.raw_shape import RawShape
 from renderers.geometry import Material, Mesh
 from renderers.sampling import farthest_points
 

@@ -10,7 +10,7 @@ from mesh_builds import StoredFile, build_files
 from PIL import Image
 
 from pipeline.formats.obj import read_obj
-from pipeline.formats.side_files import SideFiles
+from pipeline.sources.side_files import SideFiles
 
 V = ("0 0 0", "1 0 0", "1 1 0", "0 1 0")
 SQUARE = "".join(f"v {v}\n" for v in V)

@@ -13,9 +13,9 @@ from PIL import Image
 
 from pipeline.formats.glb import decode_mesh, encode_mesh
 from pipeline.formats.mesh import read_mesh
-from pipeline.formats.pictures import MAX_SIDE, decode_texture
-from pipeline.formats.raw_shape import RawShape
-from pipeline.formats.side_files import SideFiles
+from pipeline.sources.pictures import MAX_SIDE, decode_texture
+from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.side_files import SideFiles
 
 RED, GREEN = (200, 0, 0), (0, 200, 0)
 CORNERS = "v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\n"

@@ -13,7 +13,7 @@ from mesh_builds import StoredFile, build_files
 from PIL import Image
 
 from pipeline.formats.ply import read_ply
-from pipeline.formats.side_files import SideFiles
+from pipeline.sources.side_files import SideFiles
 
 CORNERS = [(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0)]
 FACES = [[0, 1, 2], [0, 2, 3]]

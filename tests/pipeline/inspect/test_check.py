@@ -15,8 +15,8 @@ from builders import SMALL
 from PIL import Image
 
 from manifests.samples import encode_picture
-from pipeline.formats.image_header import read_head
 from pipeline.inspect.check import check
+from pipeline.sources.image_header import read_head
 
 
 @pytest.fixture(scope="module")

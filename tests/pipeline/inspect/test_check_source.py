@@ -20,7 +20,7 @@ from pipeline.__main__ import main
 from pipeline.datasets import meshes
 from pipeline.datasets.options import CloudLimit
 from pipeline.datasets.shapenetpart import read as read_part
-from pipeline.formats.source_files import Fingerprint, watched
+from pipeline.sources.source_files import Fingerprint, watched
 
 KEYS = ("shard_size=2", "num_points=32", "fps_prefix=8")
 DRAWN = 'views={depth10={image_size=16, name="small"}}'

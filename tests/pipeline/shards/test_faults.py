@@ -26,7 +26,7 @@ from pathlib import Path
 from manifests.records import Asset
 from pipeline.datasets.synthetic.generator import generate
 from pipeline.formats.mesh import RawShape
-from pipeline.formats.source_files import read_source
+from pipeline.sources.source_files import read_source
 
 NEEDS_SOURCE = False
 BAD = {"segfault": 3, "hang": 5, "memory": 8, "exit": 10, "raises": 13, "unreadable": 15}

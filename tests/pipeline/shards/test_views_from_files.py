@@ -18,8 +18,8 @@ from manifests.layout import read_manifest, read_view_set, views_tar
 from manifests.presets import load_preset, preset_names
 from manifests.records import Asset, read_record, record_path
 from manifests.samples import Sample, decode_picture, read_samples
-from pipeline.formats.source_files import following
 from pipeline.shards.views_from_files import picture_members, resolved
+from pipeline.sources.source_files import following
 
 PATTERN = "pattern={class}/{split}/{id}_{view:03d}.png"
 OBJECTS = ("parametric.objects=24", "shard_size=8", *SMALL)

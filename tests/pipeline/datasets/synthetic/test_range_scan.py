@@ -18,9 +18,9 @@ from pipeline.datasets.synthetic.generator import ParametricOptions, assets, obs
 from pipeline.datasets.synthetic.primitives import box, ellipsoid
 from pipeline.datasets.synthetic.range_scan import scan
 from pipeline.datasets.synthetic.scenes import draw_scene, extent, surroundings
-from pipeline.formats.raw_shape import RawShape
 from pipeline.plan.build_recipe import read_recipe, stored_recipe
 from pipeline.plan.plan import list_assets
+from pipeline.sources.raw_shape import RawShape
 from renderers.geometry import Mesh
 
 SMALL_BUILD = ("parametric.objects=6", "num_points=128", "fps_prefix=32", "shard_size=4", "views.rgb12.image_size=16")

@@ -10,10 +10,10 @@ import pytest
 from builders import write_off
 
 from manifests.errors import Refused
-from pipeline.formats.file_list import listed_assets
-from pipeline.formats.source_files import list_files, read_source
 from pipeline.plan.build_recipe import read_recipe
 from pipeline.plan.plan import list_assets, make_plan
+from pipeline.sources.file_list import listed_assets
+from pipeline.sources.source_files import list_files, read_source
 
 
 @pytest.fixture

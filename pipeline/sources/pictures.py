@@ -62,16 +62,3 @@ def _rgba(image: Image.Image, png_bits: bytes) -> Image.Image:
     grey = np.rint(255 - grey if tags.get(262) == 0 else grey).astype(np.uint8)
     alpha = np.where(values == clear, 0, 255).astype(np.uint8)
     return Image.fromarray(np.stack([grey, grey, grey, alpha], axis=2))
-
-
-def is_picture(image: Image.Image) -> bool:
-    """Whether a picture that was opened, not decoded, is whole, of a known format and of a size that can be held."""
-    try:
-        if image.width * image.height > MAX_PIXELS or (image.format and image.format not in FORMATS):
-            return False
-        image.load()
-    except MemoryError:
-        raise
-    except Exception:  # Pillow raises whatever its decoders trip over
-        return False
-    return True

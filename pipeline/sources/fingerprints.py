@@ -15,7 +15,7 @@ from manifests import store
 from manifests.errors import Stopped
 from manifests.records import Asset, Failure
 from manifests.samples import JSON, read_samples
-from pipeline.formats.source_files import Fingerprint
+from pipeline.sources.source_files import Fingerprint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

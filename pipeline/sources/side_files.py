@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
 
-from pipeline.formats.source_files import is_followed, stays_inside
+from pipeline.sources.source_files import is_followed, stays_inside
 
 TEXTURE_MISSING = "texture not found"  # the material's own colour is drawn
 PATH_OUTSIDE = "path outside the folder"  # absolute, or above the model's folder: not opened

@@ -17,7 +17,7 @@ from pathlib import Path
 from manifests import store
 from manifests.errors import Refused
 from manifests.records import Asset
-from pipeline.formats.source_files import is_followed, plain_name
+from pipeline.sources.source_files import is_followed, plain_name
 
 COLUMNS = ("path", "class", "split", "id")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}

@@ -11,7 +11,7 @@ from mesh_builds import StoredFile, build_files
 from pictures import png, tiff
 from PIL import Image
 
-from pipeline.formats.pictures import decode_texture
+from pipeline.sources.pictures import decode_texture
 
 
 def of(*values: float, kind: str = "u2") -> np.ndarray:
