@@ -19,9 +19,10 @@ def read_stl(data: bytes) -> RawShape:
     A binary file may begin with `solid`, too: the length that its count announces tells it. The attribute of a binary
     triangle has several meanings, none of them standard, and is passed over.
     """
+    data = utf8(data) if data[:2] in (b"\xff\xfe", b"\xfe\xff") else data
     count = int.from_bytes(data[80:_HEAD], "little")
     if data.lstrip()[:5].lower() == b"solid" and len(data) != _HEAD + _RECORD * count:
-        corners = _text(utf8(data))
+        corners = _text(data)
     elif len(data) < _HEAD + _RECORD * count or len(data) < _HEAD:
         held = max(len(data) - _HEAD, 0) // _RECORD
         raise ValueError(f"its header announces {count:,} triangles, {held:,} are there: cut, or no STL file")

@@ -59,7 +59,7 @@ def test_what_is_wrong_is_said_in_our_words(tmp_path) -> None:
         "words.stl": (b"solid x\n" + TRIANGLE.format(z="zero").encode(), "something that is no number stands among"),
         "nan.stl": (b"solid x\n" + TRIANGLE.format(z="nan").encode(), "a vertex is not finite (NaN or infinity)"),
         "half.stl": (
-            b"solid x\n" + TRIANGLE.format(z=0).encode()[:-40],
+            b"solid x\n" + TRIANGLE.format(z=0).partition("  vertex 0 1")[0].encode(),
             "2 vertices, which are no whole triangles: cut",
         ),
         "two.stl": (b"solid x\n" + TRIANGLE.format(z="").encode(), "3 vertices with 8 numbers in place of three each"),
