@@ -48,7 +48,11 @@ GREY, ORANGE_RGB = None, [255, 128, 0]
 # name -> (files, colour of all points or None where they have none, warnings)
 RIGHT: dict[str, tuple[str | dict[str, str | bytes], list[int] | None, dict[str, int]]] = {
     "plain": (SQUARE + FACES, GREY, {}),
-    "negative": ("v 0 0 0\nv 1 0 0\nv 1 1 0\nf -3 -2 -1\nv 0 1 0\nf -4 -2 -1\n", GREY, {}),
+    "negative": (
+        "v 0 0 0\nv 1 0 0\nv 1 1 0\nf -3 -2 -1\nv 0 1 0\nv 9 9 9\nf -5 -3 -2\n",
+        GREY,
+        {"vertices without a face": 1},
+    ),
     "inline comments": (f"v 0 0 0 # a\nv 1 0 0#b\n{SQUARE[16:]}f 1 2 3 # tri\nf 1 3 4#x\n#f 1 2 3\n", GREY, {}),
     "indented": (SQUARE.replace("v ", " \tv\t") + FACES.replace("f ", "\t f  "), GREY, {}),
     "crlf": ((SQUARE + FACES).replace("\n", "\r\n"), GREY, {}),

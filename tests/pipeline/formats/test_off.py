@@ -59,6 +59,7 @@ def test_polygons_become_fans() -> None:
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "vertex 7 of 3"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "vertex 3 of 3"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -1\n", "vertex -1 of 3"),
+        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n4 0 1 2 3\n", "vertex 3 of 3"),
         ("OFF\n3 1 0\n0 0 zero\n1 0 0\n0 1 0\n3 0 1 2\n", "no number"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n5 0 1 2\n", "5 corners"),
         ("OFF BINARY\n", "binary"),
@@ -151,6 +152,8 @@ def test_what_the_file_says_is_what_is_stored(built: dict[str, StoredFile], name
     assert (found.color, found.warnings) == (color, warnings)
 
 
-def test_faces_without_a_colour_among_coloured_ones_are_grey() -> None:
+def test_faces_without_alpha_are_opaque_and_those_without_a_colour_grey() -> None:
+    for text in (square("", "3 0 1 2 1 0 0", "3 0 2 3 1 0 0 1"), square("", "3 0 1 2 255 0 0", "3 0 2 3 255 0 0 255")):
+        assert (read_off(text.encode()).mesh.vertex_colors == (255, 0, 0, 255)).all()
     mesh = read_off(square("", "3 0 1 2 255 0 0", "3 0 2 3").encode()).mesh
     assert mesh.vertex_colors[mesh.faces][:, :, :3].tolist() == [[[255, 0, 0]] * 3, [[178, 178, 178]] * 3]

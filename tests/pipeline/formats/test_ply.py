@@ -263,9 +263,13 @@ def test_a_texture_stands_upright(tmp_path) -> None:
 
 
 def test_strips_turn_every_second_triangle_round() -> None:
-    strip = ("tristrips", ["list uchar int vertex_indices"], [[[0, 1, 3, 2, 2, 0, 0, 1, 2]], [[0, 1]], [[]]])
+    strip = (
+        "tristrips",
+        ["list uchar int vertex_indices"],
+        [[[0, 1, 3, 2, 2, 0, 0, 1, 2]], [[0, 1]], [[]], [[1, 2, 3]]],
+    )
     raw = read_ply(ply(vertices(), strip, faces()), SideFiles(Path("."), Path(".")))
-    assert raw.mesh.faces.tolist() == [[0, 1, 2], [0, 2, 3], [0, 1, 3], [1, 2, 3], [0, 1, 2]]
+    assert raw.mesh.faces.tolist() == [[0, 1, 2], [0, 2, 3], [0, 1, 3], [1, 2, 3], [0, 1, 2], [1, 2, 3]]
 
 
 def test_clouds_keep_colours_and_lose_what_has_no_place(tmp_path) -> None:
