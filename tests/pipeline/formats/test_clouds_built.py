@@ -127,6 +127,7 @@ UNNAMED = {
     "intensity01.xyz": (text(XYZ, RNG.random((N, 1)), RGB), RGB, 1),
     "one_colour.txt": (text(XYZ, RNG.integers(0, 200, (N, 1)), ORANGE), ORANGE, 1),
     "negative.pts": (text(XYZ, -INTENSITY, RGB, head=f"{N}\n"), RGB, 1),
+    "grey.pts": (text(XYZ, RNG.integers(0, 256, (N, 1)), RGB, head=f"{N}\n"), RGB, 1),
     "alpha.txt": (text(XYZ, RGB, np.full((N, 1), 255)), RGB, 1),
     "label.txt": (text(XYZ, RGB, RNG.integers(0, 4, (N, 1))), RGB, 1),
     "normals_last.txt": (text(XYZ, RGB, NORMALS), RGB, 3),
