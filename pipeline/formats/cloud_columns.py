@@ -112,10 +112,11 @@ def _color_start(rest: np.ndarray, intensity_first: bool) -> tuple[int | None, b
         return None, False
     if chosen[:2] != [0, 1]:
         return chosen[0], best == 1
-    # x y z i r g b or x y z r g b i (alpha, label): the odd one has another number of values than the two in the middle
+    # x y z i r g b or x y z r g b and an alpha or label, of which the latter has another number of values than the
+    # two in the middle have
     counts = [np.log(len(np.unique(rest[:, column]))) for column in range(4)]
     first, last = (abs(counts[end] - (counts[1] + counts[2]) / 2) for end in (0, 3))
-    return int(last <= first), best == 1 or abs(first - last) < np.log(2)
+    return int(last - first < np.log(2)), best == 1 or abs(last - first) < np.log(2)
 
 
 def _evidence(values: np.ndarray) -> int:
