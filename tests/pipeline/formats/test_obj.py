@@ -247,7 +247,7 @@ def test_faces_with_and_without_coordinates_of_one_material(tmp_path) -> None:
     files["m.obj"] = f"mtllib m.mtl\nusemtl a\n{SQUARE}{VT}f 1/1 2/2 3/3\nf 1 3 4\nf 1/9 3/1 4/1\n"
     files["m.mtl"] = "newmtl a\nKd 0 0 1\nmap_Kd t.png\n"
     found = build_files(tmp_path, files)["m.obj"]
-    assert found.warnings == {"texture without coordinates": 1}
+    assert found.warnings == {"texture without coordinates": 1, "double faces": 1}
     assert sorted((m.texture is not None, m.base_color[:3]) for m in found.mesh.materials) == [
         (False, (0, 0, 1)),
         (True, (0, 0, 1)),
