@@ -49,7 +49,7 @@ def read_elements(data: bytes, found: Counter[str]) -> tuple[dict[str, Element],
     elements, order, pictures = _declared(lines)
     named = {element.name: element for element in reversed(elements)}  # of two with one name the first
     body = data[end.end() :]
-    if end[1] == b"\r\n" and b"\r\n" not in data[: end.start()] and order:
+    if end[1] == b"\r\n" and b"\n" not in data[: end.start()] and order:
         body = data[end.end() - 1 :]  # \r ended the header, and the first byte of a number is 10
     if order:
         at = 0
@@ -57,13 +57,15 @@ def read_elements(data: bytes, found: Counter[str]) -> tuple[dict[str, Element],
             at = _binary(element, body, at, order)
         found["bytes behind the end"] += len(body[at:].strip(b"\r\n\0 "))
     else:
-        numbers, at = read_numbers(plain_nan(body)), 0
-        for element in elements:
-            at = _ascii(element, numbers, at)
-        if at < len(numbers):
-            raise ValueError(
-                f"its header announces {at:,} numbers, {len(numbers):,} are there: it does not fit the rest"
-            )
+        body = plain_nan(body)
+        try:
+            over = _all_ascii(elements, read_numbers(body))
+        except ValueError:
+            over = 1
+        if over:  # more in a line, or more lines, than the header says
+            kept, over = _announced(elements, body)
+            _all_ascii(elements, read_numbers(kept))
+        found["numbers passed over"] += over
     found["elements passed over"] += sum(element.size for element in elements if element is not named[element.name])
     return named, pictures
 
@@ -92,6 +94,33 @@ def _declared(lines: list[str]) -> tuple[list[Element], str, list[str]]:
     if order is None:
         raise ValueError("a PLY header without a format")
     return elements, order, pictures
+
+
+def _all_ascii(elements: list[Element], numbers: np.ndarray) -> int:
+    """Reads all elements from numbers one after the other; how many are left."""
+    at = 0
+    for element in elements:
+        at = _ascii(element, numbers, at)
+    return len(numbers) - at
+
+
+def _announced(elements: list[Element], text: bytes) -> tuple[bytes, int]:
+    """(what the header announces of each line of a text, how many words there are beside it).
+
+    Raises ValueError where there are fewer lines than rows: then a row is no line, and the header does not fit.
+    """
+    lines, kept, at = [words for line in text.splitlines() if (words := line.split())], list[bytes](), 0
+    for element in elements:
+        if len(lines) < at + element.size:
+            raise ValueError(f"{element.size:,} of {element.name} announced, fewer are there: cut, or lying")
+        for words in lines[at : at + element.size]:
+            needed = 0
+            for _, _, length in element.properties:
+                listed = read_numbers(words[needed]) if length is not None and needed < len(words) else ()
+                needed += 1 + sum(_length(value) for value in listed)
+            kept += words[:needed]
+        at += element.size
+    return b" ".join(kept), sum(map(len, lines)) - len(kept)
 
 
 def _ascii(element: Element, numbers: np.ndarray, at: int) -> int:

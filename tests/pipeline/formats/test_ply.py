@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,17 @@ RIGHT: dict[str, tuple[bytes, list[int] | None, dict[str, int]]] = {
     "ascii": (ply(vertices(), faces()), None, {}),
     "crlf": (ply(vertices(), faces(), newline="\r\n"), None, {}),
     "lone cr": (ply(vertices(), faces(), newline="\r"), None, {}),
+    "longer lines": (
+        re.sub(rb"(?m)^([-\d. ]+)$", rb"\1 7 8", ply(vertices(), faces())),
+        None,
+        {"numbers passed over": 2 * (len(CORNERS) + len(FACES))},
+    ),
+    "more lines": (ply(vertices(), faces()) + b"1 2 3\n", None, {"numbers passed over": 3}),
+    "crlf at the end of a binary header": (
+        ply(vertices(), faces(), form=BINARY[0]).replace(b"end_header\n", b"end_header\r\n"),
+        None,
+        {},
+    ),
     "crlf binary": (ply(vertices(), faces(), form=BINARY[0], newline="\r\n"), None, {}),
     "cr binary": (ply(vertices(), faces(), form=BINARY[1], newline="\r"), None, {}),
     "comments": (ply(vertices(), faces(), head="comment end_header\nobj_info x 3\ncomment element a 9"), None, {}),
@@ -189,8 +201,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "cut ascii": (ply(vertices(), faces())[:-8], "2 of face announced, fewer are there: cut, or lying"),
     "cut binary": (ply(vertices(), faces(), form=BINARY[0])[:-8], "2 of face announced, fewer are there"),
     "cut ragged": (ply(vertices(), MIXED, form=BINARY[1])[:-5], "2 of face announced, fewer are there"),
-    "more numbers": (ply(vertices(), faces()) + b"1 2 3\n", "its header announces 20 numbers, 23 are there"),
-    "words": (ply(vertices(), faces()) + b"abc\n", "something that is no number"),
+    "words": (ply(vertices(), faces()).replace(b"end_header\n", b"end_header\nabc "), "something that is no number"),
     "index": (ply(FEW, faces()), "a face names vertex 3 of 3"),
     "negative index": (ply(vertices(), ("face", QUAD[1], [[[0, 1, -2]]])), "a face names vertex -2 of 4"),
     "half an index": (
