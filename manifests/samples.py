@@ -21,7 +21,7 @@ from PIL import Image
 from manifests.errors import one_line
 
 FORMAT = 1
-CONTENT = 1
+CONTENT = 2  # 1: glTF, OBJ, PLY and clouds as libraries read them
 EMPTY_CODE = 0
 FAR_CODE = 65535
 JPEG_QUALITY = 95

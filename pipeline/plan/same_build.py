@@ -24,7 +24,12 @@ def refuse_other_build(plan: Plan, jobs: list[Job]) -> None:
         return
     if manifest.shapes_hash != plan.shapes_hash:
         change = first_difference(manifest.recipe, plan.recipe.identity())
-        raise Refused(f"{plan.out} holds another recipe: {change or 'made by another version'}; choose another --out")
+        if change is None:
+            raise Refused(
+                f"{plan.out} was made by another version of this program, which reads some files otherwise: use it as "
+                "it is, or choose another --out"
+            )
+        raise Refused(f"{plan.out} holds another recipe: {change}; choose another --out")
     if manifest.assets_hash != plan.assets_hash:
         raise Refused(
             f"{plan.out} was built from another source: {_asset_difference(plan, jobs)}; choose another --out"

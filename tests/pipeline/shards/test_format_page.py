@@ -108,7 +108,7 @@ def test_hashes_and_orders_are_as_the_page_says(built) -> None:
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     manifest = json.loads((built / "manifest.json").read_text())
-    assert digest({"content": 1, "format": 1, "recipe": manifest["recipe"]}) == manifest["shapes_hash"]
+    assert digest({"content": 2, "format": 1, "recipe": manifest["recipe"]}) == manifest["shapes_hash"]
     lines = (built / "assets.jsonl").read_bytes()
     assert hashlib.sha256(lines).hexdigest() == manifest["assets_hash"]
     rows = [json.loads(line) for line in lines.splitlines()]
@@ -117,7 +117,7 @@ def test_hashes_and_orders_are_as_the_page_says(built) -> None:
         described = json.loads((built / f"views/{name}/manifest.json").read_text())
         preset = digest({k: v for k, v in described["preset"].items() if k != "title"})
         shapes = manifest["shapes_hash"]
-        assert digest({"content": 1, "preset": preset, "shapes": shapes}) == described["hash"]
+        assert digest({"content": 2, "preset": preset, "shapes": shapes}) == described["hash"]
     keys = [key for _, key, *_ in rows]
     ordered = sorted(keys, key=lambda key: hashlib.sha256(f"{manifest['recipe']['seed']}/{key}".encode()).digest())
     for shard in range(3):
