@@ -324,6 +324,7 @@ def test_lists_lead_nowhere_else(tmp_path) -> None:
     (source / "ply_data_train9.h5").symlink_to(tmp_path / "secret.h5")
     (source / "train_files.txt").write_text("ply_data_train9.h5\n")
     assert "leads out of the source" in refusal("modelnet40_d", source, tmp_path, allow_partial=True)
+    (source / "ply_data_train9.h5").unlink()
     (source / "train_files.txt").write_text("ply_data_train0.h5\nx/ply_data_train0.h5\n")
     assert "names ply_data_train0.h5 twice" in refusal("modelnet40_d", source, tmp_path, allow_partial=True)
 

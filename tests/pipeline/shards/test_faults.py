@@ -183,7 +183,7 @@ def test_bad_files_are_failures_with_a_reason(pipeline, tmp_path) -> None:
         "chair_0006": "load: the file has no faces",
         "chair_0007": "load: .*cut, or lying",
         "chair_0008": "load: a folder",
-        "chair_0009": "load: not an OFF file",
+        "chair_0009": "load: not a text file",
         "chair_0010": "load: cannot be read",
         "chair_0011": "load: .*(cut|announced|lines)",
     }
