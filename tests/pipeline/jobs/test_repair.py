@@ -65,6 +65,7 @@ def test_only_what_is_damaged_is_made_again(pipeline, built, out) -> None:
     assert "damaged" not in said
 
 
+@pytest.mark.slow
 def test_shapes_of_files_need_the_source_and_views_do_not(pipeline, tmp_path) -> None:
     for number in range(1, 5):
         write_off(tmp_path / "mine" / f"a{number}.off", size=float(number))

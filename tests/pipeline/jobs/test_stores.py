@@ -68,6 +68,7 @@ def test_a_store_that_refuses_for_a_while_is_waited_for(server, unbroken) -> Non
         proxy.close()
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_for_ever_stops_the_build_and_the_rerun_completes(server, unbroken) -> None:
     proxy, commands = through(server, float("inf"))
     commands.environment[PATIENCE] = "3"

@@ -148,7 +148,8 @@ def short_limits(tree: Path) -> None:
         path.write_text(text)
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 3])
 def test_a_stopped_worker_costs_time_only(planted_tree, tmp_path, times: int) -> None:
     """The second and third are careful ones. The kernel's alarm does not end a process that is stopped."""
     short_limits(planted_tree)
@@ -194,6 +195,7 @@ def stop_as_it_starts(driver: int, program: str, after: float) -> int:
     return found[0]
 
 
+@pytest.mark.slow
 def test_a_ray_that_hangs_as_it_starts_is_one_line(planted_tree, tmp_path) -> None:
     """Ray itself would wait for ever: its server has opened its port and says nothing."""
     short_limits(planted_tree)

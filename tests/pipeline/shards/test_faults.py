@@ -66,6 +66,7 @@ def plant_faults(tree: Path) -> Commands:
     return plant(tree, PLANTED, shard_size=8, views=["rgb12", "depth10"], num_points=8192, fps_prefix=1024, **limits)
 
 
+@pytest.mark.slow
 def test_crashes_hangs_and_memory_are_failures_of_their_asset(planted_tree, tmp_path) -> None:
     """Each is tried three times at most (the plain way, then twice in a child), and costs no byte of the others."""
     commands, out, tries = plant_faults(planted_tree), tmp_path / "out", tmp_path / "tries"

@@ -96,6 +96,7 @@ def test_every_object_gets_its_own_pictures_in_view_order_on_white(pipeline, out
     pipeline("check", out, "--against", out)
 
 
+@pytest.mark.slow
 def test_ray_workers_and_a_second_run_change_no_byte(pipeline, out, tmp_path) -> None:
     source = paint(tmp_path / "mine", assets_of(out))
     draw(pipeline, out, source, PATTERN, "name=mine")

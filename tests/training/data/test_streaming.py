@@ -278,7 +278,8 @@ def fit(url: str, run: Path, *changes: str) -> list[str]:
     return ["-m", "--", "training", "fit", "small_cross_most", *options]
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_store_that_goes_on_failing_stops_all_ranks_naming_the_url(url, proxy, tmp_path, workers: int) -> None:
     """Two gloo processes; after the records, the tars of one shard are refused for good."""
     broken = "shards/views/rgb12/train-00002.tar"
