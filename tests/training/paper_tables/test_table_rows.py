@@ -517,7 +517,6 @@ def small(shards, tmp_path_factory):
     return [*given, "--device", "cpu", "--recipe", "small_cross_most", "--json", *FEW], folder / "run"
 
 
-@pytest.mark.slow
 def test_a_table_is_run_and_goes_on(small, shards, capfd) -> None:
     command, run = small
     assert main([*command, "--dry-run"]) == 0
