@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.formats.cloud_columns import MAX_COLUMNS, is_place, named_cloud, unnamed_cloud
 from pipeline.sources.raw_shape import RawShape
 
-_COMMENT = re.compile(rb"[ \t]*(?:#|//)[^\r\n]*")
+_COMMENT = re.compile(rb"(?:#|//)[^\r\n]*")  # without the blanks before it, of which there may be megabytes
 _NUMBER = re.compile(rb"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan(?:\(\w*\))?|inf(?:inity)?)", re.IGNORECASE)
 _WINDOWS_NAN = re.compile(rb"[-+]?\d\.#(?:QNAN|SNAN|IND|INF)\w*", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(rb"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
@@ -93,7 +93,7 @@ def _names(data: bytes, title: bytes | None, width: int) -> list[str] | None:
                 raise ValueError(f"{len(names)} names ({', '.join(names)[:80]}) over {width} columns")
             return names
     for line in data[: 1 << 16].splitlines()[:_TITLES]:
-        if _COMMENT.fullmatch(line):
+        if _COMMENT.fullmatch(line.strip()):
             names = _texts(line.strip().lstrip(b"#/ \t"))[-width:]
             if len(names) == width and sum(map(is_place, names)) == 3:
                 return names

@@ -11,6 +11,7 @@ MAX_SIDE = 4096
 MAX_PIXELS = 1 << 26
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TGA", "TIFF", "WEBP", "PPM", "DDS")  # formats that start no other program
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+_ROWS = 256  # of a picture, at a time
 _GREYS = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 EpsImagePlugin.gs_binary = False  # also where a mesh library opens a picture
 
@@ -51,14 +52,17 @@ def _rgba(image: Image.Image, png_bits: bytes) -> Image.Image:
         return image.convert("RGBA")
     if image.mode not in _GREYS or (image.mode == "I" and image.format == "TIFF"):
         raise ValueError(f"a picture of the kind {image.mode}")
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     largest = float(values.max())
     if not 0 <= values.min() <= largest <= 65535:
         raise ValueError("grey values without a range")
+    scale = 255 / ((1 << (bits if tags else 16)) - 1)
     if image.mode == "F":
-        grey = values * (255 if largest <= 1 else 1 if largest <= 255 else 255 / 65535)
-    else:
-        grey = values * (255 / ((1 << (bits if tags else 16)) - 1))
-    grey = np.rint(255 - grey if tags.get(262) == 0 else grey).astype(np.uint8)
-    alpha = np.where(values == clear, 0, 255).astype(np.uint8)
-    return Image.fromarray(np.stack([grey, grey, grey, alpha], axis=2))
+        scale = 255 if largest <= 1 else 1 if largest <= 255 else 255 / 65535
+    rgba = np.empty((*values.shape, 4), np.uint8)
+    for start in range(0, len(values), _ROWS):  # a picture may be large, and float64 is eight times as large
+        rows = values[start : start + _ROWS].astype(np.float64)
+        grey = np.rint(255 - rows * scale if tags.get(262) == 0 else rows * scale)
+        rgba[start : start + _ROWS, :, :3] = grey[..., None]
+        rgba[start : start + _ROWS, :, 3] = np.where(rows == clear, 0, 255)
+    return Image.fromarray(rgba)

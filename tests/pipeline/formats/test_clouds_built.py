@@ -14,6 +14,7 @@ from builders import stored
 
 from manifests.samples import COLORS, POINTS, decode_array
 from pipeline.__main__ import main
+from pipeline.formats.point_cloud import read_cloud
 from pipeline.inspect.check import check
 
 RNG = np.random.default_rng(0)
@@ -389,3 +390,11 @@ def test_real_files_that_were_read_wrongly(shared: Path, tmp_path: Path) -> None
         assert (built.warnings.get("points without a place", 0) > 0) == (name in lost)
     rows = np.loadtxt(next(path for path in paths if path.name == "06-xyz-i-rgb.txt"))
     np.testing.assert_array_equal(objects["06-xyz-i-rgb.txt"].colors, rows[np.argsort(rows[:, 0]), 4:])
+
+
+@pytest.mark.timeout(30)
+def test_megabytes_of_blanks_are_read_at_once(tmp_path: Path) -> None:
+    """Before a comment that never comes, too: a worker would hang on such a file until its limit."""
+    blanks = b" " * 2_000_000
+    (tmp_path / "a.txt").write_bytes(b"# a cloud\n0 0 0" + blanks + b"\n1 0 0\n" + blanks + b"0 1 0\n" + blanks)
+    assert len(read_cloud(tmp_path, "a.txt").points) == 3
