@@ -48,6 +48,11 @@ def _in_our_words() -> Iterator[None]:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError("its JSON is not of the form that glTF 2.0 asks for") from error
+    except ValueError as error:
+        line = " ".join(str(error).split())  # a name out of the file may hold a line's end
+        if line == str(error):
+            raise
+        raise ValueError(line) from error
 
 
 class _Scene:

@@ -163,6 +163,14 @@ def test_a_reason_is_in_our_words(built, name: str) -> None:
     assert not PYTHON.search(built[name].reason)
 
 
+def test_a_reason_is_one_line_whatever_the_file_holds(tmp_path) -> None:
+    made = GltfMaker()
+    made.show(made.primitive(box()))
+    made.values["accessors"][0]["type"] = "a\nb\r\nc"
+    (file,) = build_files(tmp_path, {"a.glb": made.glb()}).values()
+    assert file.reason == "POSITION is of type a b c, component 5126, not VEC3"
+
+
 def test_what_a_file_uses_and_is_left_out_is_counted(tmp_path) -> None:
     """Once a material, primitive or node that uses it; what a file has and nothing uses is not counted."""
     made = GltfMaker()
