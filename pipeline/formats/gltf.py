@@ -19,7 +19,7 @@ from pipeline.formats.gltf_features import count_left_out
 from pipeline.formats.gltf_materials import Materials
 from pipeline.formats.gltf_primitives import FAN, POINTS, STRIP, TRIANGLES, GltfPart, Primitive, moved, posed, triangles
 from pipeline.formats.obj_materials import TEXTURE_UNPLACED, mend_uvs
-from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.raw_shape import NO_PLACE, STRAYS, RawShape, counted, placed
 from pipeline.sources.side_files import SideFiles
 from renderers.geometry import GREY, Mesh
 
@@ -38,7 +38,7 @@ def read_gltf(data: bytes, suffix: str, files: SideFiles | None, display: bool =
     with _in_our_words():
         values, binary = parse_gltf(data, suffix)
         found = _Scene(GltfData(values, binary, files), warnings, display)
-        return replace(found.read(), warnings={kind: n for kind, n in sorted(warnings.items()) if n})
+        return replace(found.read(), warnings=counted(warnings))
 
 
 @contextmanager
@@ -86,7 +86,7 @@ class _Scene:
         faces = [each for each in placed if len(each.faces)]
         points = [each for each in placed if each.is_points and len(each.positions)]
         unused = sum(int((~used).sum()) for used in self._used.values())
-        self._warnings["vertices without a face"] += unused if faces else 0
+        self._warnings[STRAYS] += unused if faces else 0
         if faces:
             self._warnings["points passed over"] += sum(len(each.positions) for each in points)
             return RawShape(mesh=self._mesh(faces))
@@ -324,8 +324,8 @@ class _Scene:
             rows_of_one = np.full((len(each.positions), 3), 255) if each.colors is None else each.colors[:, :3]
             colors.append(np.rint(rows_of_one * base).astype(np.uint8))
         known = any(p.colors is not None or self._materials.made[p.material].base_color != GREY for p in parts)
-        kept = np.isfinite(points).all(axis=1)
-        self._warnings["points without a place"] += int((~kept).sum())
+        kept = placed(points)
+        self._warnings[NO_PLACE] += int((~kept).sum())
         return RawShape(points=points[kept], colors=_joined(colors)[kept] if known else None)
 
 

@@ -20,11 +20,10 @@ from pipeline.formats.obj_materials import (
     read_materials,
 )
 from pipeline.formats.polygons import TOO_FEW_CORNERS, quads_apart, spread, triangulate, turn_quads
-from pipeline.sources.raw_shape import RawShape, counted, display_colors, plain_nan, read_numbers, utf8
+from pipeline.sources.raw_shape import STRAYS, RawShape, counted, display_colors, plain_nan, read_numbers, utf8
 from pipeline.sources.side_files import SideFiles
 from renderers.geometry import GREY, Material, Mesh, join
 
-STRAYS = "vertices without a face"
 _OTHER, _V, _VT, _VN, _F, _L, _P = range(7)
 _KEYWORDS = {b"v ": _V, b"vt": _VT, b"vn": _VN, b"f ": _F, b"fo": _F, b"l ": _L, b"p ": _P}
 _SILENT = frozenset(b"o g s mg lod bevel c_interp d_interp shadow_obj trace_obj end".split())

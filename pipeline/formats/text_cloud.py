@@ -8,11 +8,10 @@ import warnings
 import numpy as np
 
 from pipeline.formats.cloud_columns import MAX_COLUMNS, is_place, named_cloud, unnamed_cloud
-from pipeline.sources.raw_shape import RawShape
+from pipeline.sources.raw_shape import WINDOWS_NAN, RawShape
 
 _COMMENT = re.compile(rb"(?:#|//)[^\r\n]*")  # without the blanks before it, of which there may be megabytes
 _NUMBER = re.compile(rb"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan(?:\(\w*\))?|inf(?:inity)?)", re.IGNORECASE)
-_WINDOWS_NAN = re.compile(rb"[-+]?\d\.#(?:QNAN|SNAN|IND|INF)\w*", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(rb"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
 _NO_VALUE = re.compile(rb"(?<!\S)(?:NA|N/A|null|none)(?!\S)", re.IGNORECASE)
 _VALUES = (_NUMBER, _DECIMAL_COMMA, _NO_VALUE)
@@ -68,7 +67,7 @@ def _parts(data: bytes) -> tuple[bytes | None, int | None, bytes]:
 def filled_lines(data: bytes) -> list[bytes]:
     """The lines that hold anything but a comment, without the blanks at their ends."""
     if b".#" in data:  # as C on Windows writes what is not finite; a comment to what follows
-        data = _WINDOWS_NAN.sub(b"nan", data)
+        data = WINDOWS_NAN.sub(b"nan", data)
     if b"#" in data or b"//" in data:
         data = _COMMENT.sub(b"", data)
     return [line for line in map(bytes.strip, data.splitlines()) if line]

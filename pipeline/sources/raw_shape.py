@@ -16,8 +16,9 @@ from renderers.geometry import GREY, Material, Mesh
 
 BAD_COLORS = "colours not finite"  # taken as grey
 NO_PLACE = "points without a place"
+STRAYS = "vertices without a face"
 INVISIBLE = "alpha of zero"  # drawn opaque
-_WINDOWS_NAN = re.compile(rb"[-+]?\d\.#(?:QNAN|SNAN|IND|INF)\w*", re.IGNORECASE)
+WINDOWS_NAN = re.compile(rb"[-+]?\d\.#(?:QNAN|SNAN|IND|INF)\w*", re.IGNORECASE)
 _BOUND = 1e18  # beyond this, areas overflow in float64 when multiplied up
 
 
@@ -55,7 +56,7 @@ def utf8(data: bytes) -> bytes:
 
 def plain_nan(text: bytes) -> bytes:
     """The same text with what C on Windows writes for a number that is not finite (1.#IND) as nan."""
-    return _WINDOWS_NAN.sub(b" nan ", text) if b".#" in text else text
+    return WINDOWS_NAN.sub(b" nan ", text) if b".#" in text else text
 
 
 def read_numbers(text: bytes, dtype: type = np.float64) -> np.ndarray:
@@ -186,4 +187,4 @@ def without_strays(raw: RawShape) -> RawShape:
         faces=number[raw.mesh.faces],
         vertex_colors=None if colors is None else colors[used],
     )
-    return replace(raw, mesh=mesh, warnings={**raw.warnings, "vertices without a face": strays})
+    return replace(raw, mesh=mesh, warnings={**raw.warnings, STRAYS: strays})
