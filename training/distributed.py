@@ -27,6 +27,7 @@ from manifests.patience import begin, reader_seconds, seconds_of
 PROCESS_SECONDS = "CROSS_MOST_PROCESS_SECONDS"  # environment: how long a process waits for the others
 SECONDS = 1800.0  # the slowest work between two collectives reads weights from a cold shared disk
 LEAVING = timedelta(seconds=10)
+_ENDING_SECONDS = 5.0  # a thread that comes back from torch while the interpreter ends would abort the process
 _SPARE_SECONDS = 60.0  # a process whose reader hangs reports that before the others stop waiting for it
 _KINDS = {kind.__name__: kind for kind in (Refused, Stopped, KeyboardInterrupt)}
 
@@ -64,7 +65,7 @@ def finish() -> None:
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        begin(_leave).result(timeout=LEAVING.total_seconds())
+        begin(_leave).result(timeout=LEAVING.total_seconds() + _ENDING_SECONDS)
     except (TimeoutError, dist.DistError):
         return  # another process has ended already; closing the group properly would wait for it
     dist.destroy_process_group()

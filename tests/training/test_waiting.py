@@ -134,8 +134,9 @@ def test_shared_memory_that_fills_up_later_ends_fit(shards, tmp_path) -> None:
     run = tmp_path / "run"
     command = " ".join([sys.executable, "-m", *fit(shards, run, *ENDLESS)])
     two = f'[ "$(ls {run}/checkpoints 2>/dev/null | wc -l)" -ge 2 ]'  # by name it may be pruned before it is seen
-    full = f"until {two}; do sleep 0.1; done; head -c 4M /dev/zero > /dev/shm/full"
-    found = in_small_memory("2m", f"({full}) & exec {command}")
+    taken = "head -c 4M /dev/zero >> /dev/shm/full 2>/dev/null"  # again and again: a batch that is used leaves room
+    full = f"until {two}; do sleep 0.1; done; for _ in $(seq 300); do {taken}; sleep 0.05; done"
+    found = in_small_memory("2m", f"({full}) >/dev/null 2>&1 & exec {command}")
     assert found.returncode == 3, found.stderr
     assert "/dev/shm" in found.stderr
     assert "data.workers=0" in found.stderr
@@ -239,7 +240,7 @@ def test_what_hangs_in_one_process_ends_all(shards, tmp_path, victim: str) -> No
         waiting = processes if "reader" in victim else [processes[1 - hangs]]
         messages = [each.communicate(timeout=100)[1] for each in waiting]
         assert time.monotonic() - since < 80
-        assert [each.returncode for each in waiting] == [3] * len(waiting)
+        assert [each.returncode for each in waiting] == [3] * len(waiting), messages
         assert "Traceback" not in "".join(messages)
         if "reader" in victim:
             assert "no batch came from the reader processes of data.workers=2 for 12 s" in messages[0]

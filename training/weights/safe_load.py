@@ -100,12 +100,14 @@ def _open(file: Path) -> Any:
 
 
 def require_plain(file: Path) -> None:
-    """Raises ValueError for an archive that torch would unpack or search for minutes.
+    """Raises ValueError for an archive that torch would unpack or search for minutes, and for what is no plain file.
 
     That is an archive whose members are larger than its file (torch stores tensors uncompressed; only the text of code,
     which is never read, is compressed); or a pickle that is cut or names something very long: torch searches its own
-    message about that in quadratic time.
+    message about that in quadratic time. A device may be read without end.
     """
+    if not file.is_file():
+        raise NoWeights("no plain file")
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             sizes = [info.file_size for info in archive.infolist() if "/code/" not in info.filename]

@@ -27,6 +27,7 @@ from training.loop.metric_log import append_row, cut_rows
 from training.loop.run_lock import held
 from training.loop.shutdown import remembered
 from training.loop.throughput import TIMING, Pace
+from training.loop.train_state import _read_state
 from training.settings.fit_recipe import CrossMostRecipe, read_recipe
 from training.weights.checkpoint import prune, save_step, step_folders
 
@@ -279,6 +280,13 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(alone, shards, tmp_path) 
     torch.save(saved, file)
     with pytest.raises(fit.Refused, match="of an earlier version, whose runs can be evaluated, but not continued"):
         state.resume(file.parent)
+
+
+def test_a_state_that_is_a_device_is_not_read_without_end(tmp_path) -> None:
+    file = tmp_path / "state.pt"
+    file.symlink_to("/dev/zero")
+    with pytest.raises(fit.Refused, match=r"state\.pt is damaged"):
+        _read_state(file)
 
 
 def test_keep_last_and_save_every(alone, tmp_path) -> None:
