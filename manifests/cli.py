@@ -13,6 +13,7 @@ from rich.console import Console
 
 from manifests.config import find_recipe, names_in
 from manifests.errors import OutputClosed, Refused, Stopped
+from manifests.install import missing
 
 UNREAD = 128 + signal.SIGPIPE
 _OURS = ("manifests", "renderers", "pipeline", "training")
@@ -42,7 +43,7 @@ def _code(work: Callable[[], int], console: Console, role: str, interrupted: str
         library = (error.name or "").partition(".")[0]
         if not library or library in _OURS:
             raise
-        console.print(f"{library} is missing: pip install 'cross-most[{role}]'", style="red")
+        console.print(str(missing(library, role)), style="red")
         return 2
     except Stopped as error:
         console.print(str(error), style="red")

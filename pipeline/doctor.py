@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from manifests.errors import Refused
+from manifests.install import install_command
 from manifests.process_info import environment
 from pipeline.jobs import ray_cluster
 from renderers.system_libraries import PACKAGE_OF, missing_libraries
@@ -27,7 +28,10 @@ ROLES = {
         "pydantic": "recipes",
         "rich": "progress",
         "webdataset": "writing tars",
-        "trimesh": "reading meshes",
+        "trimesh": "writing meshes",
+        "DracoPy": "glb files with Draco",
+        "meshopt": "glb files with meshopt",
+        "jinja2": "pages of inspect",
         "open3d": "mesh views",
         "h5py": "h5 datasets",
         "ray": "--workers N",
@@ -90,7 +94,7 @@ def _system_libraries() -> Iterator[Finding]:
 
 
 def _library(name: str, role: str, purpose: str) -> Finding:
-    install = f"pip install 'cross-most[{role}]'"
+    install = install_command(role)
     what = purpose if role == "build" else f"{purpose} (role {role})"
     if find_spec(name) is None:
         return Finding(name, "missing" if role == "build" else "note", what, install)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from manifests.errors import Refused
+from manifests.install import missing
 from manifests.presets import MeshViews
 from renderers.cameras import Camera, pixel_rays
 from renderers.geometry import Mesh
@@ -20,7 +21,7 @@ from renderers.view import View
 try:
     import open3d as o3d
 except ImportError as error:
-    raise Refused("open3d is missing: pip install 'cross-most[build]'") from error
+    raise missing("open3d", "build") from error
 except OSError as error:  # its wheel needs system libraries
     raise Refused(f"open3d does not load ({error}): apt-get install {' '.join(PACKAGE_OF.values())}") from error
 

@@ -15,6 +15,8 @@ import pytest
 import structure
 from structure import FOR_ALL_ROOMS, HOME, PACKAGES, ROOM_MAY_IMPORT, TORCH_RENDERERS, imports, modules
 
+from manifests.install import missing
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 LARGEST, MEDIAN, FULLEST = 400, 140, 22  # lines of a file, and files of a folder (design.md)
 ENTRIES = {"training.demo", "training.oracle"}  # what a person types after `python -m`
@@ -189,7 +191,7 @@ def test_a_train_machine_without_its_libraries_is_told_what_to_type() -> None:
     code = "import sys, runpy\nsys.argv = ['training', 'fit', 'small_cross_most', '--shards', 'x', '--run', 'y']\n"
     result = run_blocked(code + "runpy.run_module('training', run_name='__main__')\n", ("open_clip",))
     assert result.returncode == 2
-    assert result.stderr.strip() == "open_clip is missing: pip install 'cross-most[train]'"
+    assert result.stderr.strip() == str(missing("open_clip", "train"))
 
 
 def test_the_packages_that_are_installed_are_those_that_there_are() -> None:

@@ -111,7 +111,7 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
             chosen = {name: value for name, value in logged.values.items() if name.startswith(LOG_LINE)}
             shown = "  ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in chosen.items())
             left = timedelta(seconds=round(logged.seconds_left))
-            console.print(f"step {logged.step}/{logged.total_steps}  {shown}  {pace}  {left} left")
+            console.print(f"{left} left  step {logged.step}/{logged.total_steps}  {shown}  {pace}")
 
         folder = fit(
             recipe,

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from manifests.dataset_info import load_table, table_names
-from manifests.errors import Refused
+from manifests.install import missing
 from manifests.layout import MESHES, SHAPES, VIEWS
 from manifests.plain_text import code_span, for_markdown, for_terminal
 from manifests.samples import FORMAT, JSON, MESH, POINTS
@@ -59,7 +59,7 @@ def card(build: Build, found: Survey, license: str | None) -> str:
     try:
         from huggingface_hub import DatasetCardData
     except ImportError as error:
-        raise Refused("huggingface_hub is missing: pip install 'cross-most[export]'") from error
+        raise missing("huggingface_hub", "export") from error
     data = DatasetCardData(license=license, **_front_matter(build, found))
     asked = "" if license else "# license: that of the source dataset, to be filled in by you\n"
     return f"---\n{asked}{_yaml(data.to_dict())}---\n\n{_body(build, found)}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from manifests import store
 from manifests.errors import Refused
+from manifests.install import missing
 from manifests.layout import SHAPES, VIEWS
 from manifests.records import Record
 from manifests.samples import BLOCK, JSON, Sample, read_samples
@@ -32,7 +33,7 @@ def require() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise Refused("pyarrow is missing: pip install 'cross-most[export]'") from error
+        raise missing("pyarrow", "export") from error
     return pyarrow
 
 

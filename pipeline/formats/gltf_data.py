@@ -355,5 +355,5 @@ class GltfData:
 
 def _needed(library: Any, name: str, extension: str) -> Any:
     if library is None:
-        raise ValueError(f"{extension} needs {name}: pip install 'cross-most[build]'")
+        raise ValueError(f"{extension} needs {name}, a library of the role build: `python -m pipeline doctor`")
     return library

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from manifests.errors import Refused, with_type
+from manifests.install import missing
 from pipeline.sources.raw_shape import RawShape
 from pipeline.sources.source_files import noted, source_file
 
 try:
     import h5py
 except ImportError as error:
-    raise Refused("h5py is missing: pip install 'cross-most[build]'") from error
+    raise missing("h5py", "build") from error
 
 MAX_ROWS = 1_000_000
 _OPEN_FILES = 4

@@ -126,7 +126,9 @@ def _refuse_other_versions(ray: Any, address: str) -> None:
             continue  # it has just died
         except ray.exceptions.RayError as error:
             reason = one_line(getattr(error, "cause", None) or error)
-            raise Refused(f"{name} cannot run our code: {reason}; install cross-most[build] there") from error
+            raise Refused(
+                f"{name} cannot run our code: {reason}; install the role build there, as docs/cluster.md says"
+            ) from error
         differs = difference(versions_here(), there)
         if differs is not None:
             how = "start its Ray in another folder" if differs.startswith(CODE) else "install the same there"

@@ -17,6 +17,7 @@ from contextlib import chdir, contextmanager, suppress
 from typing import Any
 
 from manifests.errors import Refused, Stopped, one_line, with_type
+from manifests.install import missing
 from manifests.process_info import environment, handling
 from pipeline.jobs.cluster_machines import EMPTY_SECONDS, Demand, Slots, demand_of, looking_seconds
 from pipeline.jobs.ray_cleanup import (
@@ -66,7 +67,7 @@ def require(private: bool) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise Refused("ray is missing: pip install 'cross-most[build]', or use --workers 0") from error
+        raise missing("ray", "build", "use --workers 0") from error
     return ray
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from builders import REPOSITORY
 
+from manifests.install import install_command
 from pipeline import doctor
 from pipeline.doctor import examine
 from renderers import system_libraries
@@ -35,9 +36,9 @@ def test_a_missing_library_names_its_extra(monkeypatch) -> None:
     real = doctor.find_spec
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in ("trimesh", "torch", "ruff") else real(name))
     findings = found()
-    assert (findings["trimesh"].state, findings["trimesh"].command) == ("missing", "pip install 'cross-most[build]'")
-    assert (findings["torch"].state, findings["torch"].command) == ("note", "pip install 'cross-most[train]'")
-    assert findings["ruff"].command == "pip install 'cross-most[dev]'"
+    assert (findings["trimesh"].state, findings["trimesh"].command) == ("missing", install_command("build"))
+    assert (findings["torch"].state, findings["torch"].command) == ("note", install_command("train"))
+    assert findings["ruff"].command == install_command("dev")
 
 
 def test_missing_system_libraries_name_their_packages(monkeypatch) -> None:

@@ -234,8 +234,7 @@ def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, 
     pace, since = Pace(recipe.optimizer.batch_size, state.device), state.step
     shares = ConfidentShares(recipe, state.samples.num_batches, told=state.step >= state.samples.num_batches)
     wanted = recipe.tensorboard and distributed.leads()
-    caught = (signal.SIGTERM,) if distributed.world() == 1 else (signal.SIGTERM, signal.SIGINT)
-    with remembered(*caught) as pending, events(state.folder, wanted, state.step) as write_event:
+    with remembered(signal.SIGTERM, signal.SIGINT) as pending, events(state.folder, wanted, state.step) as write_event:
         while state.step < total:
             state.samples.set_epoch(*state.progress())
             for batch in _agreed(state, pace, pending):

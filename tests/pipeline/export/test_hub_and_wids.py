@@ -18,6 +18,7 @@ from co3d_release import write_category
 from PIL import Image
 
 from manifests import store
+from manifests.install import missing
 from manifests.samples import decode_array, decode_picture, read_samples
 from pipeline.__main__ import main
 from pipeline.export.colmap import quaternion
@@ -446,5 +447,5 @@ def test_without_pyarrow_the_command_is_named(pipeline, out) -> None:
     )
     command = [sys.executable, "-c", code, str(out)]
     result = subprocess.run(command, env=pipeline.environment, cwd=pipeline.tree, capture_output=True, text=True)
-    assert (result.returncode, result.stderr.strip()) == (2, "pyarrow is missing: pip install 'cross-most[export]'")
+    assert (result.returncode, result.stderr.strip()) == (2, str(missing("pyarrow", "export")))
     assert not (out / "README.md").exists()

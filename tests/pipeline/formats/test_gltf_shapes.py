@@ -295,8 +295,9 @@ def test_what_is_compressed_is_refused_by_name_without_its_library(tmp_path, mon
     monkeypatch.setattr(gltf_data, "DracoPy", None)
     monkeypatch.setattr(gltf_data, "meshopt", None)
     found = build_files(tmp_path, files)
-    assert found["draco.glb"].reason == "KHR_draco_mesh_compression needs DracoPy: pip install 'cross-most[build]'"
-    assert found["meshopt.glb"].reason == "EXT_meshopt_compression needs meshopt: pip install 'cross-most[build]'"
+    remedy = "a library of the role build: `python -m pipeline doctor`"
+    assert found["draco.glb"].reason == f"KHR_draco_mesh_compression needs DracoPy, {remedy}"
+    assert found["meshopt.glb"].reason == f"EXT_meshopt_compression needs meshopt, {remedy}"
 
 
 def test_a_fallback_is_read_where_there_is_one(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -350,6 +350,11 @@ def test_a_signal_waits_for_the_end_of_the_block() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert pending.number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is handler
+    with remembered(signal.SIGINT) as pending:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert pending.number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_pace_measures_waiting() -> None:
