@@ -4,7 +4,8 @@
 
 Every stage is a command that a person could type. OUT/commands.txt lists them, and OUT/logs holds their output. The
 target is built while the small towers pre-train on the source; then both methods and the oracle train at the same time.
-Thread counts are fixed, so that the figures do not depend on the number of cores.
+Thread counts are fixed, so that the figures do not depend on the number of cores. A demonstration that was stopped goes
+on when it is called again: every stage keeps what it has finished. `--quick` has fewer objects and fewer steps.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import sys
 import threading
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,7 @@ from manifests.cli import exit_code
 from manifests.config import parse_changes
 from manifests.errors import Refused, Stopped
 from manifests.plain_text import PlainConsole, tell
+from manifests.records import json_text, read_json
 from training.child_commands import ENDING_SECONDS, Child, end
 from training.reports import report
 from training.settings.fit_recipe import changes_of, keys_in, read_recipe
@@ -41,6 +43,28 @@ TRAININGS = {  # name: its recipe and method
     "cross_most": ("small_cross_most", "cross_most"),
     "oracle": ("small_cross_most", "supervised"),
 }
+ABOUT, COSTS = "demo.json", ("seconds", "max_rss_mb")  # settings, and what the sessions before have cost
+QUICK = {  # name of a build or a training: its changed keys
+    "build_source": ["parametric.objects=760"],
+    "build_target": ["parametric.objects=1140"],
+    "pretrain": ["optimizer.steps=300"],
+    **{name: ["optimizer.steps=80", "ema.steps=60"] for name in ("self_training", "cross_most")},
+    "oracle": ["optimizer.steps=80"],
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the figures of a demonstration depend on. changes: keys of each training; builds: of both builds."""
+
+    seed: int
+    quick: bool
+    changes: dict[str, list[str]]
+    builds: list[str]
+
+    def changes_of(self, name: str) -> list[str]:
+        """The changed keys of a build or training; those that were typed come last and win."""
+        return [*(QUICK[name] if self.quick else ()), *self.changes.get(name, self.builds)]
 
 
 class _MemoryPeak(threading.Thread):
@@ -116,19 +140,20 @@ class _Demo:
             end(stage.process, ENDING_SECONDS)
 
 
-def run(out: Path, seed: int, workers: int, changes: list[str], build_changes: list[str], console: Console) -> Path:
-    """Runs every stage and gives the path of the report. Raises Stopped when a stage fails."""
-    of_trainings = _changes_of_trainings(changes)
-    if out.exists():
-        if not (out / "commands.txt").is_file() and any(out.iterdir()):
-            raise Refused(f"--out {out} is not empty and no demo (it has no commands.txt)")
-        shutil.rmtree(out)
-    (out / "logs").mkdir(parents=True)
+def run(out: Path, settings: Settings, workers: int, console: Console) -> Path:
+    """Runs every stage that is not finished and gives the path of the report. Raises Stopped when a stage fails.
+
+    Raises Refused where OUT holds anything but a demonstration of these settings.
+    """
+    before = _sessions_before(out, settings)
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    _note(out, settings, before)
+    (out / "commands.txt").write_text("")
     started, memory = time.monotonic(), _MemoryPeak()
     memory.start()
     demo = _Demo(out, console)
     try:
-        _stages(demo, out, seed, workers, of_trainings, build_changes)
+        _stages(demo, out, settings, workers)
         reporting = time.monotonic()
         torch.set_num_threads(REPORT_THREADS)
         found = report.collect(
@@ -139,9 +164,34 @@ def run(out: Path, seed: int, workers: int, changes: list[str], build_changes: l
         )
     finally:
         demo.end_all()
-        most = memory.stop()
+        cost = {
+            "seconds": round(before["seconds"] + time.monotonic() - started, 1),
+            "max_rss_mb": round(max(before["max_rss_mb"], memory.stop()), 1),
+        }
+        _note(out, settings, cost)
     console.print(f"{time.monotonic() - reporting:6.1f} s  report")
-    return report.write(found, out, seconds=round(time.monotonic() - started, 1), max_rss_mb=round(most, 1))
+    return report.write(found, out, **cost)
+
+
+def _sessions_before(out: Path, settings: Settings) -> dict[str, float]:
+    """What sessions that were stopped have cost: seconds, and the largest memory."""
+    try:
+        about = read_json(str(out / ABOUT))
+    except ValueError as error:
+        raise Refused(f"{out / ABOUT} is damaged: {error}; delete {out} to begin again") from error
+    if about is None:
+        if out.exists() and any(out.iterdir()):
+            raise Refused(f"--out {out} is not empty and no demonstration (it has no {ABOUT})")
+        return dict.fromkeys(COSTS, 0.0)
+    if about.get("settings") != asdict(settings):
+        raise Refused(
+            f"--out {out} holds a demonstration of other settings: delete it, or choose another (make: DEMO=DIR)"
+        )
+    return {name: about[name] for name in COSTS}
+
+
+def _note(out: Path, settings: Settings, cost: dict[str, float]) -> None:
+    store.write_bytes(str(out / ABOUT), json_text({"settings": asdict(settings), **cost}, indent=1).encode())
 
 
 def _changes_of_trainings(changes: list[str]) -> dict[str, list[str]]:
@@ -156,23 +206,23 @@ def _changes_of_trainings(changes: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def _stages(
-    demo: _Demo, out: Path, seed: int, workers: int, changes: dict[str, list[str]], build_changes: list[str]
-) -> None:
-    data = (f"seed={seed}", f"parametric.seed={seed}", *build_changes)
-    source, target = out / "source", out / "target"
-    build = ("pipeline", "build")
-    demo.wait(demo.start("build_source", *build, "parametric_source", "--out", source, "--workers", workers, *data))
+def _stages(demo: _Demo, out: Path, settings: Settings, workers: int) -> None:
+    source, target, seeded = out / "source", out / "target", f"seed={settings.seed}"
+
+    def build(name: str, recipe: str, place: Path, count: int) -> Child:
+        changes = (seeded, f"parametric.{seeded}", *settings.changes_of(name))
+        return demo.start(name, "pipeline", "build", recipe, "--out", place, "--workers", count, *changes)
+
+    demo.wait(build("build_source", "parametric_source", source, workers))
     # the target is drawn on the cores that pre-training leaves free
-    left = max(workers - PRETRAIN_THREADS, 1)
-    drawn = demo.start("build_target", *build, "parametric_target", "--out", target, "--workers", left, *data)
-    pretrained, seeded = out / "pretrain", f"seed={seed}"
+    drawn = build("build_target", "parametric_target", target, max(workers - PRETRAIN_THREADS, 1))
+    pretrained = out / "pretrain"
     demo.wait(
         demo.start(
             "pretrain",
             *("training", "fit", TRAININGS["pretrain"][0]),
             *("--shards", source, "--run", pretrained, "data.workers=1", seeded),
-            *changes["pretrain"],
+            *settings.changes_of("pretrain"),
             threads=PRETRAIN_THREADS,
         ),
         drawn,
@@ -181,7 +231,7 @@ def _stages(
     demo.wait(
         *(
             demo.start(
-                *(name, *command, TRAININGS[name][0], "--run", out / name, *begin, *changes[name]),
+                *(name, *command, TRAININGS[name][0], "--run", out / name, *begin, *settings.changes_of(name)),
                 threads=ADAPT_THREADS,
             )
             for name, command in (
@@ -198,6 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.demo", description="What the paper claims, in minutes.")
     parser.add_argument("--out", default="runs/demo")
     parser.add_argument("--seed", default=0, type=int, help="of the data and of every training")
+    parser.add_argument("--quick", action="store_true", help="fewer objects and steps: minutes on two cores")
     parser.add_argument("--workers", default=os.cpu_count() or 2, type=int, help="worker processes that build shards")
     parser.add_argument(
         "--build", action="append", default=[], metavar="key=value", help="a changed key of both builds"
@@ -208,7 +259,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> int:
         out = store.local_path(options.out, "--out")
-        path = run(out, options.seed, options.workers, options.changes, options.build, console)
+        changes = _changes_of_trainings(options.changes)
+        path = run(out, Settings(options.seed, options.quick, changes, options.build), options.workers, console)
         tell(*(out / "report.md").read_text().split("\n"))
         console.print(str(path))
         return 0

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from builders import REPOSITORY
 
-from training.demo import _changes_of_trainings, _Demo, main
+from training.demo import Settings, _changes_of_trainings, _Demo, main
 
 SMALL = (
     *("--build", "parametric.objects=57", "--build", "parametric.test_fraction=0.5"),
@@ -27,10 +30,16 @@ def demo(out: Path, *arguments: object, code: int = 0) -> subprocess.CompletedPr
     return result
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A demonstration that ran through, and what it printed."""
+    out = tmp_path_factory.mktemp("finished") / "demo"
+    return out, demo(out, "--seed", 3, "--workers", 0, *SMALL).stdout
+
+
 @pytest.mark.slow
-def test_every_stage_and_its_report(tmp_path) -> None:
-    out = tmp_path / "demo"
-    printed = demo(out, "--seed", 3, "--workers", 0, *SMALL).stdout
+def test_every_stage_and_its_report(finished, tmp_path) -> None:
+    out, printed = finished
     assert "zero-shot" in printed
     found = json.loads((out / "report.json").read_text())
     for row in ("zero_shot", "self_training", "cross_most"):
@@ -44,7 +53,50 @@ def test_every_stage_and_its_report(tmp_path) -> None:
     assert [command[3:5] for command in commands if command[3] == "pipeline"] == [["pipeline", "build"]] * 2
     assert len(commands) == 6
     assert (out / "logs/cross_most.log").stat().st_size > 0
-    assert "is not empty and no demo" in demo(tmp_path, "--workers", 0, *SMALL, code=2).stderr
+
+
+@pytest.mark.slow
+def test_a_demonstration_that_is_interrupted_goes_on(finished, tmp_path) -> None:
+    out = tmp_path / "demo"
+    arguments = ("--out", str(out), "--seed", "3", "--workers", "0", *SMALL)
+    command = [sys.executable, "-m", "training.demo", *arguments]
+    alone = {"cwd": REPOSITORY, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, **alone)
+    try:
+        deadline = time.monotonic() + 200
+        while not (out / "pretrain/checkpoints").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        message = process.communicate(timeout=100)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "run the same again to go on" in message.splitlines()[-1]
+    kept = [*(out / "source").rglob("*.tar"), out / "pretrain/run.json"]
+    times = [path.stat().st_mtime_ns for path in kept]
+    before = json.loads((out / "demo.json").read_text())["seconds"]
+    demo(out, "--seed", 3, "--workers", 0, *SMALL)
+    assert times[:-1] == [path.stat().st_mtime_ns for path in kept[:-1]]
+    found, reference = (json.loads((place / "report.json").read_text()) for place in (out, finished[0]))
+    assert found["table"] == reference["table"]
+    assert found["seconds"] > before
+
+
+def test_another_demonstration_in_the_same_folder_is_refused(tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(["--out", str(tmp_path)]) == 2
+    assert "is not empty and no demonstration" in " ".join(capsys.readouterr().err.split())
+    settings = {"seed": 0, "quick": True, "changes": {}, "builds": []}
+    (tmp_path / "demo.json").write_text(json.dumps({"settings": settings, "seconds": 1.0, "max_rss_mb": 1.0}))
+    assert main(["--out", str(tmp_path), "--quick", "--seed", "1"]) == 2
+    assert "holds a demonstration of other settings" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "file"]
+
+
+def test_typed_keys_win_over_those_of_quick() -> None:
+    settings = Settings(0, True, {"pretrain": ["optimizer.steps=7"]}, ["parametric.objects=57"])
+    assert settings.changes_of("pretrain") == ["optimizer.steps=300", "optimizer.steps=7"]
+    assert settings.changes_of("build_source")[-1] == "parametric.objects=57"
 
 
 def test_a_key_goes_to_the_trainings_that_read_it(tmp_path, capsys) -> None:
