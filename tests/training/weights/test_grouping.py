@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_towers import SIZES
-from torch import Tensor
 from torch.nn.functional import normalize
 from training_runs import ONE_STEP, typed
-from weight_files import save_ulip
+from weight_files import as_point_bert, bare_points, save_ulip
 
 from training.models import clip
 from training.models.point_bert import group_points
+from training.weights.formats import below
 from training.weights.grouping import Grouping
 
 STEP = "checkpoints/step-00000001"
@@ -99,21 +99,12 @@ def test_a_file_that_does_not_say_is_told(run, shards, tmp_path) -> None:
     assert "does not say from which groups of points it learned; this recipe has 16 groups of 12 in clouds of" in line
 
 
-def foreign(run: Path) -> dict[str, Tensor]:
-    """The point tower of a run by the names of ULIP and Point-BERT."""
-    ours = load_file(run / STEP / "model.safetensors")
-    heads = ("projection", "mask_token", "lm_head.", "own_projection")
-    inside = {name.removeprefix("points."): value for name, value in ours.items() if name.startswith("points.")}
-    kept = {name: value for name, value in inside.items() if not name.startswith(heads)}
-    return {name.replace("blocks.", "blocks.blocks.", 1): value for name, value in kept.items()}
-
-
 def test_weights_of_others_are_taken_with_a_warning(run, shards, tmp_path) -> None:
-    tensors = foreign(run)
+    tower = below(load_file(run / STEP / "model.safetensors"), "points.")
     bert = tmp_path / "Point-BERT.pth"
-    torch.save({"base_model": {f"module.transformer_q.{name}": value for name, value in tensors.items()}}, bert)
-    projection = load_file(run / STEP / "model.safetensors")["points.projection"]
-    ulip = {f"point_encoder.{name}": value for name, value in tensors.items()} | {"pc_projection": projection}
+    torch.save({"base_model": as_point_bert(tower)}, bert)
+    ulip = {f"point_encoder.{name}": value for name, value in bare_points(tower).items()}
+    ulip |= {"pc_projection": tower["projection"]}
     save_ulip(tmp_path / "ulip.pt", ulip)
     for path, own, keys in (
         (bert, "64 groups of 32 in clouds of 1,024", "points.groups=64 points.group_size=32 data.num_points=1024"),
