@@ -107,7 +107,8 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: S
             f"--shards {shards} is not finished: run its build again, or insist with data.allow_incomplete=true"
         )
     if settings.split not in manifest.splits:
-        raise Refused(f"data.split={settings.split}: {shards} has {', '.join(manifest.splits)}")
+        has = ", ".join(manifest.splits)
+        raise Refused(f"data.split={settings.split} (of fit; --split of others): {shards} has {has}")
     if view_set is None:
         names = ", ".join(view_set_names(out)) or "none"
         raise Refused(f"data.views={settings.views}: {shards} has no such view set (it has: {names})")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_towers import SIZES
+from tiny_towers import config_in
 from torch.nn.functional import normalize
 from training_runs import ONE_STEP, typed
 from weight_files import as_point_bert, bare_points, save_ulip
@@ -28,9 +28,7 @@ FEW = (*ONE_STEP, "mask.image_cell=8")
 def _tiny(tmp_path_factory) -> Iterator[None]:
     """The smallest CLIP there is stands for `cross_most_small`."""
     with pytest.MonkeyPatch.context() as patched:
-        config = tmp_path_factory.mktemp("clip") / clip.SMALL_CONFIG.name
-        config.write_text(json.dumps(SIZES))
-        patched.setattr(clip, "SMALL_CONFIG", config)
+        patched.setattr(clip, "SMALL_CONFIG", config_in(tmp_path_factory.mktemp("clip")))
         yield
 
 
