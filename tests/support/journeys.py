@@ -179,7 +179,8 @@ class Journey:
             place = self.folder / source.replace("~", ".")
             if source and not place.exists():
                 RELEASES[source](place)
-            words = [str(place) if word == source else word for word in words]
+            if source:
+                words[words.index("--source") + 1] = str(place)
             ended = self._pipeline(*words)
             self.said[command] = ended.stderr
             return ended.stdout

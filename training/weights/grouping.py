@@ -34,9 +34,10 @@ class Grouping:
         """
         return math.sqrt(self.size / self.points / (other.size / other.points))
 
-    def keys(self) -> dict[str, int]:
-        """The keys of a recipe that has it."""
-        return {"points.groups": self.groups, "points.group_size": self.size, "data.num_points": self.points}
+    @property
+    def keys(self) -> str:
+        """The keys of a recipe that has these groups."""
+        return f"points.groups={self.groups} points.group_size={self.size}"
 
 
 FOREIGN = {  # as their authors' configurations have it
@@ -70,16 +71,16 @@ def hold_grouping(what: str, weights: WeightsFile, recipe: FitRecipe) -> None:
     if then is None:
         log.warning("%s does not say from which groups of points it learned; this recipe has %s", what, now)
         return
-    differ = {name: value for name, value in then.keys().items() if value != now.keys()[name]}
-    if not differ:
+    if then == now:
         return
-    wanted = " ".join(f"{name}={value}" for name, value in differ.items())
-    if weights.kind == OURS and (then.groups, then.size) != (now.groups, now.size):
+    regrouped = (then.groups, then.size) != (now.groups, now.size)
+    if regrouped and weights.kind == OURS:
         raise Refused(
             f"{what} learned from {then.groups} groups of {then.size} points, this recipe has {now.groups} of "
-            f"{now.size}: points.groups={then.groups} points.group_size={then.size} goes on with its own"
+            f"{now.size}: {then.keys} goes on with its own"
         )
-    log.warning("%s learned from %s, this recipe has %s%s; its own are %s", what, then, now, _reach(now, then), wanted)
+    own = f"; its own are {then.keys}" if regrouped else ""
+    log.warning("%s learned from %s, this recipe has %s%s%s", what, then, now, _reach(now, then), own)
 
 
 def warn_of_other_clouds(recipe: FitRecipe, num_points: int) -> None:
