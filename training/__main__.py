@@ -28,6 +28,7 @@ from manifests import store
 from manifests.cli import exit_code, parse_arguments, recipe_titles
 from manifests.config import Value, parse_changes
 from manifests.errors import Refused
+from manifests.layout import require_manifest
 from manifests.plain_text import PlainConsole, log_to_stderr, tell
 from manifests.records import json_text
 from training.command_line import parser
@@ -122,7 +123,9 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
             lambda step, total: bar.update(task, completed=step, total=total),
             lambda loaded: console.print(*loaded.lines(), sep="\n"),
         )
-    console.print(f"{folder}: python -m training evaluate {options.run} --shards {options.shards}")
+    splits = require_manifest(store.absolute(options.shards), f"--shards {options.shards}").splits
+    split = "" if "test" in splits else f" --split {recipe.data.split}"  # without it `evaluate` reads test
+    console.print(f"{folder}: python -m training evaluate {options.run} --shards {options.shards}{split}")
     return 0
 
 

@@ -20,11 +20,17 @@ SIZES = {
 }
 
 
+def config_in(folder: Path) -> Path:
+    """Writes the tiny sizes under the name that open_clip then knows them by."""
+    path = folder / clip.SMALL_CONFIG.name
+    path.write_text(json.dumps(SIZES))
+    return path
+
+
 def run(arguments: list[str]) -> int:
     """Runs one command with the tiny towers."""
     with tempfile.TemporaryDirectory() as folder:
-        clip.SMALL_CONFIG = Path(folder, clip.SMALL_CONFIG.name)
-        clip.SMALL_CONFIG.write_text(json.dumps(SIZES))
+        clip.SMALL_CONFIG = config_in(Path(folder))
         return main(arguments)
 
 

@@ -64,6 +64,18 @@ def save_ulip(path: Path, state: dict[str, Tensor]) -> Path:
     return path
 
 
+def bare_points(tower: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a point tower of ours by Point-BERT's names, without the heads that it does not have."""
+    heads = ("projection", "mask_token", "lm_head.", "own_projection")
+    kept = {name: value for name, value in tower.items() if not name.startswith(heads)}
+    return {name.replace("blocks.", "blocks.blocks.", 1): value for name, value in kept.items()}
+
+
+def as_point_bert(tower: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What lies under `base_model` in a file of Point-BERT's pre-training."""
+    return {f"module.transformer_q.{name}": value for name, value in bare_points(tower).items()}
+
+
 def constants(keys: dict[str, list]) -> dict[str, Tensor]:
     """Full-size tensors that weigh nothing: each is one number of its own, spread over its shape."""
     found = {}

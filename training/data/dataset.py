@@ -107,7 +107,8 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: S
             f"--shards {shards} is not finished: run its build again, or insist with data.allow_incomplete=true"
         )
     if settings.split not in manifest.splits:
-        raise Refused(f"data.split={settings.split}: {shards} has {', '.join(manifest.splits)}")
+        has = ", ".join(manifest.splits)
+        raise Refused(f"data.split={settings.split} (of fit; --split of others): {shards} has {has}")
     if view_set is None:
         names = ", ".join(view_set_names(out)) or "none"
         raise Refused(f"data.views={settings.views}: {shards} has no such view set (it has: {names})")
@@ -135,6 +136,11 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: S
         absent |= each.absent
     if left_out and warn:
         log.warning("%s: %d objects are left out: their views failed or were skipped", out, left_out)
+    stored = manifest.recipe.get("num_points")
+    if warn and isinstance(stored, int) and 0 < stored < settings.num_points:
+        words = "%s: clouds of %s points are filled up to data.num_points=%d by repeats: of the points of a group, "
+        words += "about 1 in %.2g is distinct; data.num_points=%d takes them as they are"
+        log.warning(words, out, f"{stored:,}", settings.num_points, settings.num_points / stored, stored)
     if settings.cache and remote.is_url(out) and joined:
         largest = max(places.size for shard in joined for places in (shard.shapes_places, shard.views_places))
         cache = open_cache(settings.cache, settings.cache_gb, largest)

@@ -31,6 +31,7 @@ from training.models.cross_modal import CrossModalModel
 from training.settings.data import DataSettings
 from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
+from training.weights.grouping import warn_of_other_clouds
 from training.weights.open_models import Opened, fit_classes, open_models
 
 Progress = Callable[[int, int], None]
@@ -98,7 +99,9 @@ def examine(
 def settings_of(checkpoint: Checkpoint, split: str, changes: dict[str, Value]) -> DataSettings:
     """The data settings for judging a checkpoint. Raises Refused for an unknown key of `data`."""
     values = merge(checkpoint.recipe.data.model_dump(mode="json") | {"split": split}, changes)
-    return parse_recipe(DataSettings, values, "data")
+    settings = parse_recipe(DataSettings, values, "data")
+    warn_of_other_clouds(checkpoint.recipe, settings.num_points)
+    return settings
 
 
 @dataclass

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from training.settings.model import Who
+from training.weights.grouping import Grouping, grouping_of
 from training.weights.pretrained import read_path, some
 from training.weights.tensor_names import DVAE, KINDS, OTHER_TOWERS
 
@@ -45,6 +47,7 @@ def describe(path: str, who: Who = "student") -> dict[str, Any]:
         if inside:
             towers[part] = {"tensors": len(inside), "parameters": _count(inside.values())} | _sizes(part, inside)
             missing += [] if weights.kind == DVAE else [f"{part}.{name}" for name in _missing(part, inside)]
+    grouping = grouping_of(weights)
     about: dict[str, Any] = {
         "path": path,
         "kind": weights.kind,
@@ -54,6 +57,7 @@ def describe(path: str, who: Who = "student") -> dict[str, Any]:
         "reason": OTHER_TOWERS.get(weights.kind, ""),
         "tensors": len(tensors) + len(weights.left_over),
         "towers": towers,
+        "grouping": grouping and asdict(grouping),
         "classes": int(tensors["classifier"].shape[1]) if "classifier" in tensors else None,
         "logit_scale": round(min(float(tensors["logit_scale"].exp()), 1e9), 3) if "logit_scale" in tensors else None,
         "left_over": list(weights.left_over),
@@ -71,6 +75,8 @@ def in_words(about: dict[str, Any]) -> list[str]:
         sizes = ", ".join(f"{name} {value}" for name, value in holds.items() if name not in ("tensors", "parameters"))
         keys = {"image": "init.image", "points": "init.points", "text": "with init.image"}[part]
         lines.append(f"  {part} tower: {holds['tensors']} tensors, {holds['parameters']:,} numbers; {sizes} ({keys})")
+    if about["grouping"]:
+        lines.append(f"  points learned from {Grouping(**about['grouping'])}")
     lines.append(f"  embedding space: {about['space']}")
     if about["classes"] is not None:
         lines.append(f"  classifier of {about['classes']} classes (init.all with init.classifier=file)")

@@ -17,14 +17,14 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from manifests.config import load_toml
 from manifests.errors import Refused, one_line
 from training.models.clip import ImageTower, TextTower, build_towers, create_clip, is_tag, refuse_gelu, resize_positions
 from training.models.point_bert import PointTower
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import ImageSettings, InitSettings, Who
 from training.weights.formats import WeightsFile, below, read_weights_file, require_finite
-from training.weights.run_folder import MODEL, RECIPE, TEACHER, TEXT, last_step
+from training.weights.grouping import hold_grouping
+from training.weights.run_folder import MODEL, TEACHER, TEXT, last_step, recipe_of_file
 from training.weights.safe_load import read_tensors
 from training.weights.tensor_names import DVAE, KINDS, OPEN_CLIP, OPENAI, OTHER_TOWERS, OURS, RELEASED
 
@@ -111,8 +111,10 @@ def initial_towers(recipe: FitRecipe) -> Towers:
             weights = read_source(key, source, settings, init.take)
             if "image" in parts and weights.kind in (OPENAI, RELEASED):
                 refuse_gelu(settings.model, f"{key}={source} ({KINDS[weights.kind]})")
-            _refuse_other_sizes(key, source, parts, recipe)
+            _refuse_other_sizes(f"{key}={source}", weights, parts, recipe)
             _take(towers, weights, key, source, parts, init)
+            if "points" in parts:
+                hold_grouping(f"{key}={source} ({KINDS[weights.kind]})", weights, recipe)
     _hold_space(towers, init)
     if towers.loaded and towers.classifier is None:
         _refuse_random_text(towers.loaded)
@@ -178,20 +180,18 @@ def _from_hub(key: str, source: str) -> Path:
     raise Refused(f"{key}={source}: not in the hub's cache, and the hub has or gives no such file")
 
 
-def _refuse_other_sizes(key: str, source: str, parts: Iterable[str], recipe: FitRecipe) -> None:
-    """A run of ours knows its sizes: they are compared with the recipe's, also where no shape shows them (heads)."""
-    folder = last_step(Path(source))
-    known = (folder if folder.is_dir() else folder.parent) / RECIPE
-    if not known.is_file():
+def _refuse_other_sizes(what: str, weights: WeightsFile, parts: Iterable[str], recipe: FitRecipe) -> None:
+    """Weights of ours know their sizes: they are compared with the recipe's, also where no shape shows them (heads)."""
+    begun = recipe_of_file(Path(weights.path)) if weights.kind == OURS else None
+    if begun is None:
         return
-    begun = load_toml(known)
     for table in parts:
         now = getattr(recipe, table).model_dump(mode="json")
         for name in _SIZES[table]:
             own = begun.get(table)
             old = own.get(name, now[name]) if isinstance(own, dict) else now[name]
             if old != now[name]:
-                raise Refused(f"{key}={source} has {table}.{name}={old}, this recipe {now[name]}")
+                raise Refused(f"{what} has {table}.{name}={old}, this recipe {now[name]}")
 
 
 def _take(

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
 
+from manifests.config import load_toml
 from manifests.errors import Refused, first_problem
-from manifests.records import read_json
+from manifests.records import parse_json, read_json
 
 MODEL, TEACHER, STATE = "model.safetensors", "teacher.safetensors", "state.pt"
 RECIPE, CLASSES = "recipe.toml", "run.json"
@@ -24,6 +26,26 @@ def last_step(path: Path) -> Path:
     """The last checkpoint folder of a run; any other path as it is."""
     folders = step_folders(path)
     return folders[-1] if folders else path
+
+
+def recipe_of_file(file: Path) -> dict[str, Any] | None:
+    """The recipe that made a weights file of ours: in its header (`weights --out`), else beside it; None without one.
+
+    Raises Refused where it is damaged.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            header = (opened.metadata() or {}).get("recipe")
+    except (OSError, SafetensorError):
+        header = None  # a file of torch has none
+    if header is None:
+        beside = file.parent / RECIPE
+        return load_toml(beside) if beside.is_file() else None
+    try:
+        values = parse_json(header)
+    except ValueError as error:
+        raise Refused(f"{file}: the recipe in its header is damaged: {error}") from error
+    return values if isinstance(values, dict) else None
 
 
 class _About(BaseModel):

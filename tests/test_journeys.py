@@ -1,0 +1,116 @@
+"""The roads from a raw dataset to a row of Table 1, walked by the commands that the README and the headers tell.
+
+A header's and the README's command is typed as it stands, with the miniature changes of tests/support/journeys.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from builders import REPOSITORY
+from journeys import Journey, of_header, of_readme, parsed, write_weights
+
+from manifests.config import names_in
+from pipeline.plan.build_recipe import RECIPES as BUILDS
+from training.settings.fit_recipe import RECIPES, read_recipe
+
+FULL_SIZE = [name for name in names_in(RECIPES) if not name.startswith("small_") and name != "pretrain"]
+LAST = "checkpoints/step-00000002/model.safetensors"
+TABLE_1 = of_header(RECIPES / "tables" / "table_1.toml")
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
+    """A folder with nothing but weights; its training commands, too, find this repository's code."""
+    folder = tmp_path_factory.mktemp("journey")
+    write_weights(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(REPOSITORY))
+        yield Journey(folder)
+
+
+@pytest.fixture(scope="module")
+def pretrained(journey: Journey) -> Journey:
+    """After the first two commands of the pre-training's header, and with its weights as one file."""
+    build, fit, _ = of_header(RECIPES / "pretrain.toml")
+    for command in (build, fit, "python -m training weights runs/pretrain --out POINTS.pt"):
+        journey.type(command)
+    return journey
+
+
+def figures(journey: Journey, evaluate: str) -> dict[str, float]:
+    """What `evaluate` says of the student, as the person reads it and as a program does, over all objects."""
+    options = parsed(evaluate)[1]
+    n = journey.objects(options["--shards"], options.get("--split", "test"))
+    assert n > 0
+    assert f"n={n}, step 2" in journey.type(evaluate)
+    found = json.loads(journey.type(evaluate, "--json"))
+    assert (found["n"], found["step"]) == (n, 2)
+    return {name: found["student"][name] for name in ("image", "image_star", "points")}
+
+
+def hold_row(journey: Journey, table: str, variant: str, run: str, told: dict[str, float]) -> None:
+    """Runs Cross-MoST's row of a variant: it trains the same weights as the run, and prints the same figures."""
+    folder, name = journey.folder / parsed(table)[1]["--run"], f"cross_most-{variant}"
+    printed = journey.type(table, "--rows", name)
+    (row,) = [row for row in json.loads((folder / "table_1.json").read_text())["rows"] if row["name"] == name]
+    assert (row["status"], row["step"]) == ("done", 2), row
+    for figure in row["figures"].values():
+        assert {f"{figure['ours']:.2f}", f"{figure['paper']:.2f}"} <= set(printed.split())
+    assert {column: figure["ours"] for column, figure in row["figures"].items()} == told
+    ours, its = (place / LAST for place in (journey.folder / run, folder / row["run"]))
+    assert ours.read_bytes() == its.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def walked(journey: Journey) -> Journey:
+    """After the README's commands at full size, up to its tables."""
+    for command in of_readme("At full size")[:-2]:
+        journey.type(command)
+    return journey
+
+
+def test_the_road_of_the_readme(walked: Journey) -> None:
+    """At full size: pre-training, a variant and its evaluation."""
+    *road, evaluate, _ = of_readme("At full size")
+    assert [row["step"] for run in ("runs/pretrain", "runs/mn40") for row in walked.log(run)] == ["2", "2"]
+    assert walked.next_command(road[-1]) == evaluate
+    assert set(figures(walked, evaluate).values()) <= {round(100 * right / 6, 2) for right in range(7)}
+    figures(walked, walked.next_command(road[1]))  # ShapeNet without a list has no test objects
+
+
+@pytest.mark.slow
+def test_the_readmes_row_of_table_1(walked: Journey) -> None:
+    *_, evaluate, table = of_readme("At full size")
+    hold_row(walked, table, "modelnet40", "runs/mn40", figures(walked, evaluate))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_the_road_of_a_header(pretrained: Journey, name: str) -> None:
+    """Build, training, the evaluation that it tells, and the row of Table 1 by that table's own command."""
+    build, fit = of_header(RECIPES / f"{name}.toml")
+    pretrained.type(build)
+    pretrained.type(fit)
+    run = parsed(fit)[1]["--run"]
+    assert [row["step"] for row in pretrained.log(run)] == ["2"]
+    regrouped = " groups of " in pretrained.said[fit]
+    assert regrouped == (read_recipe(name, {}).data.num_points != read_recipe("pretrain", {}).data.num_points)
+    hold_row(pretrained, *TABLE_1, name, run, figures(pretrained, pretrained.next_command(fit)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in names_in(BUILDS) if "parametric" not in name])
+def test_the_build_of_a_header(journey: Journey, name: str) -> None:
+    """Every dataset's own command, and the check of what it made."""
+    if name in ("meshes", "points"):
+        pytest.skip("files of one's own: tests/test_end_to_end.py")
+    build, *_ = of_header(BUILDS / f"{name}.toml")
+    out = parsed(build)[1]["--out"]
+    if not (journey.folder / out).exists():
+        journey.type(build)
+    found = json.loads(journey.type(f"python -m pipeline check {out} --json"))
+    assert (found["ok"], found["complete"], found["failures"]) == (True, True, [])
+    assert all(views["samples"] == found["samples"] > 2 for views in found["view_sets"].values())
