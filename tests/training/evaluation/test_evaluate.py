@@ -180,6 +180,7 @@ def test_what_is_printed_and_written_agrees(found) -> None:
     assert {p.name for p in out.iterdir()} == {
         "evaluate.json",
         "per_class.csv",
+        "accuracies.csv",
         *(f"histogram_{who}.{kind}" for who in ("student", "teacher") for kind in ("csv", "png")),
         *(
             f"confusion_{who}_{column}.{kind}"
