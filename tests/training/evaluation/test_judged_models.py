@@ -178,7 +178,6 @@ def test_other_prompts_of_a_checkpoint(shards, pretrained, adapted, tmp_path) ->
 def test_classes_by_a_key_as_by_the_flag(shards, adapted) -> None:
     flag = judged(adapted, shards, "--classes", "bottle,chair,mug")
     assert judged(adapted, shards, "classes=bottle,chair,mug") == flag
-    assert judged(adapted, shards, 'classes=["bottle", "chair", "mug"]') == flag
     assert flag["classes"] == ["bottle", "chair", "mug"]
 
 
@@ -214,6 +213,5 @@ def test_towers_answer_as_they_were_trained_on_a_gpu_alone(shards, adapted) -> N
     assert as_trained(CrossMostRecipe(), cuda) == "fp32"
     assert as_trained(recipe, cuda, "fp32") == "fp32"
     assert as_trained(recipe, cpu, "bf16") == "bf16"
-    assert judged(adapted, shards)["precision"] == "fp32"
     assert judged(adapted, shards, "--precision", "bf16")["precision"] == "bf16"
-    assert "step 1, bf16" in typed("evaluate", adapted, "--shards", shards, "--precision", "bf16")[0]
+    assert "step 1, fp32" in typed("evaluate", adapted, "--shards", shards)[0]
