@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from training.__main__ import main
@@ -20,11 +22,22 @@ SIZES = {
 }
 
 
+@contextmanager
+def tiny() -> Iterator[None]:
+    """Makes `cross_most_small` tiny inside the block."""
+    known = clip.SMALL_CONFIG
+    with tempfile.TemporaryDirectory() as folder:
+        clip.SMALL_CONFIG = Path(folder, known.name)
+        clip.SMALL_CONFIG.write_text(json.dumps(SIZES))
+        try:
+            yield
+        finally:
+            clip.SMALL_CONFIG = known
+
+
 def run(arguments: list[str]) -> int:
     """Runs one command with the tiny towers."""
-    with tempfile.TemporaryDirectory() as folder:
-        clip.SMALL_CONFIG = Path(folder, clip.SMALL_CONFIG.name)
-        clip.SMALL_CONFIG.write_text(json.dumps(SIZES))
+    with tiny():
         return main(arguments)
 
 

@@ -8,12 +8,14 @@ import math
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from builders import REPOSITORY, torchrun
 from safetensors.torch import load_file
+from tiny_towers import tiny
 from training_runs import evaluated, relabelled, typed
 
 from training.loop.throughput import TIMING
@@ -23,7 +25,7 @@ FEW = (
     "data.num_points=64",
     "optimizer.batch_size=8",
     "optimizer.steps=3",
-    "optimizer.lr=0.02",
+    "optimizer.lr=0.5",  # so that three steps change answers
     "log_every=1",
     "save_every=1",
     "keep_last=9",
@@ -32,6 +34,12 @@ FEW = (
 )
 LOOK = ("eval_every=2", "--looks-at-labels")
 COLUMNS = ("image", "image_star", "points")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_towers() -> Iterator[None]:
+    with tiny():
+        yield
 
 
 def fitted(recipe: str, shards: Path, folder: Path, *more: str) -> Path:
@@ -150,7 +158,7 @@ def test_two_processes_look_as_one(shards, tmp_path) -> None:
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
     for name, more in (("blind", ()), ("seen", LOOK)):
         options = ("--shards", shards, "--run", tmp_path / name, "tensorboard=false", *FEW, *more)
-        command = torchrun(2, "-m", "--", "training", "fit", "small_cross_most", *options)
+        command = torchrun(2, "--", REPOSITORY / "tests/support/tiny_towers.py", "fit", "small_cross_most", *options)
         ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
         assert ended.returncode == 0, ended.stderr
     assert same_weights(tmp_path / "blind", tmp_path / "seen", 3)

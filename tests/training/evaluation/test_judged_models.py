@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_towers import tiny
 from training_runs import ONE_STEP, typed
 from weight_files import register, save_ulip
 
@@ -20,6 +22,12 @@ from training.weights.open_models import as_trained
 
 CAPTIONS = 'prompts=["{}"]'
 SIZES = ("--recipe", "small_cross_most", "points.depth=1", "data.num_points=64")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_towers() -> Iterator[None]:
+    with tiny():
+        yield
 
 
 def judged(source: object, shards: Path, *more: object) -> dict[str, Any]:
@@ -70,6 +78,7 @@ def test_a_pretrained_run_is_judged_as_cross_most_begins(shards, pretrained, zer
     assert zero_shot["prompts"] is None
 
 
+@pytest.mark.slow
 def test_predict_and_load_ask_a_pretrained_run_by_the_same_prompts(shards, pretrained, adapted) -> None:
     rows = [
         json.loads(typed("predict", run, "--shards", shards, "--json")[0])
