@@ -36,6 +36,7 @@ from training.command_line import parser
 if TYPE_CHECKING:
     import torch
 
+    from training.evaluation.held_out import HeldOut
     from training.loop.metric_log import Logged
     from training.settings.fit_recipe import FitRecipe
 
@@ -43,7 +44,7 @@ PROGRAM = "python -m training"
 RECIPES = Path(__file__).parent / "recipes"
 WIDTH = 124  # characters of the widest table
 SEVERAL = ("fit", "evaluate", "embed")  # commands that torchrun may start in several processes
-LOG_LINE = ("loss", "confident", "right")  # beginnings of the names in the log that the line shows
+LOG_LINE = ("loss", "confident", "right", "labelled")  # beginnings of the names in the log that the line shows
 
 
 def main(arguments: list[str] | None = None, prog: str = PROGRAM) -> int:
@@ -101,6 +102,7 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
     with distributed.together():
         recipe = read_recipe(options.recipe, parse_changes(options.changes))
         device = _device(options.device)
+        judge = _held_out(options, recipe, device)
     if options.dry_run:
         return _forecast(options, recipe, device, console)
     with _bar(console) as bar:
@@ -122,11 +124,28 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
             on_log,
             lambda step, total: bar.update(task, completed=step, total=total),
             lambda loaded: console.print(*loaded.lines(), sep="\n"),
+            judge,
         )
     splits = require_manifest(store.absolute(options.shards), f"--shards {options.shards}").splits
     split = "" if "test" in splits else f" --split {recipe.data.split}"  # without it `evaluate` reads test
     console.print(f"{folder}: python -m training evaluate {options.run} --shards {options.shards}{split}")
     return 0
+
+
+def _held_out(options: argparse.Namespace, recipe: FitRecipe, device: torch.device) -> HeldOut | None:
+    """What measures the curve of held-out accuracy. Raises Refused unless key and flag ask for it together."""
+    if recipe.eval_every and not options.looks_at_labels:
+        raise Refused(
+            f"eval_every={recipe.eval_every} reads the labels of the test split: say --looks-at-labels as well, and "
+            "that the run is no label-free result; or eval_every=0"
+        )
+    if options.looks_at_labels and not recipe.eval_every:
+        raise Refused("--looks-at-labels needs to know how often: eval_every=STEPS")
+    if not recipe.eval_every:
+        return None
+    from training.evaluation.held_out import HeldOut
+
+    return HeldOut(recipe, options.shards, device)
 
 
 def _pace(logged: Logged) -> str:
@@ -155,24 +174,30 @@ def _forecast(options: argparse.Namespace, recipe: FitRecipe, device: torch.devi
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from training import distributed
-    from training.evaluation.evaluate import Options, examine
+    from training.evaluation.evaluate import Options, judge
+    from training.evaluation.judged_models import TOWER_KEYS, asked_prompts, open_judged
     from training.reports import evaluation_files, terminal
-    from training.weights.checkpoint import open_checkpoint
 
-    data = _data_changes(options) | _candidates(options)
-    how = Options(
-        options.classes_from_text,
-        labels=not options.without_labels,
-        workers=options.workers,
-        precision=options.precision,
-        changes=data,
-    )
+    source = options.checkpoint
+    if "=" in source and not os.path.exists(source):  # init.image=... init.points=...: all is said by keys
+        source, options.changes = "", [source, *options.changes]
+    changes = _changes(options, ("data", "prompts", "classes", *TOWER_KEYS))
     with distributed.together():
         if options.out:
             store.local_path(options.out, "--out")
-        checkpoint, device = open_checkpoint(options.checkpoint), _device(options.device)
+        how = Options(
+            options.classes_from_text,
+            labels=not options.without_labels,
+            workers=options.workers,
+            changes=changes["data"] | _candidates(options, changes),
+            prompts=asked_prompts(changes["prompts"]) if "prompts" in changes else (),
+        )
+        towers = {key: changes[key] for key in TOWER_KEYS if key in changes} | {"data": how.changes}
+        device = _device(options.device)
+        about = (device, options.precision, options.recipe, lambda lines: console.print(*lines, sep="\n"))
+        opened = open_judged(source, options.shards, towers, *about)
     with _objects_bar(console) as on_progress:
-        (found,) = examine([checkpoint], options.shards, options.split, device, how, on_progress)
+        (found,) = judge([opened], options.shards, options.split, device, how, on_progress)
     if not distributed.leads():
         return 0
     result = found.result()
@@ -186,27 +211,32 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _data_changes(options: argparse.Namespace) -> dict[str, Value]:
-    """Keys of data that are given as key=value."""
-    changes = parse_changes(options.changes)
-    if set(changes) - {"data"}:
-        raise Refused(f"{options.command} takes keys of data alone, not {min(set(changes) - {'data'})}")
-    data = changes.get("data", {})
-    if not isinstance(data, dict):
-        raise Refused("data=...: name a key of data, such as data.classes=medium")
+def _changes(options: argparse.Namespace, keys: tuple[str, ...] = ("data",)) -> dict[str, Value]:
+    """What is given as key=value; `data` is always there. Raises Refused for a key that the command does not take."""
+    changes: dict[str, Value] = {"data": {}} | parse_changes(options.changes)
+    if other := set(changes) - set(keys):
+        taken = "keys of data alone" if keys == ("data",) else f"keys of {', '.join(keys)}"
+        raise Refused(f"{options.command} takes {taken}, not {min(other)}")
+    data = changes["data"]
+    for table in set(keys) & {"data", "image", "init", "points"}:
+        if not isinstance(changes.get(table, {}), dict):
+            raise Refused(f"{table}=...: name a key of {table}, such as data.classes=medium or init.image=openai")
     for name in ("split", "workers", "classes", "candidates"):  # keys that a flag of the same command sets
         flag = getattr(options, name, None)
         if name in data and (name == "split" or flag is not None):
             said = data[name] if name == "split" else flag
             raise Refused(f"data.{name}={data[name]}: of {options.command} the flag says it: --{name} {said}")
-    return data
+    return changes
 
 
-def _candidates(options: argparse.Namespace) -> dict[str, Value]:
-    """Keys of data that --classes and --candidates set."""
+def _candidates(options: argparse.Namespace, changes: dict[str, Value]) -> dict[str, Value]:
+    """Keys of data that --classes (or `classes=`) and --candidates set."""
     keys: dict[str, Value] = {}
-    if options.classes:
-        names = options.classes.split(",")
+    if "classes" in changes and (options.classes or "classes" in changes["data"]):
+        raise Refused(f"classes={changes['classes']}: --classes or data.classes says it already")
+    classes = changes.get("classes", options.classes)
+    if classes:
+        names = classes.split(",") if isinstance(classes, str) else classes
         keys["classes"] = names[0] if len(names) == 1 else names
     if options.candidates:
         keys["candidates"] = options.candidates
@@ -220,15 +250,15 @@ def _embed(options: argparse.Namespace, console: Console) -> int:
 
     with distributed.together():
         require(options.out, options.picture)
-        data, device = _data_changes(options), _device(options.device)
+        data, device = _changes(options)["data"], _device(options.device)
         checkpoint = open_checkpoint(options.checkpoint)
     with _objects_bar(console) as on_progress:
-        how = (options.split, options.who, device, options.per_view, options.workers, data)
+        how = (options.split, options.who, device, options.per_view, options.workers, data, options.precision)
         found = embed(checkpoint, options.shards, *how, on_progress)
     if distributed.leads():
         with console.status("writing"):
             paths = write(found, options.out, options.picture, checkpoint.recipe.seed)
-        counted = f"{len(found.keys):,} objects, {found.points.shape[1]} features each"
+        counted = f"{len(found.keys):,} objects, {found.points.shape[1]} features each, {found.about['precision']}"
         console.print(f"{', '.join(paths)}: {counted}")
     return 0
 
@@ -245,9 +275,10 @@ def _predict(options: argparse.Namespace, console: Console) -> int:
     how = (classes, options.who, device)
     with console.status("opening") as status:
         if options.files:
-            rows = predict_files(checkpoint, options.files, *how, options.axes, options.workers, status.update)
+            drawn = (options.axes, options.workers)
+            rows = predict_files(checkpoint, options.files, *how, *drawn, status.update, options.precision)
         else:
-            rows = predict_shards(checkpoint, options.shards, options.split, *how, status.update)
+            rows = predict_shards(checkpoint, options.shards, options.split, *how, status.update, options.precision)
     if options.json:
         tell(json_text(rows))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-AS_EVALUATE = "as of evaluate"
+A_RUN = "a run (its last step) or one of its checkpoints/step-* folders"
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -30,11 +30,25 @@ def _fit(fit: argparse.ArgumentParser) -> None:
     _add_device(fit)
     fit.add_argument("--dry-run", action="store_true", help="steps, memory and time from one measured step; no writing")
     fit.add_argument("--json", action="store_true", help="with --dry-run")
+    fit.add_argument(
+        "--looks-at-labels",
+        action="store_true",
+        help="with eval_every=STEPS: log accuracy on the labelled test split; such a run is no label-free result",
+    )
 
 
 def _evaluate(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument("checkpoint", help="a run (its last step) or one of its checkpoints/step-* folders")
-    evaluate.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
+    evaluate.add_argument(
+        "checkpoint",
+        help=f"{A_RUN}, or weights: a file, a tag of open_clip, MODEL:TAG",
+    )
+    evaluate.add_argument(
+        "changes",
+        nargs="*",
+        metavar="key=value",
+        help="prompts, classes, keys of data; of weights without a run init.* (the other tower), image.*, points.*",
+    )
+    evaluate.add_argument("--recipe", default="", help="of weights without a run: its towers, views and precision")
     evaluate.add_argument("--shards", required=True)
     evaluate.add_argument("--split", default="test")
     _add_device(evaluate)
@@ -46,14 +60,14 @@ def _evaluate(evaluate: argparse.ArgumentParser) -> None:
         "--candidates", choices=("subset", "all"), help="with --classes: answers are among these, or among all classes"
     )
     evaluate.add_argument("--without-labels", action="store_true", help="read no label: the label-free analysis alone")
-    evaluate.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the towers")
+    _add_precision(evaluate)
     evaluate.add_argument("--out", metavar="DIR", help="confusion matrices, histograms and per-class figures")
     _add_workers(evaluate)
     evaluate.add_argument("--json", action="store_true")
 
 
 def _embed(embed: argparse.ArgumentParser) -> None:
-    embed.add_argument("checkpoint", help=AS_EVALUATE)
+    embed.add_argument("checkpoint", help=A_RUN)
     embed.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
     embed.add_argument("--shards", required=True)
     embed.add_argument("--out", required=True, metavar="FILE.npz")
@@ -62,11 +76,12 @@ def _embed(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("--per-view", action="store_true", help="also the features of every view")
     embed.add_argument("--picture", choices=("tsne", "umap"), help="also FILE.tsne.png or FILE.umap.png")
     _add_device(embed)
+    _add_precision(embed)
     _add_workers(embed)
 
 
 def _predict(predict: argparse.ArgumentParser) -> None:
-    predict.add_argument("checkpoint", help=AS_EVALUATE)
+    predict.add_argument("checkpoint", help=A_RUN)
     predict.add_argument("files", nargs="*", metavar="FILE", help="meshes or clouds; drawn by `python -m pipeline`")
     predict.add_argument("--shards", help="predict the objects of a build instead of files")
     predict.add_argument("--split", default="test", help="of --shards")
@@ -74,6 +89,7 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--axes", default="", help="of FILEs, such as y,z,x where +Z is up; default: as trained")
     predict.add_argument("--who", default="student", choices=("student", "teacher"))
     _add_device(predict)
+    _add_precision(predict)
     predict.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that draw FILEs; 0: one")
     predict.add_argument("--json", action="store_true")
 
@@ -119,6 +135,12 @@ def _weights(weights: argparse.ArgumentParser) -> None:
 def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: CUDA where torch sees a GPU"
+    )
+
+
+def _add_precision(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="of the towers; default: as trained on CUDA, fp32 on the CPU"
     )
 
 

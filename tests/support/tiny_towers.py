@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from training.__main__ import main
@@ -27,10 +29,21 @@ def config_in(folder: Path) -> Path:
     return path
 
 
-def run(arguments: list[str]) -> int:
-    """Runs one command with the tiny towers."""
+@contextmanager
+def tiny() -> Iterator[None]:
+    """Makes `cross_most_small` tiny inside the block."""
+    known = clip.SMALL_CONFIG
     with tempfile.TemporaryDirectory() as folder:
         clip.SMALL_CONFIG = config_in(Path(folder))
+        try:
+            yield
+        finally:
+            clip.SMALL_CONFIG = known
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command with the tiny towers."""
+    with tiny():
         return main(arguments)
 
 

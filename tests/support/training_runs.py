@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import webdataset as wds
+
+from manifests.samples import encode_json, read_samples
 from training.__main__ import main
 from training.evaluation.evaluate import examine
 from training.weights.checkpoint import open_checkpoint
@@ -45,3 +50,23 @@ def typed(*arguments: object, code: int = 0) -> tuple[str, str]:
 def evaluated(checkpoint: Path | str, shards: Path | str) -> dict[str, Any]:
     """The object that `evaluate --json` prints."""
     return examine([open_checkpoint(str(checkpoint))], str(shards))[0].result()
+
+
+def relabelled(shards: Path, out: Path, label_of: Callable[[str, int], int | None]) -> Path:
+    """A copy of a build whose labels are `label_of(key, label)`."""
+    shutil.copytree(shards, out)
+    for tar in sorted((out / "shapes").glob("*.tar")):
+        file = io.BytesIO()
+        writer = wds.TarWriter(file, encoder=False, mtime=0, user="", group="")
+        offsets = []
+        for _, sample in read_samples(io.BytesIO(tar.read_bytes())):
+            label = label_of(sample.key, sample.json["label"])
+            values = {**sample.json, "label": label, "class": sample.json["class"] if label is not None else None}
+            offsets.append(writer.tarstream.offset)
+            writer.write({"__key__": sample.key, **sample.members, "json": encode_json(values)})
+        writer.close()
+        tar.write_bytes(file.getvalue())
+        record = json.loads(tar.with_suffix(".json").read_text())
+        older = {name: value for name, value in record.items() if name not in ("sizes", "checks")}
+        tar.with_suffix(".json").write_text(json.dumps({**older, "offsets": offsets}))
+    return out

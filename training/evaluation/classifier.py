@@ -41,6 +41,7 @@ from training.weights.checkpoint import (
     refuse_broken_other,
     without_pretrained,
 )
+from training.weights.open_models import text_prompts
 from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about
 
 ORDERED = 1024  # the first points of a longer cloud, in farthest-point order as in shards; the rest is random
@@ -149,7 +150,7 @@ class Classifier:
     @torch.inference_mode()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Unit features (B, E) of texts, taken literally, such as "a photo of a mug."."""
-        text = self._loaded_text()
+        text = self.text
         tokens = text.tokens([texts] if isinstance(texts, str) else list(texts))
         return normalize(text.encode(tokens.to(self.device)), dim=1).cpu()
 
@@ -176,7 +177,7 @@ class Classifier:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor by name: `image.*`, `points.*`, `text.*`, `classifier`, `logit_scale`."""
-        text = self._loaded_text().state_dict()
+        text = self.text.state_dict()
         state = self.model.state_dict() | {f"text.{name}": value for name, value in text.items()}
         return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
@@ -191,7 +192,9 @@ class Classifier:
         recipe = self.checkpoint.recipe.model_dump_json()
         store.write_bytes(str(path), save(self.state_dict(), {"recipe": recipe, "run": json_text(about)}))
 
-    def _loaded_text(self) -> TextTower:
+    @property
+    def text(self) -> TextTower:
+        """The text tower, with its weights."""
         if not self._text_is_loaded:
             load_text(self.checkpoint, self._text)
             self._text_is_loaded = True
@@ -214,12 +217,8 @@ class Classifier:
         if classes is None:
             logits = model.image_logits(feature) if name == "image" else model.points_logits(feature)
             return logits.softmax(dim=1).cpu()
-        text = self._loaded_text()
-        columns = [
-            text.average(tokens.to(self.device))
-            for tokens in text.captions(tuple(classes), self.checkpoint.recipe.prompts)
-        ]
-        return (model.logit_scale.exp() * feature @ torch.stack(columns, dim=1)).softmax(dim=1).cpu()
+        classifier = self.text.classifier(tuple(classes), text_prompts(self.checkpoint.recipe))
+        return (model.logit_scale.exp() * feature @ classifier).softmax(dim=1).cpu()
 
 
 def load(path: str | PathLike[str], who: Who = "student", device: str | torch.device = "cpu") -> Classifier:
@@ -254,14 +253,26 @@ def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], path: str | PathL
         raise Refused(f"{path}: {one_line(error)}") from error
 
 
-def _read_file(path: Path) -> tuple[Checkpoint, dict[str, Any], dict[str, Tensor]]:
-    """Reads a file of `Classifier.save`. Raises Refused for any other file."""
+def _header(path: Path) -> dict[str, str] | None:
+    """The texts in the header of a safetensors file; None for any other file."""
     try:
         with safe_open(path, "pt") as opened:
-            header = opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise Refused(f"{path} is no run, no checkpoint and no file that Classifier.save wrote") from error
-    if not {"recipe", "run"} <= set(header):
+            return opened.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+
+
+def written_here(path: Path) -> bool:
+    """Whether a file is one of `Classifier.save`, which brings its recipe."""
+    return {"recipe", "run"} <= set(_header(path) or {})
+
+
+def _read_file(path: Path) -> tuple[Checkpoint, dict[str, Any], dict[str, Tensor]]:
+    """Reads a file of `Classifier.save`. Raises Refused for any other file."""
+    header = _header(path)
+    if header is None:
+        raise Refused(f"{path} is no run, no checkpoint and no file that Classifier.save wrote")
+    if not written_here(path):
         raise Refused(
             f"{path} has no recipe in it: give the run or the checkpoint, or a file that Classifier.save wrote"
         )

@@ -28,6 +28,7 @@ from training.evaluation.evaluate import settings_of
 from training.evaluation.features import features_of, gathered, gathered_keys, require_finite
 from training.models.clip import pixel_statistics
 from training.plots.scatter import scatter_picture
+from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
 from training.weights.open_models import open_models
 
@@ -44,7 +45,7 @@ class Embedding:
     image: float32 (N, E), the mean of the unit features of an object's views (of length 1 at most). points: float32
     (N, E), unit features. num_views: int64 (N,). label: int64 (N,), a number among `classes`, -1 where unknown. views:
     float32 (N, V, E), the unit features of each view, zero beyond an object's views; None unless asked for. about: what
-    was embedded (dataset, split, who, step).
+    was embedded (dataset, split, who, step, precision).
     """
 
     keys: tuple[str, ...]
@@ -75,16 +76,21 @@ def embed(
     per_view: bool = False,
     workers: int | None = None,
     changes: dict[str, Value] | None = None,
+    precision: Precision | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Embedding:
-    """The features of a split. Raises Refused as `evaluate` does, and when there is no such model."""
+    """The features of a split. precision: of the towers; None: as trained on CUDA, fp32 on the CPU.
+
+    Raises Refused as `evaluate` does, and when there is no such model.
+    """
     device = device or torch.device("cpu")
     with distributed.together():
         settings = settings_of(checkpoint, split, changes or {})
         source = open_source(shards, settings, tower=pixel_statistics(checkpoint.recipe))
         if not source.total:
             raise Refused(f"{shards}: no object in {split}")
-        model = open_models(checkpoint, who).to(device).models[who]
+        opened = open_models(checkpoint, who, precision, device)
+        model = opened.models[who]
         numbers = batch_numbers(source.total, BATCH, distributed.rank(), distributed.world())
         reader = labelled(source, settings, model.image.image_size, numbers, unknown=True)
     keys: list[str] = []
@@ -101,6 +107,7 @@ def embed(
                 rows[name].append(value.cpu())
             on_progress(min(len(keys) * distributed.world(), source.total), source.total)
     about = {"dataset": source.manifest.dataset, "split": split, "who": who, "step": checkpoint.step}
+    about |= {"precision": opened.precision}
     embed_dim = model.image.embed_dim
     num_views = gathered(rows["num_views"], dtype=torch.int64)
     return Embedding(

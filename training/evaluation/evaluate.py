@@ -32,7 +32,7 @@ from training.settings.data import DataSettings
 from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
 from training.weights.grouping import warn_of_other_clouds
-from training.weights.open_models import Opened, fit_classes, open_models
+from training.weights.open_models import Opened, fit_classes, open_models, text_prompts
 
 Progress = Callable[[int, int], None]
 
@@ -45,24 +45,31 @@ class Unlabelled(Refused):
 class Options:
     """How a split is read and judged.
 
-    classes_from_text: makes a new classifier from the shards' class names. every_view: reads all views; else only the
-    one that the column `image` judges. labels: reads labels. workers: reader processes; None: data.workers, if that is
-    among `changes`, else 0. precision: of the towers, independent of that in training. changes: keys of `data` that
-    replace the recipe's, such as classes, candidates, objects, num_views, workers, cache.
+    classes_from_text: makes a new classifier from the shards' class names; prompts: the same, in these prompts.
+    every_view: reads all views; else only the one that the column `image` judges. labels: reads labels. workers: reader
+    processes; None: data.workers, if that is among `changes`, else 0. precision: of the towers of checkpoints; None: as
+    trained on CUDA, fp32 on the CPU. changes: keys of `data` that replace the recipe's, such as classes, candidates,
+    objects, num_views, workers, cache. warn: logs how many objects are left out.
     """
 
     classes_from_text: bool = False
     every_view: bool = True
     labels: bool = True
     workers: int | None = None
-    precision: Precision = "fp32"
+    precision: Precision | None = None
     changes: dict[str, Value] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    warn: bool = True
+
+    def prompts_of(self, opened: Opened) -> tuple[str, ...]:
+        """The prompts of the classifier to make from text; none where the checkpoint's own classifier answers."""
+        own = text_prompts(opened.checkpoint.recipe) if self.classes_from_text else ()
+        return self.prompts or opened.prompts or own
 
 
 WHOLE = Options()
 
 
-@torch.inference_mode()
 def examine(
     checkpoints: Sequence[Checkpoint],
     shards: str,
@@ -78,10 +85,25 @@ def examine(
     """
     device = device or torch.device("cpu")
     with distributed.together():
+        opened = [open_models(each, precision=options.precision, device=device) for each in checkpoints]
+    return judge(opened, shards, split, device, options, on_progress)
+
+
+@torch.inference_mode()
+def judge(
+    models: Sequence[Opened],
+    shards: str,
+    split: str,
+    device: torch.device,
+    options: Options = WHOLE,
+    on_progress: Progress = lambda done, total: None,
+) -> list[Examined]:
+    """The answers of opened models that are on the device; otherwise as `examine`."""
+    with distributed.together():
         columns = PREDICTED if options.every_view else MODALITIES
         opened = [
-            _Examinee(open_models(checkpoint, precision=options.precision).to(device), columns)
-            for checkpoint in checkpoints
+            _Examinee(each, tuple(name for name in columns if name not in each.random), options.prompts_of(each))
+            for each in models
         ]
         streams = _streams(opened, shards, split, options)
     found: dict[int, Examined] = {}
@@ -106,10 +128,12 @@ def settings_of(checkpoint: Checkpoint, split: str, changes: dict[str, Value]) -
 
 @dataclass
 class _Examinee:
-    """A checkpoint being examined. logits: by model, then a table by column for each batch."""
+    """A checkpoint being examined. prompts: of a classifier that text makes, if one does. logits: by model, then a
+    table by column for each batch."""
 
     opened: Opened
     columns: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
     logits: dict[str, list[dict[str, Tensor]]] = field(default_factory=dict)
 
     @property
@@ -144,6 +168,8 @@ class _Examinee:
             found.get("teacher"),
             labels,
             self.checkpoint.recipe.pseudo_labels,
+            self.opened.precision,
+            self.prompts,
         )
 
     def _answers(self, who: str, label_N: Tensor) -> SplitAnswers:
@@ -187,9 +213,9 @@ def _streams(opened: list[_Examinee], shards: str, split: str, options: Options)
         alike.setdefault(key, []).append(examinee)
     streams = []
     for (settings, image_size, seed, tower), examinees in alike.items():
-        source = open_source(shards, settings, tower=tower)
+        source = open_source(shards, settings, options.warn, tower)
         for examinee in examinees:
-            fit_classes(examinee.opened, source, shards, options.classes_from_text, bool(settings.classes))
+            fit_classes(examinee.opened, source, shards, examinee.prompts, bool(settings.classes))
         numbers = batch_numbers(source.total, BATCH, distributed.rank(), distributed.world())
         make = labelled if options.labels else SplitReader
         view_of = None if seed is None else partial(one_view, seed)

@@ -35,6 +35,7 @@ from training.data.whole_split import BATCH, SplitReader, batch_numbers, clouds_
 from training.evaluation.features import features_of, require_finite
 from training.models.clip import pixel_statistics
 from training.settings.data import DataSettings
+from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
 from training.weights.open_models import Opened, open_models
 from training.weights.run_folder import CLASSES, read_about
@@ -118,6 +119,7 @@ def predict_files(
     axes: str = "",
     workers: int = 0,
     say: Say = lambda words: None,
+    precision: Precision | None = None,
 ) -> list[dict[str, Any]]:
     """Predicts files: `{file, label, confidence, surer, towers, top5, error}` for each, in their order.
 
@@ -126,13 +128,13 @@ def predict_files(
     exact tie `image`. top5: `{label, confidence}` of that modality. error: why a file has no label, else None.
     classes: replace the checkpoint's; their classifier is made from text. axes: as in a build's recipe, such as `y,z,x`
     for files with +Z up; by default those of the training dataset, and +Y up for glTF. workers: of the build; 0: in
-    one process.
+    one process. precision: of the towers; None: as trained on CUDA, fp32 on the CPU.
 
     Raises Refused when the checkpoint does not say how to draw, or the pipeline cannot run; Stopped when a build hangs.
     """
     drawn = BuildKeys.of(checkpoint)
     groups = _groups(files, drawn.axes, axes)
-    opened = _opened(checkpoint, classes, who, device)
+    opened = _opened(checkpoint, classes, who, device, precision)
     found: dict[int, dict[str, Any]] = {}
     for (dataset, turned), numbers in groups.items():
         with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
@@ -153,11 +155,12 @@ def predict_shards(
     who: str = "student",
     device: torch.device | None = None,
     say: Say = lambda words: None,
+    precision: Precision | None = None,
 ) -> list[dict[str, Any]]:
     """Predicts every object of a split; `file` is its key. Reads no label. Raises Refused as `evaluate` does."""
     settings = _settings(checkpoint, split)
     open_source(shards, settings, warn=False)  # what is refused is refused before weights are read
-    found = _ask(_opened(checkpoint, classes, who, device), shards, settings, classes, say)
+    found = _ask(_opened(checkpoint, classes, who, device, precision), shards, settings, classes, say)
     return [{"file": key} | row for key, row in found.items()]
 
 
@@ -168,13 +171,21 @@ def _settings(checkpoint: Checkpoint, split: str) -> DataSettings:
     )
 
 
-def _opened(checkpoint: Checkpoint, classes: Sequence[str], who: str, device: torch.device | None) -> Opened:
-    opened = open_models(checkpoint, who)
+def _opened(
+    checkpoint: Checkpoint,
+    classes: Sequence[str],
+    who: str,
+    device: torch.device | None,
+    precision: Precision | None,
+) -> Opened:
+    opened = open_models(checkpoint, who, precision, device or torch.device("cpu"))
     if classes:
         if len(set(classes)) != len(classes) or not all(classes):
             raise Refused(f"--classes {','.join(classes)}: a name is empty or comes twice")
         opened.name_classes([default_prompt_name(name) for name in classes])
-    return opened.to(device or torch.device("cpu"))
+    elif opened.prompts:
+        opened.name_classes(checkpoint.prompt_names)
+    return opened
 
 
 def _groups(files: Sequence[str], trained: tuple[str, ...], asked: str) -> dict[tuple[str, tuple[str, ...]], list[int]]:

@@ -30,13 +30,15 @@ from training.loop.train_state import Run
 from training.loop.update import updates_of
 from training.loop.vain_training import ConfidentShares, warn_of_random_towers
 from training.models.clip import ImageTower, pixel_statistics
+from training.models.cross_modal import CrossModalModel
 from training.objectives import SUPERVISED
 from training.settings.fit_recipe import POLICY_OF_DATA, FitRecipe, TaughtRecipe, as_begun, saved_recipe
 from training.weights.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.weights.pretrained import Loaded
 from training.weights.run_folder import CLASSES, read_about
 
-POLICY = ("save_every", "keep_last", "tensorboard")
+POLICY = ("save_every", "keep_last", "tensorboard", "eval_every")
+Judge = Callable[[int, dict[str, CrossModalModel]], dict[str, float]]  # of a step and its models
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
 
 
@@ -48,13 +50,16 @@ def fit(
     on_log: Callable[[Logged], None] = lambda logged: None,
     on_step: Callable[[int, int], None] = lambda step, total: None,
     on_weights: Callable[[Loaded], None] = lambda loaded: None,
+    judge: Judge | None = None,
 ) -> Path:
     """Trains to the last step, resuming from the last checkpoint of `run` if it has one. Returns the last one's folder.
 
-    on_weights: called for each source of weights that a new run begins with. Under torchrun every process calls `fit`;
-    process 0 writes and calls on_log and on_weights. Raises, in all processes, the error that one of them met: before
-    anything is written, Refused when shards or recipe do not fit or another process trains into `run`; later, Stopped
-    on a loss or weight that is not finite, a damaged shard (DamagedShard) or a full disk; Interrupted after a signal.
+    on_weights: called for each source of weights that a new run begins with. judge: measures student and teacher before
+    step 1 and every `eval_every` steps, for the log alone: what it finds changes nothing. Under torchrun every process
+    calls `fit`; process 0 writes and calls on_log and on_weights. Raises, in all processes, the error that one of them
+    met: before anything is written, Refused when shards or recipe do not fit or another process trains into `run`;
+    later, Stopped on a loss or weight that is not finite, a damaged shard (DamagedShard) or a full disk; Interrupted
+    after a signal.
     """
     folder = store.local_path(run, "--run")
     sources: list[Loaded] = []
@@ -64,6 +69,7 @@ def fit(
         state, text = _set_up(folder, recipe, shards, device, sources.append)
         folders = step_folders(folder)
     last = distributed.same(str(folders[-1]) if folders else "")
+    begun = {} if judge is None or last else judge(0, _models(state))  # what it refuses is refused before writing
     with ExitStack() as stack:
         with distributed.together():
             if distributed.leads():
@@ -83,7 +89,7 @@ def fit(
             state.seed()
             state.save()
         started, first = time.monotonic(), state.step
-        _loop(state, on_log, on_step)
+        _loop(state, on_log, on_step, judge, begun)
         finished = state.save()
         if distributed.leads():
             write_seconds(folder, time.monotonic() - started, state.step - first)
@@ -229,12 +235,26 @@ def write_seconds(folder: Path, seconds: float, steps: int) -> None:
     store.write_bytes(str(folder / CLASSES), json_text(about, indent=1).encode())
 
 
-def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, int], None]) -> None:
+def _models(state: Run) -> dict[str, CrossModalModel]:
+    teacher = state.updates.teacher
+    return {"student": state.updates.student} | ({} if teacher is None else {"teacher": teacher.model})
+
+
+def _loop(
+    state: Run,
+    on_log: Callable[[Logged], None],
+    on_step: Callable[[int, int], None],
+    judge: Judge | None = None,
+    begun: dict[str, float] | None = None,
+) -> None:
+    """begun: what the judge found before the first step."""
     recipe, updates, total = state.recipe, state.updates, state.updates.total_steps
     pace, since = Pace(recipe.optimizer.batch_size, state.device), state.step
     shares = ConfidentShares(recipe, state.samples.num_batches, told=state.step >= state.samples.num_batches)
     wanted = recipe.tensorboard and distributed.leads()
     with remembered(signal.SIGTERM, signal.SIGINT) as pending, events(state.folder, wanted, state.step) as write_event:
+        if begun and distributed.leads():
+            _write_row(state, begun, write_event)
         while state.step < total:
             state.samples.set_epoch(*state.progress())
             for batch in _agreed(state, pace, pending):
@@ -244,6 +264,9 @@ def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, 
                     updates.log.refuse_fault()
                     values = updates.log.row() | {"lr": rate} | pace.row(state.step - since)
                     since = state.step
+                    if judge is not None and (state.step % recipe.eval_every == 0 or state.step == total):
+                        values |= judge(state.step, _models(state))
+                        pace.restart()
                     with distributed.together():
                         if distributed.leads():
                             _tell(state, values, write_event, on_log)
@@ -280,9 +303,13 @@ def _agreed(state: Run, pace: Pace, pending: Pending) -> Iterator[Any]:
 
 def _tell(state: Run, values: dict[str, float], write_event: WriteEvent, on_log: Callable[[Logged], None]) -> None:
     """Writes one row to log.csv and TensorBoard, and calls on_log."""
-    append_row(state.folder / LOG, state.step, values)
+    _write_row(state, values, write_event)
     histograms, classes = state.updates.log.histograms, state.samples.source.manifest.classes
     append_histograms(state.folder / HISTOGRAMS, state.step, histograms, classes)
+    on_log(Logged(state.step, state.updates.total_steps, values))
+
+
+def _write_row(state: Run, values: dict[str, float], write_event: WriteEvent) -> None:
+    append_row(state.folder / LOG, state.step, values)
     for name, value in values.items():
         write_event(name, value, state.step)
-    on_log(Logged(state.step, state.updates.total_steps, values))

@@ -19,9 +19,10 @@ class Pace:
 
     def __init__(self, batch_size: int, device: torch.device) -> None:
         self._batch_size, self._device = batch_size, device
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Begins to measure from now, after work that is no part of a step."""
         self._since, self._waited = time.perf_counter(), 0.0
         self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -54,7 +55,7 @@ class Pace:
             self._waited = sum(first.elapsed_time(last) for first, last in self._marks) / 1000
         seconds = max(time.perf_counter() - self._since, 1e-9)
         worst = distributed.largest(torch.tensor([self._waited / seconds, peak_memory_mb(self._device)]))
-        self._restart()
+        self.restart()
         return dict(
             zip(TIMING, (1000 * seconds / steps, self._batch_size * steps / seconds, *worst.tolist()), strict=True)
         )

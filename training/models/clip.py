@@ -197,7 +197,8 @@ class TextTower(nn.Module):
 
     def classifier(self, class_names: tuple[str, ...], prompts: tuple[str, ...]) -> Tensor:
         """(E, C): for each class the prompts' unit embeddings averaged and made unit again."""
-        return torch.stack([self.average(tokens) for tokens in self.captions(class_names, prompts)], dim=1)
+        captions = self.captions(class_names, prompts).to(self.clip.text_projection.device)
+        return torch.stack([self.average(tokens) for tokens in captions], dim=1)
 
 
 def average_prompts(embeddings: Tensor) -> Tensor:

@@ -62,19 +62,36 @@ def analysis(runs: Sequence[Curves]) -> bytes | None:
     return _by_column(runs, panels, "KL to uniform, nats", from_zero=True)
 
 
-def _by_column(runs: Sequence[Curves], panels: dict[str, str], unit: str, from_zero: bool = False) -> bytes | None:
-    """Small multiples: a panel for each column that some run has, a line for each run that has it."""
+def labelled(runs: Sequence[Curves]) -> bytes | None:
+    """PNG: percent of the labelled test split that student and teacher name right, of runs that looked (eval_every)."""
+    columns = {"image": "one view", "image_star": "averaged views", "points": "point cloud"}
+    panels = {
+        f"labelled_{who}{column}": f"{model}: {shown}"
+        for who, model in (("", "student"), ("teacher_", "teacher"))
+        for column, shown in columns.items()
+    }
+    return _by_column(runs, panels, "percent right", across=len(columns))
+
+
+def _by_column(
+    runs: Sequence[Curves], panels: dict[str, str], unit: str, from_zero: bool = False, across: int = ACROSS
+) -> bytes | None:
+    """Small multiples: a panel for each column that some run has, a line for each run that has it.
+
+    A line joins the rows of the log that have a value.
+    """
     panels = {name: title for name, title in panels.items() if any(name in run.columns for run in runs)}
     if not panels:
         return None
-    figure, axes = _grid(len(panels))
+    figure, axes = _grid(len(panels), across)
     for number, (axis, (name, title)) in enumerate(zip(axes, panels.items(), strict=True)):
         for run, (colour, dashes) in zip(runs, cycle(LINES), strict=False):
             if name in run.columns:
-                axis.plot(run.columns["step"], run.columns[name], dashes, color=colour, linewidth=1.6)
+                values = np.array([run.columns["step"], run.columns[name]])
+                axis.plot(*values[:, ~np.isnan(values[1])], dashes, color=colour, linewidth=1.6)
         if from_zero:
             axis.set_ylim(bottom=0)
-        _finish(axis, title, unit if number % ACROSS == 0 else "")
+        _finish(axis, title, unit if number % across == 0 else "")
     named = [(run.name, *line) for run, line in zip(runs, cycle(LINES), strict=False)]
     return _png(figure, named)
 

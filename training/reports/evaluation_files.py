@@ -19,17 +19,19 @@ TITLES = {"image": "one view", "image_star": "averaged views (Image*)", "points"
 def write(examined: Examined, out: str) -> Path:
     """Writes OUT/evaluate.json and, of student and teacher, histogram_WHO.csv and .png. Gives OUT.
 
-    With labels also per_class.csv and confusion_WHO_COLUMN.csv and .png (rows: true classes, columns: predicted ones).
+    With labels also accuracies.csv (top 1, 3 and 5 with 95% intervals), per_class.csv and confusion_WHO_COLUMN.csv and
+    .png (rows: true classes, columns: predicted ones).
     Raises Refused where OUT cannot be written.
     """
     files = {"evaluate.json": (json_text(examined.result(), indent=1) + "\n").encode()}
     for who, answers in examined.models.items():
         files |= _histograms(examined, who, answers)
         if examined.labelled:
-            for column in PREDICTED:
+            for column in (name for name in PREDICTED if name in answers.logits):
                 files |= _confusion(examined, who, answers, column)
     if examined.labelled:
         files["per_class.csv"] = _per_class(examined)
+        files["accuracies.csv"] = _accuracies(examined)
     return write_files(out, files)
 
 
@@ -65,18 +67,31 @@ def _confusion(examined: Examined, who: str, answers: SplitAnswers, column: str)
 
 def _histograms(examined: Examined, who: str, answers: SplitAnswers) -> dict[str, bytes]:
     found = answers.analysis(examined.settings)
-    series = {
-        "predicted, one view": found["image"]["histogram"],
-        "predicted, point cloud": found["points"]["histogram"],
-        "joint pseudo-labels": found["joint"]["histogram"],
-    }
+    series = {"predicted, one view": found["image"]["histogram"]}
+    head, selected = ["class", "image"], ""
+    if found["joint"]:
+        series["predicted, point cloud"] = found["points"]["histogram"]
+        series["joint pseudo-labels"] = found["joint"]["histogram"]
+        head += ["points", "joint_pseudo_labels"]
+        selected = f", {found['joint']['selected']:.1f}% selected as pseudo-labels"
     rows = zip(examined.classes, *series.values(), strict=True)
-    selected = f"{found['joint']['selected']:.1f}% selected as pseudo-labels"
-    title = _title(examined, who, f"{len(answers.label):,} objects, {selected}")
+    title = _title(examined, who, f"{len(answers.label):,} objects{selected}")
     return {
-        f"histogram_{who}.csv": _table([["class", "image", "points", "joint_pseudo_labels"], *rows]),
+        f"histogram_{who}.csv": _table([head, *rows]),
         f"histogram_{who}.png": histogram_picture(series, examined.classes, title),
     }
+
+
+def _accuracies(examined: Examined) -> bytes:
+    """A row for each figure: percent of the n objects whose label is among the `top` surest answers."""
+    rows: list[Sequence[Any]] = [["model", "column", "top", "percent", "low", "high", "n"]]
+    for who, answers in examined.models.items():
+        found = answers.percent()
+        for top, interval in found["interval"].items():
+            for column, ends in ((column, ends) for column, ends in interval.items() if ends is not None):
+                share = found.get(top, found)[column]
+                rows.append([who, column, top.removeprefix("top"), share, *ends, len(answers.label)])
+    return _table(rows)
 
 
 def _per_class(examined: Examined) -> bytes:

@@ -22,6 +22,8 @@ CAPTIONS = {
     "pseudo_labels": "Share of a training batch with a pseudo-label above the threshold, by the modality that gave it.",
     "analysis": "The teachers' predictions on training batches. Entropy, as the paper names it: more is surer. "
     "Biasedness: less is more even; of the few hundred predictions of a row, a little more than of a whole split.",
+    "labelled": "Percent of the labelled test split, measured while the runs trained (eval_every). It chose nothing, "
+    "but a run that looked is no label-free result.",
     "target": "Objects of the evaluated split: views, the cloud, and what students answered, with their probability. "
     "A tick on green is right, a cross on red is wrong.",
     "source": "Objects of the labelled source domain, on which the towers were pre-trained.",
@@ -88,6 +90,8 @@ def page_of(values: dict[str, Any], pictures: dict[str, bytes]) -> Page:
     ]
     if "losses" in shown:
         sections.append(Section("Losses", (shown["losses"],)))
+    if "labelled" in shown:
+        sections.append(Section("Accuracy while training", (shown["labelled"],)))
     sections.append(Section("Target domain", (shown["target"],)))
     if "source" in shown:
         sections.append(Section("Source domain", (shown["source"],)))

@@ -24,7 +24,7 @@ from manifests.layout import BuildManifest, library_versions, require_manifest
 from manifests.records import json_text
 from training.data.dataset import open_source
 from training.evaluation.evaluate import Unlabelled, examine, teacher_labels
-from training.evaluation.metrics import Examined, SplitAnswers, percent
+from training.evaluation.metrics import NORMAL_95, Examined, SplitAnswers, percent, wilson
 from training.loop.fit import LIBRARIES
 from training.loop.metric_log import LOG
 from training.objectives import SUPERVISED
@@ -37,7 +37,6 @@ from training.weights.checkpoint import Checkpoint, open_checkpoint, step_folder
 from training.weights.run_folder import read_about
 
 OURS = "cross_most"  # the method whose gains over all others are reported
-NORMAL_95 = 1.959964  # two-sided 95% quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,6 @@ class _OpenRun:
     @property
     def loss_curves(self) -> curves.Curves:
         return curves.Curves(row_name(self.row), self.columns, self.last.recipe.pseudo_labels.mode == "own")
-
-
-def wilson(share: float, count: int, z: float = NORMAL_95) -> tuple[float, float]:
-    """The Wilson score interval of a share (0 to 1) seen among `count` objects; 95% by default.
-
-    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). (E. B. Wilson, 1927.)
-    """
-    centre = share + z**2 / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    low, high = (centre - half) / (1 + z**2 / count), (centre + half) / (1 + z**2 / count)
-    return max(low, 0.0), min(high, 1.0)
 
 
 def paired_gain(new: Tensor, old: Tensor, z: float = NORMAL_95) -> tuple[float, float, float]:
@@ -123,6 +111,7 @@ def collect(
         "losses": curves.losses(every),
         "pseudo_labels": curves.pseudo_labels(every),
         "analysis": curves.analysis(every),
+        "labelled": curves.labelled(every),
         "target": prediction_sheet.sheet(prediction_sheet.target_objects(target, settings, named, seed)),
         "source": begun and prediction_sheet.sheet(prediction_sheet.source_objects(begun, settings), across=2),
     }

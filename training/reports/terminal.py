@@ -15,17 +15,29 @@ ABSENT = "-"
 
 
 def split_line(result: dict[str, Any]) -> str:
-    """`test, n=60, step 100`."""
-    return f"{result['split']}, n={result['n']}, step {result['step']}"
+    """`test, n=60, step 100, bf16`."""
+    return f"{result['split']}, n={result['n']}, step {result['step']}, {result['precision']}"
 
 
 def accuracies(result: dict[str, Any]) -> Table:
-    """Percent right of student and teacher, over objects and over classes."""
+    """Percent right of student and teacher, over objects with 95% intervals, and over classes."""
     rows = []
     for who in [who for who in ("student", "teacher") if result[who]]:
-        rows.append([who, *(f"{result[who][name]:.1f}" for name in COLUMNS)])
-        rows.append([f"{who}, mean per class", *(f"{result[who]['mean_per_class'][name]:.1f}" for name in COLUMNS)])
+        found = result[who]
+        for top, interval in found["interval"].items():
+            shares = found.get(top, found)  # those of top 1 stand at the head
+            rows.append([f"{who}, {top.replace('top', 'top ')}", *(_percent(shares.get(name)) for name in COLUMNS)])
+            rows.append(["  95% interval", *(_ends(interval.get(name)) for name in COLUMNS)])
+        rows.append([f"{who}, mean per class", *(_percent(found["mean_per_class"][name]) for name in COLUMNS)])
     return table(f"{result['dataset']} {split_line(result)}", ["accuracy, %", *COLUMNS], rows)
+
+
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.1f}"
+
+
+def _ends(interval: list[float] | None) -> str:
+    return ABSENT if interval is None else "-".join(map(_percent, interval))
 
 
 def analysis(result: dict[str, Any]) -> Table:
@@ -35,14 +47,14 @@ def analysis(result: dict[str, Any]) -> Table:
     """
     models = {who: found for who, found in result["analysis"].items() if found}
     rows = [
-        [f"{name}: {modality}, {unit}", *(_number(each[modality][name]) for each in models.values())]
+        [f"{name}: {modality}, {unit}", *(_number((each[modality] or {}).get(name)) for each in models.values())]
         for name, unit in (("entropy", "nats"), ("biasedness", "nats"), ("confident", "%"))
         for modality in MODALITIES
     ]
     rows.append(["agreement, %", *(_number(each["agreement"]) for each in models.values())])
-    joint = [each["joint"] for each in models.values()]
-    rows.append(["joint pseudo-labels, % of objects", *(_number(each["selected"]) for each in joint)])
-    rows.append(["  of these from the image, %", *(_number(each["from_image"]) for each in joint)])
+    joint = [each["joint"] or {} for each in models.values()]
+    rows.append(["joint pseudo-labels, % of objects", *(_number(each.get("selected")) for each in joint)])
+    rows.append(["  of these from the image, %", *(_number(each.get("from_image")) for each in joint)])
     if result["pseudo_labels"]:
         quality = [result["pseudo_labels"][who]["joint"]["precision"] for who in models]
         rows.append(["  of these right, %", *map(_number, quality)])

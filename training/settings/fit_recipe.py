@@ -54,8 +54,9 @@ class FitRecipe(Settings):
     logit_scale: `trained` (released), `clamped` (trained, held in 1 to 100 after each update; CLIP), or `frozen` as it
     begins (MUST, at 100; ULIP and released pre-training). prompts: the classifier's, or the name of a shipped set
     (training.settings.prompts), or a file with one a line. log_every, save_every: steps; keep_last: newest checkpoints
-    that stay beside the first. tensorboard: write RUN/tensorboard as well. precision: of the towers, `fp32` or `bf16`;
-    compile: them, by torch.compile (training/models/precision.py).
+    that stay beside the first. eval_every: steps between two looks at the labelled test split, a multiple of log_every,
+    or 0 for never; `fit` wants --looks-at-labels beside it. tensorboard: write RUN/tensorboard as well. precision: of
+    the towers, `fp32` or `bf16`; compile: them, by torch.compile (training/models/precision.py).
     """
 
     method: str
@@ -70,6 +71,7 @@ class FitRecipe(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     log_every: Annotated[int, Field(ge=1)] = 10
     save_every: Annotated[int, Field(ge=1)] = 1000
+    eval_every: Annotated[int, Field(ge=0)] = 0
     keep_last: Annotated[int, Field(ge=1)] = 2
     tensorboard: bool = True
     precision: Precision = "fp32"
@@ -80,6 +82,12 @@ class FitRecipe(Settings):
         wanted = max(self.points.groups, self.points.group_size)
         if self.data.num_points < wanted:
             raise ValueError(f"data.num_points={self.data.num_points} is fewer than the {wanted} that points.* needs")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated_where_it_is_logged(self) -> FitRecipe:
+        if self.eval_every % self.log_every:
+            raise ValueError(f"eval_every={self.eval_every} is no multiple of log_every={self.log_every}")
         return self
 
     @property

@@ -95,6 +95,11 @@ def load_text(checkpoint: Checkpoint, text: TextTower) -> None:
     """Loads the text tower of a checkpoint: from its model, where the method trains it, or from its run."""
     own = below(read_weights(checkpoint.folder / MODEL), "text.")
     file = checkpoint.folder.parent.parent / TEXT
+    if not own and not file.is_file():
+        raise Refused(
+            f"{file} is missing, which prompts need: `fit` wrote this text tower beside the checkpoints; copy "
+            "it from there"
+        )
     _load(text, own or read_weights(file), checkpoint.folder / MODEL if own else file)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import filecmp
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,9 @@ from training.data.dataset import Source
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
 from training.models.precision import settle
+from training.settings.fit_recipe import FitRecipe, PretrainRecipe
 from training.settings.model import Precision
+from training.settings.prompts import DEFAULT_PROMPTS
 from training.weights.checkpoint import (
     MODEL,
     TEACHER,
@@ -27,38 +29,72 @@ from training.weights.checkpoint import (
 )
 
 WHO = ("student", "teacher")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint's models by name, in eval mode, and their text tower, whose weights are not loaded yet.
+    """A checkpoint's models by name, in eval mode, and their text tower.
 
-    A teacher with the same weights as the student, as in step 0, is the same object.
+    A teacher with the same weights as the student, as in step 0, is the same object. text_is_loaded: else the weights
+    of the text tower are read when they are first needed. prompts: of a classifier that text makes for whatever classes
+    are judged, as of a pre-training and of weights without a run; empty where the classifier is the checkpoint's own.
+    precision: of the towers. random: columns of metrics.PREDICTED whose tower has no trained weights.
     """
 
     checkpoint: Checkpoint
     models: dict[str, CrossModalModel]
     text: TextTower
+    precision: Precision = "fp32"
+    text_is_loaded: bool = False
+    prompts: tuple[str, ...] = ()
+    random: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Opened:
         """The same on a device."""
-        for model in self.models.values():
-            model.to(device)
+        for module in (self.text, *self.models.values()):
+            module.to(device)
         return self
 
-    def name_classes(self, prompt_names: Sequence[str]) -> None:
-        """Another classifier, made from text: of these class names in the recipe's prompts. Raises Refused without
-        the text tower's weights."""
-        load_text(self.checkpoint, self.text)
-        classifier = self.text.classifier(tuple(prompt_names), self.checkpoint.recipe.prompts)
+    def name_classes(self, prompt_names: Sequence[str], prompts: tuple[str, ...] = ()) -> None:
+        """Another classifier, made from text: of these class names in these prompts; by default those of a pre-training
+        or of the recipe. Raises Refused without the text tower's weights."""
+        if not self.text_is_loaded:
+            load_text(self.checkpoint, self.text)
+        prompts = prompts or text_prompts(self.checkpoint.recipe)
+        classifier = self.text.classifier(tuple(prompt_names), prompts)
         for model in self.models.values():
             model.set_classifier(classifier.to(model.classifier.device))
 
 
-def open_models(checkpoint: Checkpoint, who: str | None = None, precision: Precision = "fp32") -> Opened:
-    """Opens student and teacher (some methods have only a student), or just the one of `who`.
+def text_prompts(recipe: FitRecipe) -> tuple[str, ...]:
+    """The prompts of a classifier from text. A pre-training's own are its captions, such as the bare class name, and
+    its classifier is that with which Cross-MoST begins after it."""
+    return DEFAULT_PROMPTS if isinstance(recipe, PretrainRecipe) else recipe.prompts
 
-    precision: of their towers, for the process. Raises Refused when a file of either model is damaged or holds a number
+
+def as_trained(recipe: FitRecipe, device: torch.device, asked: Precision | None = None) -> Precision:
+    """The precision in which a model answers: what was asked for; else on CUDA that of its training, and fp32 on a CPU,
+    where bfloat16 is slow."""
+    return asked or (recipe.precision if device.type == "cuda" else "fp32")
+
+
+def rest(models: Iterable[CrossModalModel], precision: Precision) -> None:
+    """Puts models that only answer into eval mode, with towers of this precision, and the process with them."""
+    for model in models:
+        model.eval().precision = precision
+    settle(precision)
+
+
+def open_models(
+    checkpoint: Checkpoint,
+    who: str | None = None,
+    precision: Precision | None = None,
+    device: torch.device = CPU,
+) -> Opened:
+    """Opens student and teacher (some methods have only a student), or just the one of `who`, on a device.
+
+    precision: None for that of `as_trained`. Raises Refused when a file of either model is damaged or holds a number
     that is not finite, or when `who` is the teacher of a method without one.
     """
     student, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names, blank=True)
@@ -77,23 +113,25 @@ def open_models(checkpoint: Checkpoint, who: str | None = None, precision: Preci
             continue
         models[name] = copy.deepcopy(student) if models else student
         load_weights(models[name], file)
-        models[name].eval()
-        models[name].precision = precision
-    settle(precision)
-    return Opened(checkpoint, models, text)
+    precision = as_trained(checkpoint.recipe, device, precision)
+    rest(models.values(), precision)
+    prompts = text_prompts(checkpoint.recipe) if isinstance(checkpoint.recipe, PretrainRecipe) else ()
+    return Opened(checkpoint, models, text, precision, prompts=prompts).to(device)
 
 
-def fit_classes(opened: Opened, source: Source, shards: str, from_text: bool = False, subset: bool = False) -> None:
-    """Checks that a checkpoint has the classes of the shards, or gives it a classifier of their names.
+def fit_classes(
+    opened: Opened, source: Source, shards: str, prompts: tuple[str, ...] = (), subset: bool = False
+) -> None:
+    """Checks that a checkpoint has the classes of the shards, or gives it a classifier of their names in prompts.
 
     subset: candidates were asked for by name; then the checkpoint may know more classes, and answers only with these.
     Raises Refused where the classes differ.
     """
     checkpoint, classes = opened.checkpoint, source.manifest.classes
-    if from_text:
+    if prompts:
         if not classes:
             raise Refused(f"{shards} names no classes, so there is no text to make a classifier from")
-        opened.name_classes(source.manifest.prompt_names)
+        opened.name_classes(source.manifest.prompt_names, prompts)
     elif subset and set(classes) < set(checkpoint.classes):
         columns = [checkpoint.classes.index(name) for name in classes]
         for model in {id(model): model for model in opened.models.values()}.values():

@@ -64,7 +64,7 @@ def test_arrays(found) -> None:
         "label": (38,),
         "classes": (19,),
     }
-    about = {"dataset": "parametric", "split": "train", "who": "student", "step": 2}
+    about = {"dataset": "parametric", "split": "train", "who": "student", "step": 2, "precision": "fp32"}
     assert {name: value.shape for name, value in found.items()} == shapes | dict.fromkeys(about, ())
     assert {name: found[name].item() for name in about} == about
     assert all(found[name].dtype == np.float32 for name in ("image", "points", "views"))

@@ -17,16 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import webdataset as wds
 from builders import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from training_runs import typed
+from training_runs import relabelled, typed
 
-from manifests.samples import encode_json, read_samples
 from training.data.whole_split import batch_numbers
 from training.evaluation.evaluate import Options, examine, one_view, teacher_labels
-from training.evaluation.metrics import Examined, SplitAnswers, pseudo_label_quality
+from training.evaluation.metrics import Examined, SplitAnswers, pseudo_label_quality, wilson
 from training.objectives.pseudo_labels import pseudo_labels
 from training.plots.confusion import confusion_picture, histogram_picture
 from training.settings.objective import LabelSettings
@@ -69,26 +67,6 @@ def logits_of(*confidence: float, classes: tuple[int, ...], number: int = 3) -> 
     return probability.log()
 
 
-def relabelled(shards: Path, out: Path, label_of) -> Path:
-    """A copy of a build whose labels are `label_of(key, label)`."""
-    shutil.copytree(shards, out)
-    for tar in sorted((out / "shapes").glob("*.tar")):
-        file = io.BytesIO()
-        writer = wds.TarWriter(file, encoder=False, mtime=0, user="", group="")
-        offsets = []
-        for _, sample in read_samples(io.BytesIO(tar.read_bytes())):
-            label = label_of(sample.key, sample.json["label"])
-            values = {**sample.json, "label": label, "class": sample.json["class"] if label is not None else None}
-            offsets.append(writer.tarstream.offset)
-            writer.write({"__key__": sample.key, **sample.members, "json": encode_json(values)})
-        writer.close()
-        tar.write_bytes(file.getvalue())
-        record = json.loads(tar.with_suffix(".json").read_text())
-        older = {name: value for name, value in record.items() if name not in ("sizes", "checks")}
-        tar.with_suffix(".json").write_text(json.dumps({**older, "offsets": offsets}))
-    return out
-
-
 @pytest.fixture(scope="module")
 def half(shards, tmp_path_factory) -> Path:
     """The same shards: in train every other object has no label, in test none has."""
@@ -119,6 +97,47 @@ def test_figures_with_labels_by_hand() -> None:
     # if both classes weighed the same, the image would say 0 in 2/3 and 1 in 1/3 + 1 of two
     share = np.array([1 / 3, 2 / 3])
     assert answers.balanced_biasedness()["image"] == pytest.approx(float((share * np.log(3 * share)).sum()), abs=1e-4)
+
+
+def score_test_ends(right: int, count: int) -> list[float]:
+    """Wilson's interval, found as it is defined: the shares p that |right/n - p| = 1.959964 sqrt(p (1 - p) / n) bounds,
+    by halving."""
+    share, ends = right / count, []
+    for out in (0.0, 1.0):
+        inside, outside = share, out
+        for _ in range(80):
+            p = (inside + outside) / 2
+            far = abs(share - p) > 1.959964 * math.sqrt(p * (1 - p) / count)
+            inside, outside = (inside, p) if far else (p, outside)
+        ends.append(inside)
+    return ends
+
+
+def test_top_3_and_5_and_their_intervals_by_another_way() -> None:
+    """Seven classes, forty objects, ties among the logits; three classes have no top 5."""
+    torch.manual_seed(0)
+    logits = {name: torch.randint(0, 5, (40, 7)).float() for name in ("image", "image_star", "points")}
+    label = torch.randint(0, 7, (40,))
+    answers = SplitAnswers(label, logits, torch.rand(40))
+    found = answers.percent()
+    for name, each in logits.items():
+        order = each.argsort(dim=1, descending=True, stable=True).tolist()
+        for top in (1, 3, 5):
+            right = sum(own in row[:top] for own, row in zip(label.tolist(), order, strict=True))
+            assert (found[f"top{top}"] if top > 1 else found)[name] == pytest.approx(100 * right / 40, abs=0.01)
+            ends = [100 * end for end in score_test_ends(right, 40)]
+            assert found["interval"][f"top{top}"][name] == pytest.approx(ends, abs=0.01)
+    assert found["image"] == pytest.approx(100 * float((logits["image"].argmax(1) == label).float().mean()), abs=0.01)
+    assert found["interval"]["top1"]["image_mean"] is not None
+    few = answers_by_hand().percent()
+    assert few["top3"]["image"] == 100.0
+    assert "top5" not in few
+    assert "top5" not in few["interval"]
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 22), (22, 22), (1, 2), (37, 400), (1100, 2468)])
+def test_intervals_are_those_of_the_score_test(right: int, count: int) -> None:
+    assert wilson(right / count, count) == pytest.approx(score_test_ends(right, count), abs=1e-9)
 
 
 def test_figures_without_labels_by_hand() -> None:
@@ -180,6 +199,7 @@ def test_what_is_printed_and_written_agrees(found) -> None:
     assert {p.name for p in out.iterdir()} == {
         "evaluate.json",
         "per_class.csv",
+        "accuracies.csv",
         *(f"histogram_{who}.{kind}" for who in ("student", "teacher") for kind in ("csv", "png")),
         *(
             f"confusion_{who}_{column}.{kind}"
@@ -210,6 +230,14 @@ def test_what_is_printed_and_written_agrees(found) -> None:
         share = share[share > 0]
         assert analysis["image"]["biasedness"] == pytest.approx(float((share * np.log(19 * share)).sum()), abs=1e-3)
         assert result["pseudo_labels"][who]["joint"]["selected"] == analysis["joint"]["selected"]
+    shares = list(csv.DictReader((out / "accuracies.csv").read_text().splitlines()))
+    assert len(shares) == 2 * (4 + 3 + 3)
+    for row in shares:
+        figures, top = result[row["model"]], f"top{row['top']}"
+        assert float(row["percent"]) == figures.get(top, figures)[row["column"]]
+        assert [float(row["low"]), float(row["high"])] == figures["interval"][top][row["column"]]
+        assert float(row["low"]) <= float(row["percent"]) <= float(row["high"])
+        assert row["n"] == "38"
     head, *rows = csv.DictReader((out / "per_class.csv").read_text().splitlines()), *()
     table = list(head)
     assert [int(row["objects"]) for row in table] == result["per_class"]["objects"]

@@ -20,12 +20,12 @@ from training_runs import evaluated
 from manifests.config import to_toml
 from training.__main__ import main
 from training.evaluation.evaluate import Unlabelled
-from training.evaluation.metrics import COLUMNS, SplitAnswers, pseudo_label_quality
+from training.evaluation.metrics import COLUMNS, SplitAnswers, pseudo_label_quality, wilson
 from training.plots.curves import Curves, selected_by_modality
 from training.reports import report
 from training.reports.page import Page, PageTable, Section, gain_lines, page_of, row_name, to_html, to_markdown
 from training.reports.prediction_sheet import RIGHT, WRONG, Answer, Shown, sheet, spread
-from training.reports.report import collect, paired_gain, wilson, write
+from training.reports.report import collect, paired_gain, write
 from training.settings.fit_recipe import saved_recipe
 from training.settings.objective import LabelSettings
 from training.weights.checkpoint import Checkpoint
