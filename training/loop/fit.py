@@ -30,13 +30,14 @@ from training.loop.train_state import Run
 from training.loop.update import updates_of
 from training.loop.vain_training import ConfidentShares, warn_of_random_towers
 from training.models.clip import ImageTower, pixel_statistics
+from training.models.precision import require_precision
 from training.objectives import SUPERVISED
 from training.settings.fit_recipe import POLICY_OF_DATA, FitRecipe, TaughtRecipe, as_begun, saved_recipe
 from training.weights.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.weights.pretrained import Loaded
 from training.weights.run_folder import CLASSES, read_about
 
-POLICY = ("save_every", "keep_last", "tensorboard")
+POLICY = ("save_every", "keep_last", "tensorboard", "activation_checkpointing")
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
 
 
@@ -118,6 +119,7 @@ def _decisive(recipe: FitRecipe) -> dict[str, Any]:
     """A recipe's values without those about the machine, which may change while a run is stopped."""
     values = recipe.model_dump(mode="json", exclude=set(POLICY))
     values["data"] = {name: value for name, value in values["data"].items() if name not in POLICY_OF_DATA}
+    del values["optimizer"]["accumulate"]
     return values
 
 
@@ -153,7 +155,8 @@ def _set_up(
     on_weights: Callable[[Loaded], None] = lambda loaded: None,
 ) -> tuple[Run, nn.Module]:
     """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
-    own = batch_of_process(recipe)
+    own, readers = batch_of_process(recipe), distributed.readers_of_process(recipe.data.workers)
+    require_precision(recipe.precision, device)
     source = open_source(shards, recipe.data, tower=pixel_statistics(recipe))
     if not source.manifest.classes:
         raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
@@ -164,7 +167,8 @@ def _set_up(
     kind = SupervisedSamples if recipe.method in SUPERVISED else UnlabelledSamples
     place = distributed.rank(), distributed.world()
     pin = device.type == "cuda"
-    samples = kind(source, recipe.data, recipe.augment, form, own, recipe.seed, *place)
+    settings = recipe.data.model_copy(update={"workers": readers})
+    samples = kind(source, settings, recipe.augment, form, own, recipe.seed, *place)
     loader = Loader(samples, pin)
     student.to(device).train()
     updates = updates_of(student, recipe, samples.num_batches)
@@ -188,6 +192,11 @@ def batch_of_process(recipe: FitRecipe) -> int:
         raise Refused(
             f"optimizer.batch_size={recipe.optimizer.batch_size} is of all processes together: {distributed.world()} "
             "of them cannot share it evenly"
+        )
+    if own % recipe.optimizer.accumulate:
+        raise Refused(
+            f"optimizer.accumulate={recipe.optimizer.accumulate} cannot divide the {own} samples of a process "
+            f"(optimizer.batch_size={recipe.optimizer.batch_size}) evenly"
         )
     return own
 
@@ -242,7 +251,7 @@ def _loop(state: Run, on_log: Callable[[Logged], None], on_step: Callable[[int, 
                 rate = state.update(batch)
                 on_step(state.step, total)
                 if state.step % recipe.log_every == 0 or state.step == total:
-                    updates.log.refuse_fault()
+                    updates.refuse_fault()
                     values = updates.log.row() | {"lr": rate} | pace.row(state.step - since)
                     since = state.step
                     with distributed.together():

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from training.models.clip import ImageTower, TextTower
-from training.models.point_bert import PointTower
+from training.models.clip import ImageTokens, ImageTower, TextTower
+from training.models.in_parts import in_parts
+from training.models.point_bert import PointTokens, PointTower
 from training.models.precision import inside_towers
 from training.settings.model import Precision
 
@@ -55,6 +56,14 @@ class CrossModalModel(nn.Module):
             self.points_classifier, self.points_logit_scale = None, None
         self.register_buffer("captions", captions, persistent=False)
         self.precision: Precision = "fp32"  # of the towers; a run sets it
+        self.parts = 1  # in which the towers take a batch; a run sets it (training/models/in_parts.py)
+
+    def checkpoint_activations(self) -> None:
+        """From now on the towers keep the inputs of their blocks alone, and backward computes each block again."""
+        self.image.visual.transformer.grad_checkpointing = True
+        self.points.checkpointing = True
+        if self.text is not None:
+            self.text.clip.transformer.grad_checkpointing = True
 
     def compile_towers(self) -> None:
         """Compiles the slow parts of both towers in place, by torch.compile; the names of weights do not change.
@@ -85,15 +94,32 @@ class CrossModalModel(nn.Module):
 
     def image_features(self, pictures: Tensor) -> Tensor:
         """Unit features (B, E) of normalised pictures (B, 3, S, S)."""
-        with self.inside_towers(pictures.device):
-            feature = self.image(pictures).feature
-        return normalize(feature, dim=1)
+        return normalize(self.image_tokens(pictures).feature, dim=1)
 
     def point_features(self, points: Tensor) -> Tensor:
         """Unit features (B, E) of clouds (B, N, 3)."""
+        return normalize(self.encode(*self.tokenize(points)).feature, dim=1)
+
+    def image_tokens(self, pictures: Tensor, mask: Tensor | None = None) -> ImageTokens:
+        """The image tower's pass over pictures (B, 3, S, S); mask as of ImageTower."""
+        with self.inside_towers(pictures.device):
+            return in_parts(self.parts, self.image, pictures, mask)
+
+    def tokenize(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The point tower's centres and tokens of clouds (B, N, 3). Little is kept of a frozen tokenizer's pass."""
         with self.inside_towers(points.device):
-            feature = self.points(points).feature
-        return normalize(feature, dim=1)
+            return in_parts(self.parts, self.points.tokenize, points, again=False)
+
+    def encode(self, centres: Tensor, tokens: Tensor, mask_draw: Tensor | None = None) -> PointTokens:
+        """The point tower's pass over tokens; mask_draw as of PointTower."""
+        with self.inside_towers(tokens.device):
+            kept = self.points.drawn_paths(tokens) if self.parts > 1 else None
+            return in_parts(self.parts, self.points.encode, centres, tokens, mask_draw, kept)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Unit embeddings (P, E) of prompts (P, L), for a method that trains the text tower."""
+        text, _ = self.text_and_captions()
+        return normalize(in_parts(self.parts, text.encode, tokens), dim=1)
 
     def inside_towers(self, device: torch.device) -> torch.autocast:
         """The context in which the towers run; inside it their outputs may be bfloat16, except for features."""

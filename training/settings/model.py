@@ -11,7 +11,7 @@ from manifests.config import Settings
 Who = Literal["student", "teacher"]
 
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class ImageSettings(Settings):
