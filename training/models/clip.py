@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 import open_clip
 import torch
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from manifests.errors import Refused, one_line
 from manifests.picture_mapping import NORMALIZE, Statistics
+from training.models.hub import cached, require_answer
 from training.models.precision import project, widened
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import ImageSettings
@@ -49,13 +51,14 @@ def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_
         raise Refused(f"{key}={tag}: no open_clip tag of image.model={settings.model}")
     if tag == "openai" or (tag and open_clip.get_pretrained_cfg(settings.model, tag).get("quick_gelu")):
         refuse_gelu(settings.model, f"{key}={tag}")
+    file = _file_of(settings.model, tag, key) if tag else ""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.CRITICAL)  # open_clip also logs what it raises, and warns of random weights
     try:
         return open_clip.create_model(
             settings.model,
-            pretrained=tag or None,
+            pretrained=file or tag or None,
             precision="fp32",
             force_image_size=settings.image_size or None,
             weights_only=True,
@@ -64,6 +67,22 @@ def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_
         raise Refused(f"{key}={tag}: no usable weights ({one_line(error, 200)})") from error
     finally:
         root.setLevel(level)
+
+
+def _file_of(model: str, tag: str, key: str) -> str:
+    """A tag's file in a cache, or an empty text where open_clip can fetch it. Raises Refused where it cannot."""
+    about = open_clip.get_pretrained_cfg(model, tag)
+    if about.get("file"):
+        return about["file"]
+    if about.get("hf_hub"):
+        repository, _, name = about["hf_hub"].rpartition("/")
+        found = cached(repository, [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME])
+    else:
+        found = Path.home() / ".cache/clip" / Path(about["url"]).name
+        found = found if found.is_file() else None  # open_clip compares its checksum
+    if found is None:
+        require_answer(f"{key}={tag}", "" if about.get("hf_hub") else about["url"])
+    return str(found) if found and about.get("hf_hub") else ""
 
 
 def is_tag(model: str, name: str) -> bool:

@@ -20,6 +20,7 @@ from torch.nn.functional import cosine_similarity
 from manifests.config import load_toml
 from manifests.errors import Refused, one_line
 from training.models.clip import ImageTower, TextTower, build_towers, create_clip, is_tag, refuse_gelu, resize_positions
+from training.models.hub import cached, require_answer
 from training.models.point_bert import PointTower
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import ImageSettings, InitSettings, Who
@@ -36,6 +37,7 @@ _HUB_FILES = (  # the last two are of transformers where a repository has no oth
     "model.safetensors",
     "pytorch_model.bin",
 )
+_READ_HERE = 3  # the first ones
 _SIZES = {  # keys that the weights depend on; not all of them show in a shape
     "image": ("model", "stem", "image_size"),
     "points": ("tokenizer_widths", "tokenizer_width", "width", "depth", "heads"),
@@ -168,7 +170,19 @@ def _from_hub(key: str, source: str) -> Path:
     owner, _, rest = source.removeprefix(HUB).partition("/")
     repository, _, name = rest.partition("/")
     repository, _, revision = repository.partition("@")
-    for file in (name,) if name else _HUB_FILES:
+    names = (name,) if name else _HUB_FILES
+    if repository:
+        found = cached(f"{owner}/{repository}", names[:_READ_HERE], revision or None)
+        if found is not None:
+            return found
+    try:
+        require_answer(f"{key}={source}")
+    except Refused:
+        found = cached(f"{owner}/{repository}", names, revision or None) if repository else None
+        if found is None:
+            raise
+        return found
+    for file in names:
         try:
             return Path(hf_hub_download(f"{owner}/{repository}", file, revision=revision or None))
         except EntryNotFoundError:
