@@ -181,7 +181,12 @@ def _form_of(tower: ImageTower, recipe: FitRecipe) -> Form:
         return Form(tower.image_size, tower.patch, tower.patch, 0.0)
     cell = recipe.mask.image_cell
     if cell % tower.patch or tower.image_size % cell:
-        raise Refused(f"mask.image_cell={cell} must be whole patches of {tower.patch} and divide {tower.image_size}")
+        cells = [tower.patch * n for n in range(1, tower.grid + 1) if tower.grid % n == 0]
+        near = min(cells, key=lambda each: abs(each - cell))
+        raise Refused(
+            f"mask.image_cell={cell} must be whole patches of {tower.patch} and divide {tower.image_size}, such as "
+            f"{near}"
+        )
     return Form(tower.image_size, tower.patch, cell, recipe.mask.image_ratio)
 
 

@@ -21,6 +21,12 @@ from training.models.precision import inside_towers
 from training.settings.model import Precision
 
 LARGEST_SCALE = math.log(100)
+UNDECAYED = ("token", "cls_pos", "positional_embedding", "trunk.pos_embed", "trunk.attn_pool.latent")
+EMBEDDINGS = (  # of the image tower, before its first block
+    *(f"image.visual.{name}" for name in ("class_embedding", "positional_embedding", "conv1", "ln_pre")),
+    *(f"image.visual.trunk.{name}" for name in ("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre")),
+    "image.mask_token",
+)
 
 
 class CrossModalModel(nn.Module):
@@ -60,10 +66,10 @@ class CrossModalModel(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """From now on the towers keep the inputs of their blocks alone, and backward computes each block again."""
-        self.image.visual.transformer.grad_checkpointing = True
+        self.image.visual.set_grad_checkpointing(True)
         self.points.checkpointing = True
         if self.text is not None:
-            self.text.clip.transformer.grad_checkpointing = True
+            getattr(self.text.clip, "text", self.text.clip).transformer.grad_checkpointing = True
 
     def compile_towers(self) -> None:
         """Compiles the slow parts of both towers in place, by torch.compile; the names of weights do not change.
@@ -71,7 +77,10 @@ class CrossModalModel(nn.Module):
         Another shape than that of the run's batches is compiled once more. Of farthest-point sampling only a step is
         compiled: the loop has as many steps as there are groups.
         """
-        self.image.visual.transformer.compile()
+        for block in self.image.blocks.children() if hasattr(self.image.visual, "trunk") else ():
+            block.compile()
+        if not hasattr(self.image.visual, "trunk"):
+            self.image.visual.transformer.compile()
         self.points.farther = torch.compile(self.points.farther)
         self.points.encoder.compile()
         self.points.encode = torch.compile(self.points.encode)  # type: ignore[method-assign]  # it hides the method
@@ -175,12 +184,12 @@ def parameter_groups(model: CrossModalModel, weight_decay: float, layer_decay: f
     Layer decay scales only the image tower: embeddings lowest, then block by block; everything else learns at lr.
     (Released code also decays logit_scale, tokens and positions.)
     """
-    blocks = len(model.image.visual.transformer.resblocks)
+    blocks = len(list(model.image.blocks.children()))
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = parameter.ndim >= 2 and not any(word in name for word in ("token", "cls_pos", "positional_embedding"))
+        plain = parameter.ndim >= 2 and not any(word in name for word in UNDECAYED)
         decay = weight_decay if plain else 0.0
         scale = layer_decay ** (blocks + 1 - _layer(name, blocks))
         group = groups.setdefault(
@@ -192,9 +201,8 @@ def parameter_groups(model: CrossModalModel, weight_decay: float, layer_decay: f
 
 def _layer(name: str, blocks: int) -> int:
     """0 for the image tower's embeddings, 1.. for its blocks, blocks + 1 for everything else."""
-    if name.startswith("image.visual.transformer.resblocks."):
+    if name.startswith(("image.visual.transformer.resblocks.", "image.visual.trunk.blocks.")):
         return int(name.split(".")[4]) + 1
-    embeddings = ("image.visual.class_embedding", "image.visual.positional_embedding", "image.visual.conv1")
-    if name.startswith((*embeddings, "image.visual.ln_pre", "image.mask_token")):
+    if name.startswith(EMBEDDINGS):
         return 0
     return blocks + 1

@@ -18,20 +18,21 @@ from torch import Tensor
 
 from training import distributed
 from training.data.batch import LabelledBatch
+from training.models.clip import SPACES
 from training.models.cross_modal import CrossModalModel
 from training.objectives import losses
 from training.objectives.step import Step, weigh
 from training.settings.fit_recipe import PretrainRecipe
 from training.settings.objective import PretrainSettings
 
-PROJECTIONS = ("visual.proj", "clip.text_projection")  # f^I and f^S, by their names inside the towers
+PROJECTIONS = (*SPACES, "clip.text_projection", "clip.text.text_projection")  # f^I and f^S, by their names inside
 
 
 def freeze(student: CrossModalModel, recipe: PretrainRecipe) -> None:
     """Freezes the weights that a tower does not learn; `student.train()` leaves a wholly frozen one in eval mode."""
     text, _ = student.text_and_captions()
     if recipe.text.freeze_tokens:
-        text.clip.token_embedding.requires_grad_(False)
+        getattr(text.clip, "text", text.clip).token_embedding.requires_grad_(False)
     for tower, learns in ((student.image, recipe.pretrain.image), (text, recipe.pretrain.text)):
         if learns == "trained":
             continue

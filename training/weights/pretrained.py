@@ -19,7 +19,16 @@ from torch.nn.functional import cosine_similarity
 
 from manifests.config import load_toml
 from manifests.errors import Refused, one_line
-from training.models.clip import ImageTower, TextTower, build_towers, create_clip, is_tag, refuse_gelu, resize_positions
+from training.models.clip import (
+    SPACES,
+    ImageTower,
+    TextTower,
+    build_towers,
+    create_clip,
+    is_tag,
+    refuse_gelu,
+    resize_positions,
+)
 from training.models.hub import cached, require_answer
 from training.models.point_bert import PointTower
 from training.settings.fit_recipe import FitRecipe
@@ -162,7 +171,8 @@ def _of_clip(tag: str, clip: nn.Module) -> WeightsFile:
     for name, value in clip.state_dict().items():
         inside = name.startswith("visual.") or name == "logit_scale"
         tensors[("image." if name.startswith("visual.") else "") + name if inside else f"text.clip.{name}"] = value
-    return WeightsFile(tag, OPEN_CLIP, "its own image tower", tensors, (), tensors.get("image.visual.proj"))
+    space = next((tensors[f"image.{name}"] for name in SPACES if f"image.{name}" in tensors), None)
+    return WeightsFile(tag, OPEN_CLIP, "its own image tower", tensors, (), space)
 
 
 def _from_hub(key: str, source: str) -> Path:
@@ -253,7 +263,7 @@ def _prepared(
         tensors[name] = resize_positions(tensors[name], towers.image.visual)
     if "points" in parts and "points.projection" in tensors:
         towers.space = (what, weights.projection, weights.space)
-        own = towers.image.visual.proj if "image" not in parts else weights.projection
+        own = towers.image.space if "image" not in parts else weights.projection
         if init.other_space == "drop" and not _same_space(weights.projection, own):
             del tensors["points.projection"]
             dropped, towers.space = ("points.projection",), None
@@ -302,7 +312,7 @@ def _hold_space(towers: Towers, init: InitSettings) -> None:
     if towers.space is None or init.other_space == "keep":
         return
     what, projection, words = towers.space
-    if not _same_space(projection, towers.image.visual.proj.detach()):
+    if not _same_space(projection, towers.image.space):
         raise Refused(
             f"{what}: its points are aligned to {words}, not to this run's image tower: init.other_space=drop takes "
             "the encoder without its projection, =keep takes both as they are"
