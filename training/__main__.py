@@ -348,8 +348,14 @@ def _table(options: argparse.Namespace, console: Console) -> int:
 
 def _weights(options: argparse.Namespace, console: Console) -> int:
     from training.evaluation.classifier import load
+    from training.weights import public_files
     from training.weights.describe import describe, in_words
 
+    if options.where == bool(options.file):
+        raise Refused("weights needs a FILE or --where, one of the two")
+    if options.where:
+        tell(*([json_text(public_files.as_json())] if options.json else public_files.in_words()))
+        return 0
     out = store.absolute(options.out) if options.out else ""
     about = describe(options.file, options.take)
     if out:

@@ -126,7 +126,8 @@ def _table(table: argparse.ArgumentParser) -> None:
 
 
 def _weights(weights: argparse.ArgumentParser) -> None:
-    weights.add_argument("file", help="a weights file of any kind, a run or one of its checkpoints")
+    weights.add_argument("file", nargs="?", help="a weights file of any kind, a run or one of its checkpoints")
+    weights.add_argument("--where", action="store_true", help="instead of a file: where public ones are had")
     weights.add_argument("--take", default="student", choices=("student", "teacher"), help="of a file that holds both")
     weights.add_argument("--out", metavar="FILE", help="also write a run or checkpoint as one .safetensors file")
     weights.add_argument("--json", action="store_true")

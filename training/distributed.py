@@ -87,6 +87,15 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def readers_of_process(workers: int) -> int:
+    """How many of a machine's `workers` readers are of each of its processes: an even share, at least one.
+
+    All processes give the same number, that of the machine with the most processes, as the order of samples needs.
+    """
+    beside = int(largest(torch.tensor(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+    return min(workers, max(workers // beside, 1))
+
+
 def leads() -> bool:
     """Whether this is the process that prints, logs and writes."""
     return rank() == 0

@@ -43,7 +43,7 @@ def global_stream(state: Run, recipe: FitRecipe) -> tuple[Any, Any]:
 
 
 def updates(recipe: FitRecipe, shards: str, folder: Path, kind: torch.dtype = torch.float32) -> dict[str, Any]:
-    """All steps of a recipe: a row a step, and the weights of student and teacher afterwards."""
+    """All steps of a recipe: a row a step, then the weights of student and teacher and the last step's gradients."""
     state, _ = fit._set_up(folder, recipe, shards, torch.device("cpu"))
     models = {"student": state.updates.student}
     if state.updates.teacher is not None:
@@ -62,8 +62,10 @@ def updates(recipe: FitRecipe, shards: str, folder: Path, kind: torch.dtype = to
             if state.step == state.updates.total_steps:
                 break
     weights = {who: model.state_dict() for who, model in models.items()}
-    missing = [name for name, p in state.updates.student.named_parameters() if p.requires_grad and p.grad is None]
-    return {"rows": rows, "weights": weights, "without_gradient": missing}
+    trained = {name: p for name, p in state.updates.student.named_parameters() if p.requires_grad}
+    missing = [name for name, p in trained.items() if p.grad is None]
+    gradients = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
+    return {"rows": rows, "weights": weights, "without_gradient": missing, "gradients": gradients}
 
 
 def skipped(recipe: FitRecipe, shards: str, folder: Path) -> dict[str, Any]:

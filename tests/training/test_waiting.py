@@ -165,7 +165,7 @@ def test_ranks_of_a_machine_share_its_memory(shards, monkeypatch) -> None:
     monkeypatch.setattr(reader_processes, "_free", lambda: 3 * samples.batch_bytes)
     Loader(samples)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(Refused, match=r"data\.workers=1: readers keep up to 0\.6 MB"):
+    with pytest.raises(Refused, match=r"data\.workers=2: readers keep up to 0\.6 MB"):
         Loader(samples)
 
 

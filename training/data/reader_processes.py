@@ -121,8 +121,8 @@ def _require_room(workers: int, batch_bytes: int) -> None:
     needed, free = processes * (workers * _AHEAD + 1) * batch_bytes, _free()
     if workers and free is not None and needed > free:
         raise Refused(
-            f"data.workers={workers}: readers keep up to {_mb(needed)} of batches in {SHARED}, which has {_mb(free)} "
-            f"free; {_REMEDY} one (docker run --shm-size={needed // 10**6 + 64}m)"
+            f"data.workers={processes * workers}: readers keep up to {_mb(needed)} of batches in {SHARED}, which has "
+            f"{_mb(free)} free; {_REMEDY} one (docker run --shm-size={needed // 10**6 + 64}m)"
         )
 
 

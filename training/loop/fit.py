@@ -31,13 +31,14 @@ from training.loop.update import updates_of
 from training.loop.vain_training import ConfidentShares, warn_of_random_towers
 from training.models.clip import ImageTower, pixel_statistics
 from training.models.cross_modal import CrossModalModel
+from training.models.precision import require_precision
 from training.objectives import SUPERVISED
 from training.settings.fit_recipe import POLICY_OF_DATA, FitRecipe, TaughtRecipe, as_begun, saved_recipe
 from training.weights.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.weights.pretrained import Loaded
 from training.weights.run_folder import CLASSES, read_about
 
-POLICY = ("save_every", "keep_last", "tensorboard", "eval_every")
+POLICY = ("save_every", "keep_last", "tensorboard", "eval_every", "activation_checkpointing")
 Judge = Callable[[int, dict[str, CrossModalModel]], dict[str, float]]  # of a step and its models
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
 
@@ -124,6 +125,7 @@ def _decisive(recipe: FitRecipe) -> dict[str, Any]:
     """A recipe's values without those about the machine, which may change while a run is stopped."""
     values = recipe.model_dump(mode="json", exclude=set(POLICY))
     values["data"] = {name: value for name, value in values["data"].items() if name not in POLICY_OF_DATA}
+    del values["optimizer"]["accumulate"]
     return values
 
 
@@ -159,7 +161,8 @@ def _set_up(
     on_weights: Callable[[Loaded], None] = lambda loaded: None,
 ) -> tuple[Run, nn.Module]:
     """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
-    own = batch_of_process(recipe)
+    own, readers = batch_of_process(recipe), distributed.readers_of_process(recipe.data.workers)
+    require_precision(recipe.precision, device)
     source = open_source(shards, recipe.data, tower=pixel_statistics(recipe))
     if not source.manifest.classes:
         raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
@@ -170,7 +173,8 @@ def _set_up(
     kind = SupervisedSamples if recipe.method in SUPERVISED else UnlabelledSamples
     place = distributed.rank(), distributed.world()
     pin = device.type == "cuda"
-    samples = kind(source, recipe.data, recipe.augment, form, own, recipe.seed, *place)
+    settings = recipe.data.model_copy(update={"workers": readers})
+    samples = kind(source, settings, recipe.augment, form, own, recipe.seed, *place)
     loader = Loader(samples, pin)
     student.to(device).train()
     updates = updates_of(student, recipe, samples.num_batches)
@@ -183,7 +187,12 @@ def _form_of(tower: ImageTower, recipe: FitRecipe) -> Form:
         return Form(tower.image_size, tower.patch, tower.patch, 0.0)
     cell = recipe.mask.image_cell
     if cell % tower.patch or tower.image_size % cell:
-        raise Refused(f"mask.image_cell={cell} must be whole patches of {tower.patch} and divide {tower.image_size}")
+        cells = [tower.patch * n for n in range(1, tower.grid + 1) if tower.grid % n == 0]
+        near = min(cells, key=lambda each: abs(each - cell))
+        raise Refused(
+            f"mask.image_cell={cell} must be whole patches of {tower.patch} and divide {tower.image_size}, such as "
+            f"{near}"
+        )
     return Form(tower.image_size, tower.patch, cell, recipe.mask.image_ratio)
 
 
@@ -194,6 +203,11 @@ def batch_of_process(recipe: FitRecipe) -> int:
         raise Refused(
             f"optimizer.batch_size={recipe.optimizer.batch_size} is of all processes together: {distributed.world()} "
             "of them cannot share it evenly"
+        )
+    if own % recipe.optimizer.accumulate:
+        raise Refused(
+            f"optimizer.accumulate={recipe.optimizer.accumulate} cannot divide the {own} samples of a process "
+            f"(optimizer.batch_size={recipe.optimizer.batch_size}) evenly"
         )
     return own
 
@@ -261,7 +275,7 @@ def _loop(
                 rate = state.update(batch)
                 on_step(state.step, total)
                 if state.step % recipe.log_every == 0 or state.step == total:
-                    updates.log.refuse_fault()
+                    updates.refuse_fault()
                     values = updates.log.row() | {"lr": rate} | pace.row(state.step - since)
                     since = state.step
                     if judge is not None and (state.step % recipe.eval_every == 0 or state.step == total):

@@ -64,7 +64,7 @@ class FitForecast:
         each = f"{self.steps_an_epoch:,} an epoch of {self.objects:,} objects, batches of {self.batch_size}"
         left = f", {self.done:,} of them done" if self.done else ""
         where = f"{self.processes} x {self.device}" if self.processes > 1 else self.device
-        readers = f"{self.readers} readers" if self.readers else "no reader process (data.workers=0)"
+        readers = f"{self.readers} readers a process" if self.readers else "no reader process (data.workers=0)"
         return [
             ("steps", f"{self.steps:,} ({each}){left}"),
             ("parameters", f"{self.parameters / 1e6:.1f} M, {self.trained / 1e6:.1f} M of them trained"),
@@ -82,7 +82,7 @@ def forecast(recipe: FitRecipe, shards: str, run: str, device: torch.device) -> 
     torch.set_flush_denormal(True)
     state = prepare(recipe, shards, run, device)
     step_seconds, read_seconds, memory = _measured(state)
-    readers, world = recipe.data.workers, distributed.world()
+    readers, world = state.samples.settings.workers, distributed.world()
     at_once = min(readers, max((os.cpu_count() or 1) // world, 1))
     waiting = max(read_seconds / at_once - step_seconds, 0.0) if readers else read_seconds
     total, folders = state.updates.total_steps, step_folders(state.folder)
@@ -119,7 +119,7 @@ def _measured(state: Run) -> tuple[float, float, float]:
     step_seconds = [_timed_update(state, raw)]
     more = int(distributed.largest(torch.tensor(LONG_ENOUGH / step_seconds[0])).clamp(max=MOST_STEPS))
     step_seconds += [_timed_update(state, raw) for _ in range(more)]
-    state.updates.log.refuse_fault()
+    state.updates.refuse_fault()
     found = torch.tensor([median(step_seconds), read_seconds, peak_memory_mb(state.device)], dtype=torch.float64)
     return tuple(distributed.largest(found).tolist())
 

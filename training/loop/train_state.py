@@ -58,7 +58,7 @@ class Run:
         epoch, inside = divmod(self.step, self.samples.num_batches)
         before = list(self.given) if epoch == self.given_epoch else []
         here = inside - sum(batches for _, _, batches in before)
-        return epoch, went_on(before, distributed.world(), self.recipe.data.workers, here)
+        return epoch, went_on(before, distributed.world(), self.samples.settings.workers, here)
 
     def seed(self) -> None:
         """Seeds the random numbers of drop path: process 0 by the recipe's seed, every other process differently."""
@@ -73,7 +73,7 @@ class Run:
         the disk is full.
         """
         updates = self.updates
-        updates.log.refuse_fault()
+        updates.refuse_fault()
         updates.student.refresh_classifier()
         saved = self._state()
         teacher = None if updates.teacher is None else updates.teacher.model
@@ -94,6 +94,9 @@ class Run:
             "optimizer": self.updates.optimizer.state_dict(),
             "torch_rng": distributed.gather_rows(torch.get_rng_state()[None]),
         }
+        if self.updates.scaler.is_enabled():
+            scale = self.updates.scaler.state_dict()
+            saved["loss_scale"] = scale["scale"], scale["_growth_tracker"]
         if self.device.type == "cuda":
             saved["cuda_rng"] = distributed.gather_rows(torch.cuda.get_rng_state(self.device)[None])
         return saved
@@ -110,8 +113,11 @@ class Run:
             self.step, self.given_epoch, self.given = saved["step"], saved["epoch"], saved["given"]
             try:
                 updates.log.restore(saved["log"], self.device)
+                if updates.scaler.is_enabled():
+                    scale = dict(zip(("scale", "_growth_tracker"), saved["loss_scale"], strict=True))
+                    updates.scaler.load_state_dict(updates.scaler.state_dict() | scale)
                 self._restore_random(saved)
-            except (RuntimeError, TypeError) as error:  # tensors of other sizes or types
+            except (RuntimeError, TypeError, KeyError) as error:  # tensors of other sizes or types, no loss scale
                 raise Refused(f"{folder / STATE} is damaged ({one_line(error, 100)})") from error
         except _Earlier:
             raise
@@ -167,6 +173,7 @@ class _SavedState(BaseModel):
     optimizer: dict[str, Any]
     torch_rng: torch.Tensor
     cuda_rng: torch.Tensor | None = None
+    loss_scale: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], Annotated[int, Field(ge=0)]] | None = None
 
     @model_validator(mode="after")
     def _random_rows(self) -> _SavedState:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from manifests.errors import Stopped
 from training import distributed
 from training.loop.data_parallel import averaged
 from training.loop.metric_log import Log
@@ -16,6 +17,8 @@ from training.models.ema_teacher import Teacher
 from training.models.precision import settle
 from training.objectives import METHODS
 from training.settings.fit_recipe import FitRecipe, OptimizerSettings, TaughtRecipe
+
+SMALLEST_SCALE = 1.0  # of the loss, with precision=fp16: gradients that overflow without any scaling
 
 
 def steps_of(settings: OptimizerSettings, steps_an_epoch: int) -> tuple[int, int]:
@@ -51,6 +54,8 @@ class Updates:
 
     def __post_init__(self) -> None:
         self._step = averaged(METHODS[self.recipe.method], self.student)
+        device = next(self.student.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=self.recipe.precision == "fp16")
 
     def __call__(self, batch: Any, step: int) -> float:
         """One step of the optimiser and the teacher, after `step` earlier ones; gives the learning rate.
@@ -65,15 +70,37 @@ class Updates:
         result = self._step(self.student, teacher, batch, self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
         with distributed.answered():
-            result.total.backward()
-        result = replace(result, figures=result.figures | {"gradient_norm": self._clipped()})
-        self.optimizer.found_inf = self.log.add(result, step + 1)  # type: ignore[attr-defined]  # fused AdamW reads it
+            self.scaler.scale(result.total).backward()
+        overflow = self._unscaled()
+        result = replace(result, figures=result.figures | {"gradient_norm": self._clipped()} | overflow)
+        bad = self.log.add(result, step + 1)
+        bad = torch.maximum(bad, overflow["overflows"]) if overflow else bad
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # fused AdamW reads it
         self.optimizer.step()
+        self.scaler.update()
         if self.recipe.logit_scale == "clamped":
             self.student.clamp_scale()
         if self.teacher is not None:
             self.teacher.update(self.student, step)
         return rate
+
+    def _unscaled(self) -> dict[str, torch.Tensor]:
+        """Divides gradients by the loss scale. Gives that scale and 1.0 where it made them overflow, for fp16 alone."""
+        if not self.scaler.is_enabled():
+            return {}
+        scale = self.scaler.scale(torch.ones((), device=self.student.logit_scale.device))
+        self.scaler.unscale_(self.optimizer)
+        found = self.scaler._found_inf_per_device(self.optimizer)  # torch has no public name for it
+        return {"loss_scale": scale, "overflows": torch.stack(list(found.values())).amax()}
+
+    def refuse_fault(self) -> None:
+        """Raises Stopped where a loss was not finite, or no loss scale keeps gradients from overflowing."""
+        self.log.refuse_fault()
+        if self.scaler.get_scale() < SMALLEST_SCALE:
+            raise Stopped(
+                f"gradients overflow float16 at every loss scale down to {SMALLEST_SCALE:g}; lower optimizer.lr, or "
+                "use precision=fp32 (bf16 on a card that has it)"
+            )
 
     def _clipped(self) -> torch.Tensor:
         """The norm of the gradient of all processes together; a longer one is cut to `optimizer.clip_norm`."""
@@ -89,6 +116,9 @@ def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int)
     settings = recipe.optimizer
     student.precision = recipe.precision
     settle(recipe.precision)
+    student.parts = settings.accumulate
+    if recipe.activation_checkpointing:
+        student.checkpoint_activations()
     teacher = Teacher(student, recipe.ema) if isinstance(recipe, TaughtRecipe) else None
     if recipe.compile:
         for model in (student,) if teacher is None else (student, teacher.model):

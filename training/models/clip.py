@@ -13,16 +13,22 @@ from typing import Any, Literal
 
 import open_clip
 import torch
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.model import resize_pos_embed
+from timm.layers import PatchEmbed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from manifests.errors import Refused, one_line
 from manifests.picture_mapping import NORMALIZE, Statistics
+from training.models.hub import cached, require_answer
 from training.models.precision import project, widened
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import ImageSettings
 
+SPACES = ("visual.proj", "visual.trunk.head.weight", "visual.trunk.attn_pool.mlp.fc2.weight", "visual.head.proj.weight")
 SMALL_CONFIG = Path(__file__).parent / "cross_most_small.json"
 
 
@@ -49,13 +55,14 @@ def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_
         raise Refused(f"{key}={tag}: no open_clip tag of image.model={settings.model}")
     if tag == "openai" or (tag and open_clip.get_pretrained_cfg(settings.model, tag).get("quick_gelu")):
         refuse_gelu(settings.model, f"{key}={tag}")
+    file = _file_of(settings.model, tag, key) if tag else ""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.CRITICAL)  # open_clip also logs what it raises, and warns of random weights
     try:
         return open_clip.create_model(
             settings.model,
-            pretrained=tag or None,
+            pretrained=file or tag or None,
             precision="fp32",
             force_image_size=settings.image_size or None,
             weights_only=True,
@@ -66,6 +73,22 @@ def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_
         root.setLevel(level)
 
 
+def _file_of(model: str, tag: str, key: str) -> str:
+    """A tag's file in a cache, or an empty text where open_clip can fetch it. Raises Refused where it cannot."""
+    about = open_clip.get_pretrained_cfg(model, tag)
+    if about.get("file"):
+        return about["file"]
+    if about.get("hf_hub"):
+        repository, _, name = about["hf_hub"].rpartition("/")
+        found = cached(repository, [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME])
+    else:
+        found = Path.home() / ".cache/clip" / Path(about["url"]).name
+        found = found if found.is_file() else None  # open_clip compares its checksum
+    if found is None:
+        require_answer(f"{key}={tag}", "" if about.get("hf_hub") else about["url"])
+    return str(found) if found and about.get("hf_hub") else ""
+
+
 def is_tag(model: str, name: str) -> bool:
     """Whether open_clip knows the weights `name` of a model."""
     return bool(name and open_clip.get_pretrained_cfg(model, name))
@@ -74,15 +97,18 @@ def is_tag(model: str, name: str) -> bool:
 def pixel_statistics(recipe: FitRecipe) -> Statistics | None:
     """The mean and deviation of the pictures that the tower's weights were trained with; None for the view preset's.
 
-    They are those of the open_clip tag that the weights came from; files and runs are taken for CLIP's.
+    They are those of the open_clip tag that the weights came from. Those of files and runs are taken for what all tags
+    of the model agree on (a SigLIP's), or for CLIP's.
     """
     image = recipe.image
     if image.normalize == "preset":
         return None
     tags = [tag for tag in (image.pretrained, recipe.init.image) if is_tag(image.model, tag)]
-    about = open_clip.get_pretrained_cfg(image.model, tags[-1]) if tags else {}
     mean, deviation = NORMALIZE["clip"]
-    return tuple(about.get("mean", mean)), tuple(about.get("std", deviation))
+    known = tags[-1:] or open_clip.list_pretrained_tags_by_model(image.model)
+    about = [open_clip.get_pretrained_cfg(image.model, tag) for tag in known]
+    found = {(tuple(each.get("mean", mean)), tuple(each.get("std", deviation))) for each in about}
+    return found.pop() if len(found) == 1 else (mean, deviation)
 
 
 def refuse_gelu(model: str, what: str) -> None:
@@ -100,16 +126,20 @@ def resize_positions(positions: Tensor, visual: Any) -> Tensor:
 
 
 class ImageTower(nn.Module):
-    """A CLIP vision transformer that can be shown masked pictures and can reconstruct them."""
+    """A CLIP vision transformer, open_clip's own or timm's, that can be shown masked pictures and reconstruct them."""
 
     def __init__(self, visual: Any, stem: Literal["patch", "conv"] = "patch") -> None:
         super().__init__()
         self.visual = visual
         self.stem = stem
-        width = visual.class_embedding.shape[0]
-        self.patch = int(visual.patch_size[0])
-        self.image_size = int(visual.image_size[0])
+        trunk = getattr(visual, "trunk", None)
+        width = visual.class_embedding.shape[0] if trunk is None else trunk.embed_dim
+        size = visual if trunk is None else trunk.patch_embed
+        self.patch = int(size.patch_size[0])
+        self.image_size = int(visual.image_size[0] if trunk is None else size.img_size[0])
         self.grid = self.image_size // self.patch
+        if stem == "conv" and trunk is not None:
+            raise Refused("image.stem=conv needs a tower of open_clip's own, not of timm")
         if stem == "conv":
             visual.conv1 = conv_stem(width, self.patch)
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
@@ -119,7 +149,19 @@ class ImageTower(nn.Module):
     @property
     def embed_dim(self) -> int:
         """E."""
-        return self.visual.proj.shape[1]
+        return self.space.shape[0 if hasattr(self.visual, "trunk") else 1]
+
+    @property
+    def blocks(self) -> nn.Module:
+        """The transformer's blocks, first to last."""
+        visual = self.visual
+        return visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks
+
+    @property
+    def space(self) -> Tensor:
+        """The matrix that makes the embedding space, by which two towers' spaces are compared."""
+        held = dict(self.named_parameters())
+        return held[next(name for name in SPACES if name in held)].detach()
 
     def forward(self, pictures: Tensor, mask: Tensor | None = None) -> ImageTokens:
         """pictures (B, 3, S, S), normalised; mask (B, S/p, S/p), true for hidden patches.
@@ -128,17 +170,40 @@ class ImageTower(nn.Module):
         """
         if mask is not None and self.stem == "conv":
             pictures = pictures * (1 - pixel_mask(mask, self.patch).to(pictures.dtype))[:, None]
-        x = widened(self.visual.conv1(pictures)).flatten(2).transpose(1, 2)
-        if mask is not None:
-            x = torch.lerp(x, self.mask_token.expand_as(x), mask.flatten(1).to(x.dtype)[..., None])
+        if hasattr(self.visual, "trunk"):
+            return self._through_timm(pictures, mask)
+        x = self._hidden(widened(self.visual.conv1(pictures)).flatten(2).transpose(1, 2), mask)
         cls = self.visual.class_embedding.expand(len(x), 1, -1)
         x = torch.cat([cls, x], dim=1) + self.visual.positional_embedding
         x = self.visual.transformer(self.visual.ln_pre(x))
         feature = project(self.visual.ln_post(x[:, 0]), self.visual.proj)
         return ImageTokens(feature, x[:, 1:])
 
+    def _hidden(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Patch embeddings (B, L, D) with mask tokens in the places of the hidden ones."""
+        if mask is None:
+            return x
+        return torch.lerp(x, self.mask_token.expand_as(x), mask.flatten(1).to(x.dtype)[..., None])
+
+    def _through_timm(self, pictures: Tensor, mask: Tensor | None) -> ImageTokens:
+        """The same in a tower of timm; its patches come out after its last norm."""
+        trunk = self.visual.trunk
+        hide = trunk.patch_embed.register_forward_hook(lambda module, given, x: self._hidden(widened(x), mask))
+        try:
+            x = trunk.forward_features(pictures)
+        finally:
+            hide.remove()
+        return ImageTokens(self._read_out(x), x[:, trunk.num_prefix_tokens :])
+
+    def _read_out(self, x: Tensor) -> Tensor:
+        """(B, E), not rounded, of the tokens (B, L, D) of a tower of timm."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.visual.head(self.visual.trunk.forward_head(widened(x)))
+
     def project_tokens(self, patches: Tensor) -> Tensor:
-        """f^I of patches (B, L, D) -> (B, L, E)."""
+        """f^I of patches (B, L, D) -> (B, L, E); in a tower of timm the readout of a one-token sequence."""
+        if hasattr(self.visual, "trunk"):
+            return self._read_out(self.ln_patch(patches).flatten(0, 1)[:, None]).unflatten(0, patches.shape[:2])
         return self.ln_patch(patches) @ self.visual.proj
 
     def reconstruct(self, patches: Tensor) -> Tensor:
@@ -210,12 +275,37 @@ def build_towers(settings: ImageSettings) -> tuple[ImageTower, TextTower, float]
     """Image tower, text tower and the initial logit_scale (a logarithm) of one CLIP model. Raises Refused."""
     clip = create_clip(settings)
     visual, scale = clip.visual, float(clip.logit_scale.detach())
-    plain = hasattr(visual, "class_embedding") and visual.attn_pool is None and visual.pool_type == "tok"
-    if not plain:
-        raise Refused(
-            f"image.model={settings.model} is no plain vision transformer read out at its class token: choose another, "
-            "such as ViT-B-16-quickgelu"
-        )
+    reason = unfit(visual)
+    if reason:
+        raise Refused(f"image.model={settings.model}: {reason}; choose another, such as ViT-B-16-quickgelu")
+    if hasattr(visual, "trunk") and settings.image_size not in (0, visual.trunk.patch_embed.img_size[0]):
+        size = visual.trunk.patch_embed.img_size[0]
+        raise Refused(f"image.image_size={settings.image_size}: image.model={settings.model} takes {size} alone")
     tower = ImageTower(visual, settings.stem)
     clip.visual = None
-    return tower, TextTower(clip.eval(), open_clip.get_tokenizer(settings.model)), scale
+    return tower, TextTower(clip.eval(), _tokenizer(settings.model)), scale
+
+
+def unfit(visual: nn.Module) -> str:
+    """Why an image tower has no tokens that a mask can hide, one a patch; an empty text where it has."""
+    trunk = getattr(visual, "trunk", None)
+    if trunk is not None:
+        if not (isinstance(trunk, VisionTransformer | Eva) and type(trunk.patch_embed) is PatchEmbed):
+            return f"its {type(trunk).__name__} has no tokens that come from one patch each, to be masked"
+        side, patch = trunk.patch_embed.img_size[0], trunk.patch_embed.patch_size[0]
+        return f"pictures of {side} pixels are no whole patches of {patch}" if side % patch else ""
+    if not hasattr(visual, "class_embedding"):
+        return "a convolutional network has no patch tokens to be masked"
+    plain = visual.attn_pool is None and visual.pool_type == "tok"
+    return "" if plain else "it is no plain vision transformer read out at its class token"
+
+
+def _tokenizer(model: str) -> Any:
+    """A model's tokenizer. Raises Refused where it is another project's and cannot be had."""
+    name = (open_clip.get_model_config(model) or {})["text_cfg"].get("hf_tokenizer_name")
+    if name and cached(name, ["tokenizer.json", "tokenizer_config.json"]) is None:
+        require_answer(f"image.model={model}: its tokenizer {name}")
+    try:
+        return open_clip.get_tokenizer(model)
+    except Exception as error:  # of the library that reads it, which may be missing
+        raise Refused(f"image.model={model}: its tokenizer {name} needs `pip install transformers`") from error

@@ -14,12 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from training.models.clip import ImageTower, TextTower
-from training.models.point_bert import PointTower
+from training.models.clip import ImageTokens, ImageTower, TextTower
+from training.models.in_parts import in_parts
+from training.models.point_bert import PointTokens, PointTower
 from training.models.precision import inside_towers
 from training.settings.model import Precision
 
 LARGEST_SCALE = math.log(100)
+UNDECAYED = ("token", "cls_pos", "positional_embedding", "trunk.pos_embed", "trunk.attn_pool.latent")
+EMBEDDINGS = (  # of the image tower, before its first block
+    *(f"image.visual.{name}" for name in ("class_embedding", "positional_embedding", "conv1", "ln_pre")),
+    *(f"image.visual.trunk.{name}" for name in ("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre")),
+    "image.mask_token",
+)
 
 
 class CrossModalModel(nn.Module):
@@ -55,6 +62,14 @@ class CrossModalModel(nn.Module):
             self.points_classifier, self.points_logit_scale = None, None
         self.register_buffer("captions", captions, persistent=False)
         self.precision: Precision = "fp32"  # of the towers; a run sets it
+        self.parts = 1  # in which the towers take a batch; a run sets it (training/models/in_parts.py)
+
+    def checkpoint_activations(self) -> None:
+        """From now on the towers keep the inputs of their blocks alone, and backward computes each block again."""
+        self.image.visual.set_grad_checkpointing(True)
+        self.points.checkpointing = True
+        if self.text is not None:
+            getattr(self.text.clip, "text", self.text.clip).transformer.grad_checkpointing = True
 
     def compile_towers(self) -> None:
         """Compiles the slow parts of both towers in place, by torch.compile; the names of weights do not change.
@@ -62,7 +77,10 @@ class CrossModalModel(nn.Module):
         Another shape than that of the run's batches is compiled once more. Of farthest-point sampling only a step is
         compiled: the loop has as many steps as there are groups.
         """
-        self.image.visual.transformer.compile()
+        for block in self.image.blocks.children() if hasattr(self.image.visual, "trunk") else ():
+            block.compile()
+        if not hasattr(self.image.visual, "trunk"):
+            self.image.visual.transformer.compile()
         self.points.farther = torch.compile(self.points.farther)
         self.points.encoder.compile()
         self.points.encode = torch.compile(self.points.encode)  # type: ignore[method-assign]  # it hides the method
@@ -85,15 +103,32 @@ class CrossModalModel(nn.Module):
 
     def image_features(self, pictures: Tensor) -> Tensor:
         """Unit features (B, E) of normalised pictures (B, 3, S, S)."""
-        with self.inside_towers(pictures.device):
-            feature = self.image(pictures).feature
-        return normalize(feature, dim=1)
+        return normalize(self.image_tokens(pictures).feature, dim=1)
 
     def point_features(self, points: Tensor) -> Tensor:
         """Unit features (B, E) of clouds (B, N, 3)."""
+        return normalize(self.encode(*self.tokenize(points)).feature, dim=1)
+
+    def image_tokens(self, pictures: Tensor, mask: Tensor | None = None) -> ImageTokens:
+        """The image tower's pass over pictures (B, 3, S, S); mask as of ImageTower."""
+        with self.inside_towers(pictures.device):
+            return in_parts(self.parts, self.image, pictures, mask)
+
+    def tokenize(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The point tower's centres and tokens of clouds (B, N, 3). Little is kept of a frozen tokenizer's pass."""
         with self.inside_towers(points.device):
-            feature = self.points(points).feature
-        return normalize(feature, dim=1)
+            return in_parts(self.parts, self.points.tokenize, points, again=False)
+
+    def encode(self, centres: Tensor, tokens: Tensor, mask_draw: Tensor | None = None) -> PointTokens:
+        """The point tower's pass over tokens; mask_draw as of PointTower."""
+        with self.inside_towers(tokens.device):
+            kept = self.points.drawn_paths(tokens) if self.parts > 1 else None
+            return in_parts(self.parts, self.points.encode, centres, tokens, mask_draw, kept)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Unit embeddings (P, E) of prompts (P, L), for a method that trains the text tower."""
+        text, _ = self.text_and_captions()
+        return normalize(in_parts(self.parts, text.encode, tokens), dim=1)
 
     def inside_towers(self, device: torch.device) -> torch.autocast:
         """The context in which the towers run; inside it their outputs may be bfloat16, except for features."""
@@ -149,12 +184,12 @@ def parameter_groups(model: CrossModalModel, weight_decay: float, layer_decay: f
     Layer decay scales only the image tower: embeddings lowest, then block by block; everything else learns at lr.
     (Released code also decays logit_scale, tokens and positions.)
     """
-    blocks = len(model.image.visual.transformer.resblocks)
+    blocks = len(list(model.image.blocks.children()))
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = parameter.ndim >= 2 and not any(word in name for word in ("token", "cls_pos", "positional_embedding"))
+        plain = parameter.ndim >= 2 and not any(word in name for word in UNDECAYED)
         decay = weight_decay if plain else 0.0
         scale = layer_decay ** (blocks + 1 - _layer(name, blocks))
         group = groups.setdefault(
@@ -166,9 +201,8 @@ def parameter_groups(model: CrossModalModel, weight_decay: float, layer_decay: f
 
 def _layer(name: str, blocks: int) -> int:
     """0 for the image tower's embeddings, 1.. for its blocks, blocks + 1 for everything else."""
-    if name.startswith("image.visual.transformer.resblocks."):
+    if name.startswith(("image.visual.transformer.resblocks.", "image.visual.trunk.blocks.")):
         return int(name.split(".")[4]) + 1
-    embeddings = ("image.visual.class_embedding", "image.visual.positional_embedding", "image.visual.conv1")
-    if name.startswith((*embeddings, "image.visual.ln_pre", "image.mask_token")):
+    if name.startswith(EMBEDDINGS):
         return 0
     return blocks + 1

@@ -13,6 +13,7 @@ import torch
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from training.models.global_batch_norm import GlobalBatchNorm1d
 from training.models.precision import project, widened
@@ -146,14 +147,15 @@ class PointTower(nn.Module):
         s = settings
         self.settings = s
         self.farther = farther
+        self.checkpointing = False  # of blocks: their activations are computed again in backward
         self.encoder = MiniPointNet(s.tokenizer_width, s.tokenizer_widths)
         self.reduce_dim = nn.Linear(s.tokenizer_width, s.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, s.width))
         self.cls_pos = nn.Parameter(torch.zeros(1, 1, s.width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, s.width))
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, s.width))
-        drops = torch.linspace(0, s.drop_path, s.depth).tolist()
-        blocks = [Block(s.width, s.heads, 4.0, qkv_bias=False, drop_path=drop) for drop in drops]
+        self.drops = torch.linspace(0, s.drop_path, s.depth).tolist()
+        blocks = [Block(s.width, s.heads, 4.0, qkv_bias=False, drop_path=drop) for drop in self.drops]
         self.blocks = nn.ModuleList(blocks)
         for block in blocks:
             block.norm1.eps = block.norm2.eps = 1e-5  # type: ignore[assignment]  # timm has no types for them
@@ -183,8 +185,23 @@ class PointTower(nn.Module):
         centres, neighbours = group_points(points, self.settings.groups, self.settings.group_size, self.farther)
         return centres, widened(self.reduce_dim(self.encoder(neighbours)))
 
-    def encode(self, centres: Tensor, original: Tensor, mask_draw: Tensor | None = None) -> PointTokens:
-        """The transformer's pass over the tokens of `tokenize`."""
+    def drawn_paths(self, tokens: Tensor) -> Tensor | None:
+        """(B, depth, 2): the factors of drop path that a pass over tokens (B, G, D) would draw, in the same order.
+
+        None where no path is dropped. With them a batch can be encoded in parts.
+        """
+        if not (self.training and self.settings.drop_path):
+            return None
+        factors = tokens.new_ones(len(self.blocks), 2, len(tokens))
+        for block, drop in zip(factors, self.drops, strict=True):
+            for path in block if drop else ():
+                path.bernoulli_(1 - drop).div_(1 - drop)
+        return factors.permute(2, 0, 1)
+
+    def encode(
+        self, centres: Tensor, original: Tensor, mask_draw: Tensor | None = None, paths: Tensor | None = None
+    ) -> PointTokens:
+        """The transformer's pass over the tokens of `tokenize`. paths: of `drawn_paths`, or None to draw them."""
         if mask_draw is None:
             mask = torch.zeros(centres.shape[:2], dtype=original.dtype, device=original.device)
             tokens = original
@@ -193,8 +210,12 @@ class PointTower(nn.Module):
             tokens = torch.lerp(original, self.mask_token.expand_as(original), mask[..., None])
         position = torch.cat([self.cls_pos.expand(len(original), -1, -1), self.pos_embed(centres)], dim=1)
         x = torch.cat([self.cls_token.expand(len(original), -1, -1), tokens], dim=1)
-        for block in self.blocks:
-            x = block(x + position)
+        for number, block in enumerate(self.blocks):
+            inside = (block, x + position, None if paths is None else paths[:, number, :, None, None])
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(_through, *inside, use_reentrant=False)
+            else:
+                x = _through(*inside)
         x = self.norm(x)
         cls, tokens = x[:, 0], x[:, 1:]
         feature = project(torch.cat([cls, tokens.max(dim=1).values], dim=1), self.projection)
@@ -207,6 +228,18 @@ class PointTower(nn.Module):
     def reconstruct(self, tokens: Tensor) -> Tensor:
         """Predicts the input tokens (B, G, D) from the output tokens."""
         return self.lm_head(tokens)
+
+
+def _through(block: nn.Module, x: Tensor, paths: Tensor | None) -> Tensor:
+    """A block's pass over x (B, G + 1, D). paths: factors (B, 2, 1, 1) of its two drop paths, or None to draw them."""
+    if paths is None:
+        return block(x)
+    attention, mlp = paths.unbind(dim=1)
+    assert isinstance(block, Block)
+    out = block.attn(block.norm1(x))
+    x = x + out * attention.to(out.dtype)
+    out = block.mlp(block.norm2(x))
+    return x + out * mlp.to(out.dtype)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -51,18 +51,15 @@ def teach(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, reci
         image_logits = teacher.image_logits(teacher.image_features(batch.weak_image))
         points_logits = teacher.points_logits(teacher.point_features(batch.weak_points))
     labels = pseudo_labels(image_logits, points_logits, recipe.pseudo_labels, batch.modality_draw)
-    with student.inside_towers(batch.strong_image.device):
-        image = student.image(batch.strong_image, batch.image_mask)
-        groups = student.points.tokenize(batch.strong_points)
-        points = student.points.encode(*groups, batch.points_draw)
+    image = student.image_tokens(batch.strong_image, batch.image_mask)
+    groups = student.tokenize(batch.strong_points)
+    points = student.encode(*groups, batch.points_draw)
     image_feature, points_feature = normalize(image.feature, dim=1), normalize(points.feature, dim=1)
     masked = _Masked(image, points, image_feature, points_feature)
     terms = _masked_terms(student, batch, masked, recipe.lg_align.points == "own")
     if recipe.mask.passes == 2:
         image_feature = student.image_features(batch.strong_image)
-        with student.inside_towers(batch.strong_points.device):
-            points_feature = student.points.encode(*groups).feature
-        points_feature = normalize(points_feature, dim=1)
+        points_feature = normalize(student.encode(*groups).feature, dim=1)
     image_out, points_out = student.image_logits(image_feature), student.points_logits(points_feature)
     divisor = recipe.cls.divisor
     terms |= {

@@ -28,10 +28,10 @@ def freeze(student: CrossModalModel, settings: CrossPointSettings) -> None:
 def step(student: CrossModalModel, teacher: None, batch: Batch, recipe: CrossPointRecipe) -> Step:
     """Both losses of one batch. They use no classes, so the classifier stays as it was made from text."""
     settings = recipe.crosspoint
-    with student.inside_towers(batch.strong_image.device):
-        weak, strong = student.points(batch.weak_points).feature, student.points(batch.strong_points).feature
-        with torch.set_grad_enabled(settings.image == "trained"):
-            image = student.image(batch.strong_image).feature
+    clouds = (batch.weak_points, batch.strong_points)
+    weak, strong = (student.encode(*student.tokenize(points)).feature for points in clouds)
+    with torch.set_grad_enabled(settings.image == "trained"):
+        image = student.image_tokens(batch.strong_image).feature
     terms = terms_of(weak, strong, image, settings.temperature)
     return weigh(terms, {"intra": settings.intra, "cross": settings.cross})
 

@@ -15,24 +15,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from training import distributed
 from training.data.batch import LabelledBatch
+from training.models.clip import SPACES
 from training.models.cross_modal import CrossModalModel
 from training.objectives import losses
 from training.objectives.step import Step, weigh
 from training.settings.fit_recipe import PretrainRecipe
 from training.settings.objective import PretrainSettings
 
-PROJECTIONS = ("visual.proj", "clip.text_projection")  # f^I and f^S, by their names inside the towers
+PROJECTIONS = (*SPACES, "clip.text_projection", "clip.text.text_projection")  # f^I and f^S, by their names inside
 
 
 def freeze(student: CrossModalModel, recipe: PretrainRecipe) -> None:
     """Freezes the weights that a tower does not learn; `student.train()` leaves a wholly frozen one in eval mode."""
     text, _ = student.text_and_captions()
     if recipe.text.freeze_tokens:
-        text.clip.token_embedding.requires_grad_(False)
+        getattr(text.clip, "text", text.clip).token_embedding.requires_grad_(False)
     for tower, learns in ((student.image, recipe.pretrain.image), (text, recipe.pretrain.text)):
         if learns == "trained":
             continue
@@ -42,14 +42,14 @@ def freeze(student: CrossModalModel, recipe: PretrainRecipe) -> None:
 
 def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: PretrainRecipe) -> Step:
     """The losses of the global batch of single views, the same in every process."""
-    settings, (tower, captions) = recipe.pretrain, student.text_and_captions()
+    settings, (_, captions) = recipe.pretrain, student.text_and_captions()
     with torch.set_grad_enabled(settings.image != "frozen"):
         image = distributed.gather(student.image_features(batch.images[:, 0]))
     points = distributed.gather(student.point_features(batch.points))
     prompt = distributed.same(int(torch.randint(captions.shape[1], ())))
     shown, caption = captions_of(captions[:, prompt], distributed.gather_rows(batch.label))
     with torch.set_grad_enabled(settings.text != "frozen"):
-        text = normalize(tower.encode(shown), dim=1)
+        text = student.encode_text(shown)
     scale = student.logit_scale.exp()
     terms = terms_of(image, text[caption], points, caption, scale, settings)
     with torch.no_grad():

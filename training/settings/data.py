@@ -36,11 +36,12 @@ class DataSettings(Settings):
     20 of each class, by id) or a file of ids, one a line. shuffle: size of the buffer, samples. allow_incomplete: read
     an unfinished build.
 
-    workers: reader processes of each GPU, beside the one that trains; with 0 that one reads, which is best on a CPU. A
-    core reads about 500 full-size samples a second, so a GPU that takes n a second wants n / 500 + 1 readers; each
-    keeps two batches and a buffer ahead (full size: 0.4 MB a sample of a batch, 0.1 MB of the buffer). cache: a local
-    folder in which tars of an object store are kept, up to cache_gb (training.data.shard_cache); all processes of the
-    machine may share it.
+    workers: reader processes of a machine, which the processes that train there share evenly, each at least one (8 for
+    8 GPUs: one each); with 0 those read, which is best on a CPU. A core reads about 500 full-size samples a second, so
+    a GPU that takes n a second wants n / 500 + 1 readers; each keeps two batches
+    and a buffer ahead (full size: 0.4 MB a sample of a batch, 0.1 MB of the buffer). cache: a local folder in which
+    tars of an object store are kept, up to cache_gb (training.data.shard_cache); all processes of the machine may
+    share it.
     """
 
     views: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")] = "rgb12"  # a folder in OUT/views

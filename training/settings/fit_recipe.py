@@ -33,7 +33,9 @@ class OptimizerSettings(Settings):
     batch_size: of all processes together, so that a recipe means the same on any number of GPUs (released: of each).
     warmup_epochs: linear from 0. Released: lr 2e-5, floor 1/20, decay 0.05, layer decay 0.65, one warm-up epoch.
     betas: torch's own (released); ULIP's pre-training has (0.9, 0.98). clip_norm: a longer gradient is cut to this
-    norm, 0 for never (paper and released code do not clip).
+    norm, 0 for never (paper and released code do not clip). accumulate: in how many parts a process takes its batch,
+    which needs the less memory the more they are; losses and gradients stay those of the whole batch
+    (training/models/in_parts.py).
     """
 
     lr: Annotated[float, Field(gt=0)] = 2e-5
@@ -46,6 +48,7 @@ class OptimizerSettings(Settings):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    accumulate: Annotated[int, Field(ge=1)] = 1
 
 
 class FitRecipe(Settings):
@@ -56,7 +59,9 @@ class FitRecipe(Settings):
     (training.settings.prompts), or a file with one a line. log_every, save_every: steps; keep_last: newest checkpoints
     that stay beside the first. eval_every: steps between two looks at the labelled test split, a multiple of log_every,
     or 0 for never; `fit` wants --looks-at-labels beside it. tensorboard: write RUN/tensorboard as well. precision: of
-    the towers, `fp32` or `bf16`; compile: them, by torch.compile (training/models/precision.py).
+    the towers, `fp32`, `bf16` or `fp16` (training/models/precision.py); compile: them, by torch.compile.
+    activation_checkpointing: backward computes the blocks of the towers again, which takes a third more time and less
+    memory.
     """
 
     method: str
@@ -76,6 +81,7 @@ class FitRecipe(Settings):
     tensorboard: bool = True
     precision: Precision = "fp32"
     compile: bool = False
+    activation_checkpointing: bool = False
 
     @model_validator(mode="after")
     def _points_for_groups(self) -> FitRecipe:
@@ -88,6 +94,15 @@ class FitRecipe(Settings):
     def _evaluated_where_it_is_logged(self) -> FitRecipe:
         if self.eval_every % self.log_every:
             raise ValueError(f"eval_every={self.eval_every} is no multiple of log_every={self.log_every}")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_norm_of_whole_batches(self) -> FitRecipe:
+        if self.optimizer.accumulate > 1 and not self.points.freeze_tokenizer:
+            raise ValueError(
+                f"optimizer.accumulate={self.optimizer.accumulate}: the batch norms of a trained tokenizer need the "
+                "whole batch at once; use points.freeze_tokenizer=true, or activation_checkpointing=true"
+            )
         return self
 
     @property

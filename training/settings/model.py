@@ -11,11 +11,12 @@ from manifests.config import Settings
 Who = Literal["student", "teacher"]
 
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class ImageSettings(Settings):
-    """The CLIP model. model: an open_clip name or `cross_most_small` (ours, for CPUs). pretrained: its weights, a file
+    """The CLIP model. model: an open_clip name whose tower has a token a patch (training.models.clip.unfit), or
+    `cross_most_small` (ours, for CPUs). pretrained: its weights, a file
     or a tag of open_clip as in `init.image`. They are loaded before those of `init`, so that they can give a text tower
     to an `init.all` without one. image_size: side of the picture in pixels; 0 is the model's own.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from manifests.errors import Refused
+from training.models.clip import SPACES
 from training.settings.model import Who
 from training.weights.safe_load import _SIZES_OF_CLIP, read_tensors
 from training.weights.tensor_names import (
@@ -182,9 +183,9 @@ def _dvae(name: str) -> str:
 
 
 def _projection(kind: str, given: dict[str, Tensor]) -> Tensor | None:
-    names = {OURS: "image.visual.proj", OPENAI: "visual.proj", OPEN_CLIP: "visual.proj"}
-    names |= {ULIP2: "open_clip_model.visual.proj"}
-    return given.get(names.get(kind, "image_projection"))
+    before = {OURS: "image.", OPENAI: "", OPEN_CLIP: "", ULIP2: "open_clip_model."}
+    names = [before[kind] + name for name in SPACES] if kind in before else ["image_projection"]
+    return next((given[name] for name in names if name in given), None)
 
 
 def _space(kind: str, given: dict[str, Tensor]) -> str:

@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from manifests.errors import Refused, one_line
-from training.models.clip import ImageTower, TextTower, build_towers, create_clip, is_tag, refuse_gelu, resize_positions
+from training.models.clip import (
+    SPACES,
+    ImageTower,
+    TextTower,
+    build_towers,
+    create_clip,
+    is_tag,
+    refuse_gelu,
+    resize_positions,
+)
+from training.models.hub import cached, require_answer
 from training.models.point_bert import PointTower
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import ImageSettings, InitSettings, Who
@@ -36,6 +46,7 @@ _HUB_FILES = (  # the last two are of transformers where a repository has no oth
     "model.safetensors",
     "pytorch_model.bin",
 )
+_READ_HERE = 3  # the first ones
 _SIZES = {  # keys that the weights depend on; not all of them show in a shape
     "image": ("model", "stem", "image_size"),
     "points": ("tokenizer_widths", "tokenizer_width", "width", "depth", "heads"),
@@ -162,7 +173,8 @@ def _of_clip(tag: str, clip: nn.Module) -> WeightsFile:
     for name, value in clip.state_dict().items():
         inside = name.startswith("visual.") or name == "logit_scale"
         tensors[("image." if name.startswith("visual.") else "") + name if inside else f"text.clip.{name}"] = value
-    return WeightsFile(tag, OPEN_CLIP, "its own image tower", tensors, (), tensors.get("image.visual.proj"))
+    space = next((tensors[f"image.{name}"] for name in SPACES if f"image.{name}" in tensors), None)
+    return WeightsFile(tag, OPEN_CLIP, "its own image tower", tensors, (), space)
 
 
 def _from_hub(key: str, source: str) -> Path:
@@ -170,7 +182,19 @@ def _from_hub(key: str, source: str) -> Path:
     owner, _, rest = source.removeprefix(HUB).partition("/")
     repository, _, name = rest.partition("/")
     repository, _, revision = repository.partition("@")
-    for file in (name,) if name else _HUB_FILES:
+    names = (name,) if name else _HUB_FILES
+    if repository:
+        found = cached(f"{owner}/{repository}", names[:_READ_HERE], revision or None)
+        if found is not None:
+            return found
+    try:
+        require_answer(f"{key}={source}")
+    except Refused:
+        found = cached(f"{owner}/{repository}", names, revision or None) if repository else None
+        if found is None:
+            raise
+        return found
+    for file in names:
         try:
             return Path(hf_hub_download(f"{owner}/{repository}", file, revision=revision or None))
         except EntryNotFoundError:
@@ -239,7 +263,7 @@ def _prepared(
         tensors[name] = resize_positions(tensors[name], towers.image.visual)
     if "points" in parts and "points.projection" in tensors:
         towers.space = (what, weights.projection, weights.space)
-        own = towers.image.visual.proj if "image" not in parts else weights.projection
+        own = towers.image.space if "image" not in parts else weights.projection
         if init.other_space == "drop" and not _same_space(weights.projection, own):
             del tensors["points.projection"]
             dropped, towers.space = ("points.projection",), None
@@ -288,7 +312,7 @@ def _hold_space(towers: Towers, init: InitSettings) -> None:
     if towers.space is None or init.other_space == "keep":
         return
     what, projection, words = towers.space
-    if not _same_space(projection, towers.image.visual.proj.detach()):
+    if not _same_space(projection, towers.image.space):
         raise Refused(
             f"{what}: its points are aligned to {words}, not to this run's image tower: init.other_space=drop takes "
             "the encoder without its projection, =keep takes both as they are"

@@ -22,6 +22,7 @@ from builders import REPOSITORY, torchrun
 from manifests import store
 from manifests.config import parse_changes, to_toml
 from manifests.errors import Refused
+from training.data.sampler import went_on
 from training.loop import fit
 from training.loop.metric_log import append_row, cut_rows
 from training.loop.run_lock import held
@@ -394,6 +395,18 @@ def test_how_fast_a_run_goes_may_change_and_what_it_is_may_not(tmp_path) -> None
     for change in ("seed=5", "data.num_points=256", "labels.points_weight=0.9"):
         with pytest.raises(Refused, match=change.partition("=")[0]):
             fit._as_begun(tmp_path, read_recipe("small_cross_most", parse_changes((*FEW, change))))
+
+
+@pytest.mark.parametrize(("workers", "own"), [(0, 0), (1, 1), (2, 1), (8, 4), (9, 4)])
+def test_processes_of_a_machine_share_its_readers(shards, tmp_path, monkeypatch, workers: int, own: int) -> None:
+    """Two here. A checkpoint says how many there were, so that any other number goes on with what is left."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    recipe = read_recipe("small_cross_most", parse_changes((*FEW, f"data.workers={workers}")))
+    state = fit.prepare(recipe, str(shards), str(tmp_path / "run"), torch.device("cpu"))
+    state.step = 1
+    assert state.progress() == (0, went_on([], 1, own, 1))
+    assert state.loader._readers._workers == own
+    assert fit._as_begun(tmp_path / "run", recipe).data.workers == workers
 
 
 def test_a_run_of_before_a_key_goes_on_as_it_began(tmp_path, caplog) -> None:

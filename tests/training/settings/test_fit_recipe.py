@@ -146,7 +146,7 @@ def test_the_refusal_names_the_keys_beside_it() -> None:
         read_recipe("small_crosspoint", parse_changes(["pretrain.image=frozen"]))
     with pytest.raises(Refused, match=r"unknown key optimizer\.stebs; did you mean optimizer\.steps\?"):
         read_recipe("small_crosspoint", parse_changes(["optimizer.stebs=4"]))
-    with pytest.raises(Refused, match=r"method=crosspoint reads augment, classifier, compile, crosspoint, data, "):
+    with pytest.raises(Refused, match=r"reads activation_checkpointing, augment, classifier, compile, crosspoint, "):
         read_recipe("small_crosspoint", parse_changes(["weights.mim=0"]))
 
 
