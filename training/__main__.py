@@ -98,7 +98,7 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
     from training.settings.fit_recipe import read_recipe
 
     with distributed.together():
-        recipe = read_recipe(options.recipe, parse_changes(options.changes))
+        recipe = read_recipe(options.recipe, parse_changes(options.changes), options.preset)
         device = _device(options.device)
     if options.dry_run:
         return _forecast(options, recipe, device, console)

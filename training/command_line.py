@@ -27,6 +27,7 @@ def _fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("changes", nargs="*", metavar="key=value", help="changed keys, such as optimizer.steps=100")
     fit.add_argument("--shards", required=True, help="a finished build")
     fit.add_argument("--run", required=True, help="folder of this run; a run that was stopped goes on")
+    _add_preset(fit)
     _add_device(fit)
     fit.add_argument("--dry-run", action="store_true", help="steps, memory and time from one measured step; no writing")
     fit.add_argument("--json", action="store_true", help="with --dry-run")
@@ -103,6 +104,7 @@ def _table(table: argparse.ArgumentParser) -> None:
     table.add_argument("--run", required=True, help="folder of all runs and results; what is finished is not run again")
     table.add_argument("--rows", default="", metavar="a,b", help="these rows alone, by name; * and ? match")
     table.add_argument("--recipe", default="", help="the base of every row in place of its own")
+    _add_preset(table)
     _add_device(table)
     table.add_argument("--processes", type=int, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
     table.add_argument("--dry-run", action="store_true", help="say what would be run")
@@ -114,6 +116,15 @@ def _weights(weights: argparse.ArgumentParser) -> None:
     weights.add_argument("--take", default="student", choices=("student", "teacher"), help="of a file that holds both")
     weights.add_argument("--out", metavar="FILE", help="also write a run or checkpoint as one .safetensors file")
     weights.add_argument("--json", action="store_true")
+
+
+def _add_preset(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--preset",
+        default="",
+        metavar="NAME",
+        help="`released` (code) or `paper`: keys laid over the recipe, below yours",
+    )
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
