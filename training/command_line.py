@@ -92,7 +92,7 @@ def _report(report: argparse.ArgumentParser) -> None:
 
 
 def _table(table: argparse.ArgumentParser) -> None:
-    table.add_argument("table", metavar="N", help="1 to 7, or a .toml file of one's own")
+    table.add_argument("table", metavar="N", help="1 to 7, columns, or a .toml file of one's own")
     table.add_argument("changes", nargs="*", metavar="key=value", help="changed keys of every row; a row's own win")
     table.add_argument(
         "--shards",
@@ -106,8 +106,12 @@ def _table(table: argparse.ArgumentParser) -> None:
     table.add_argument("--recipe", default="", help="the base of every row in place of its own")
     _add_preset(table)
     _add_device(table)
-    table.add_argument("--processes", type=int, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
-    table.add_argument("--dry-run", action="store_true", help="say what would be run")
+    table.add_argument(
+        "--seeds", type=_numbers, default=(), metavar="0,1,2", help="each row with each: mean +- deviation"
+    )
+    table.add_argument("--processes", type=_some, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
+    table.add_argument("--parallel", type=_some, default=1, metavar="K", help="runs at once, each on GPUs of its own")
+    table.add_argument("--dry-run", action="store_true", help="say what would be run and what is missing (then exit 2)")
     table.add_argument("--json", action="store_true")
 
 
@@ -135,6 +139,18 @@ def _add_device(command: argparse.ArgumentParser) -> None:
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=_count, metavar="N", help="reader processes; default: data.workers, or 0")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Different whole numbers, 0 or more."""
+    return tuple(dict.fromkeys(_count(part.strip()) for part in text.split(",")))
+
+
+def _some(text: str) -> int:
+    """A number, 1 or more."""
+    if not _count(text):
+        raise argparse.ArgumentTypeError("at least 1")
+    return int(text)
 
 
 def _count(text: str) -> int:

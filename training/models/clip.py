@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -69,6 +71,18 @@ def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_
 def is_tag(model: str, name: str) -> bool:
     """Whether open_clip knows the weights `name` of a model."""
     return bool(name and open_clip.get_pretrained_cfg(model, name))
+
+
+def is_cached(model: str, tag: str) -> bool:
+    """Whether the weights of a tag are on this machine already, where open_clip looks first."""
+    about = open_clip.get_pretrained_cfg(model, tag)
+    if "file" in about:
+        return Path(about["file"]).is_file()
+    if not about.get("hf_hub"):
+        return (Path.home() / ".cache/clip" / about.get("url", "").rpartition("/")[2]).is_file()
+    repository, _, name = about["hf_hub"].rpartition("/")
+    names = [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    return any(isinstance(try_to_load_from_cache(repository, each), str) for each in names)
 
 
 def pixel_statistics(recipe: FitRecipe) -> Statistics | None:
