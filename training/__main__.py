@@ -269,10 +269,13 @@ def _report(options: argparse.Namespace, console: Console) -> int:
             status.update,
         )
     path = write(report, out)
-    words = accuracy_table(report.values)
-    title = f"{report.values['dataset']} {options.split}, n={report.values['n']}"
-    PlainConsole(width=WIDTH).print(terminal.table(title, words.head, words.rows, whole=True))
-    tell(*gain_lines(report.values))
+    if options.json:
+        tell(json_text(report.values))
+    else:
+        words = accuracy_table(report.values)
+        title = f"{report.values['dataset']} {options.split}, n={report.values['n']}"
+        PlainConsole(width=WIDTH).print(terminal.table(title, words.head, words.rows, whole=True))
+        tell(*gain_lines(report.values))
     console.print(str(path))
     return 0
 

@@ -81,7 +81,10 @@ def _predict(predict: argparse.ArgumentParser) -> None:
 
 def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument(
-        "runs", nargs="+", metavar="RUN", help="runs of the methods; zero-shot is the first one's step 0"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="runs of the methods, also of several seeds; zero-shot: the first's step 0",
     )
     report.add_argument("--shards", required=True, help="what the runs were trained on")
     report.add_argument("--source", help="shards of the source domain, to show some of them")
@@ -89,6 +92,7 @@ def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("--split", default="test")
     report.add_argument("--out", metavar="DIR", help="default: the folder that holds the first RUN")
     _add_device(report)
+    report.add_argument("--json", action="store_true", help="print report.json")
 
 
 def _table(table: argparse.ArgumentParser) -> None:
