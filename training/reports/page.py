@@ -140,10 +140,15 @@ def _accuracy(values: dict[str, Any]) -> tuple[str | PageTable, ...]:
         "Brackets: 95% intervals over objects, Wilson's for accuracies (for the mean, rather too wide), of paired "
         "differences for gains. They do not hold what another seed of training would change.",
     ]
+    if values["teacher"]:
+        rows = (
+            (row_name(row), *(f"{cells[name]:.1f}" for name in COLUMNS)) for row, cells in values["teacher"].items()
+        )
+        parts += ["The same of the teachers:", PageTable(("percent right", *COLUMNS.values()), tuple(rows))]
     if values["seeds"]:
         parts.append(
             "+-: sample deviation (n - 1) of n runs that differ in nothing but the seed, after their mean. Gains are "
-            "of the means. Each run by itself:"
+            "of means; of curves the mean is drawn thick, each run thin. Each run by itself:"
         )
         single = (
             (row_name(seed["run"]), *(f"{seed[name]:.1f}" for name in COLUMNS))
@@ -151,11 +156,6 @@ def _accuracy(values: dict[str, Any]) -> tuple[str | PageTable, ...]:
             for seed in seeds
         )
         parts.append(PageTable(("percent right", *COLUMNS.values()), tuple(single)))
-    if values["teacher"]:
-        rows = (
-            (row_name(row), *(f"{cells[name]:.1f}" for name in COLUMNS)) for row, cells in values["teacher"].items()
-        )
-        parts += ["The same of the teachers:", PageTable(("percent right", *COLUMNS.values()), tuple(rows))]
     return tuple(parts)
 
 

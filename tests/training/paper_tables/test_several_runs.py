@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import shutil
 import statistics
 import threading
@@ -12,14 +14,28 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from builders import REPOSITORY
 
+from manifests.cli import parse_arguments
+from manifests.config import parse_changes
 from manifests.errors import Refused
 from training import distributed
 from training.__main__ import main
+from training.command_line import parser
 from training.paper_tables import missing, runner
 from training.paper_tables.compare_with_paper import cells, compare, heads, remarks, write
 from training.paper_tables.runner import Outcome, Place, plan_lines, run_rows, slots_of
-from training.paper_tables.table_rows import Builds, Row, Table, pretraining, read_table, resolve, with_preset
+from training.paper_tables.table_rows import (
+    TABLES,
+    Builds,
+    Row,
+    Table,
+    chosen,
+    pretraining,
+    read_table,
+    resolve,
+    with_preset,
+)
 
 FEW = ("data.num_points=64", "optimizer.batch_size=8", "optimizer.steps=2", "log_every=1", "points.depth=1")
 FEW += ("tensorboard=false", "save_every=1")
@@ -173,6 +189,19 @@ def test_columns_are_the_papers_the_released_and_ours() -> None:
                 assert (found.preset, found.recipe, found.paper) == (preset, variant, row.paper)
             assert rows[f"ours-{variant}"].run == row.run
     assert len(rows) == 24
+
+
+def test_commands_that_are_shown_are_commands() -> None:
+    """Of README, docs/tables.md and the tables' headers: the table, its rows, preset, seeds and keys are there."""
+    pages = [REPOSITORY / "README.md", REPOSITORY / "docs/tables.md", *TABLES.glob("*.toml")]
+    line_of = re.compile(r"^(?:    |# )python -m (training table .*)$", re.MULTILINE)
+    shown = [line for page in pages for line in line_of.findall(page.read_text())]
+    assert len(shown) >= len(pages)
+    for line in shown:
+        options = parse_arguments(parser("training"), shlex.split(line)[1:])
+        table = with_preset(read_table(options.table), options.preset)
+        builds, changes = Builds({}, (), None), parse_changes(options.changes)
+        assert resolve(chosen(table, options.rows), builds, changes, seeds=options.seeds), line
 
 
 @pytest.fixture
