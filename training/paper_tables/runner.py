@@ -154,7 +154,8 @@ def warnings(rows: Iterable[Judged]) -> list[str]:
     """What a person who begins these rows should know."""
     init = [judged.recipe.init for judged in rows if not judged.row.points_from_scratch]
     bare = sum(not (each.points or each.all) for each in init)
-    return [f"init.points is not given: the point towers of {bare} rows begin at random"] if bare else []
+    words = "init.points is not given, nor a build of ShapeNet: the point towers of %d rows begin at random"
+    return [words % bare] if bare else []
 
 
 def plan_lines(rows: Iterable[Judged], place: Place) -> list[str]:

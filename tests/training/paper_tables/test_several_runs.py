@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import statistics
+import subprocess
 import threading
 import time
 import tomllib
@@ -389,3 +391,41 @@ def test_too_few_gpus_are_refused_before_anything_is_written(shards, tmp_path, m
     assert main([*command, "--parallel", "2"]) == 2
     assert capsys.readouterr().err.strip() == "--parallel 2 --processes 1 needs 2 GPUs, and 1 are visible"
     assert not (tmp_path / "run").exists()
+
+
+def steps_of(run: Path) -> int:
+    """How many steps are in a run's log so far."""
+    return len((run / "log.csv").read_text().splitlines()[1:]) if (run / "log.csv").exists() else 0
+
+
+@pytest.mark.slow
+def test_two_trainings_that_ctrl_c_ended_go_on(training, shards, tmp_path) -> None:
+    """A signal to the command alone: both end with a checkpoint, none lives on, and the same command ends them well."""
+    small_table(tmp_path)
+    steps = [key for key in FEW if not key.startswith("optimizer.steps")] + ["optimizer.steps=60", "init.all="]
+    command = ("table", tmp_path / "small.toml", "--shards", f"small_cross_most={shards}", "--run", tmp_path / "run")
+    command += ("--device", "cpu", "--seeds", "0,1", "--parallel", 2, "--rows", "ours", *steps)
+    process = training.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    runs = [tmp_path / "run" / name for name in ("ours", "ours-seed_1")]
+    deadline = time.monotonic() + 240
+    while not all(steps_of(run) for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    held = [steps_of(run) for run in runs]
+    time.sleep(3)
+    assert held == [steps_of(run) for run in runs]
+    assert all(0 < count < 60 for count in held)
+    rows = json.loads(training(*command, "--json").stdout)["rows"]
+    assert [(seed["status"], seed["step"]) for seed in rows[1]["seeds"]] == [("done", 60), ("done", 60)]
+
+
+@pytest.mark.slow
+def test_groups_of_processes_at_once(training, shards, tmp_path) -> None:
+    """Two runs at once, each of two processes, which meet only each other."""
+    small_table(tmp_path)
+    command = ("table", tmp_path / "small.toml", "--shards", f"small_cross_most={shards}", "--run", tmp_path / "run")
+    command += ("--device", "cpu", "--seeds", "0,1", "--parallel", 2, "--processes", 2, "--rows", "ours", *FEW)
+    rows = json.loads(training(*command, "--json").stdout)["rows"]
+    assert [(seed["status"], seed["step"]) for seed in rows[1]["seeds"]] == [("done", 2), ("done", 2)]
