@@ -100,7 +100,7 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
     from training.settings.fit_recipe import read_recipe
 
     with distributed.together():
-        recipe = read_recipe(options.recipe, parse_changes(options.changes))
+        recipe = read_recipe(options.recipe, parse_changes(options.changes), options.preset)
         device = _device(options.device)
         judge = _held_out(options, recipe, device)
     if options.dry_run:
@@ -303,37 +303,44 @@ def _report(options: argparse.Namespace, console: Console) -> int:
             status.update,
         )
     path = write(report, out)
-    words = accuracy_table(report.values)
-    title = f"{report.values['dataset']} {options.split}, n={report.values['n']}"
-    PlainConsole(width=WIDTH).print(terminal.table(title, words.head, words.rows, whole=True))
-    tell(*gain_lines(report.values))
+    if options.json:
+        tell(json_text(report.values))
+    else:
+        words = accuracy_table(report.values)
+        title = f"{report.values['dataset']} {options.split}, n={report.values['n']}"
+        PlainConsole(width=WIDTH).print(terminal.table(title, words.head, words.rows, whole=True))
+        tell(*gain_lines(report.values))
     console.print(str(path))
     return 0
 
 
 def _table(options: argparse.Namespace, console: Console) -> int:
     from training.paper_tables.compare_with_paper import cells, compare, heads, remarks, write
+    from training.paper_tables.missing import missing
     from training.paper_tables.runner import Place, plan_lines, run_rows, warnings
-    from training.paper_tables.table_rows import builds_of, chosen, read_table, resolve
+    from training.paper_tables.table_rows import builds_of, chosen, pretraining, read_table, resolve, with_preset
     from training.reports import terminal
 
-    table = read_table(options.table)
-    builds = builds_of(options.shards, table.rows)
-    rows = resolve(table.rows, builds, parse_changes(options.changes), options.recipe)
-    names = {row.name for row in chosen(table, options.rows)}
-    wanted = [judged for judged in rows if judged.row.name in names]
-    if wanted and not any(judged.shards for judged in wanted):
-        raise Refused(f"--shards {' '.join(options.shards)}: no build for a chosen row ({wanted[0].row.recipe}, ...)")
-
+    table = with_preset(read_table(options.table), options.preset)
+    builds, changes = builds_of(options.shards, table.every_row), parse_changes(options.changes)
     place = Place(store.local_path(options.run, "--run"), options.device, options.processes, console.print)
+    place = replace(place, slots=_slots(options))
+    after = pretraining(table, builds, changes, options.recipe)
+    rows = resolve(table.rows, builds, changes, options.recipe, options.seeds, after, place.folder)
+    names = {row.name for row in chosen(table, options.rows)}
+    wanted = [judged for judged in ([after] if after else []) + rows if judged.row.name in names]
     for line in warnings(wanted):
         console.print(line)
+    lacking = missing(wanted, place)
     if options.dry_run:
-        tell(*plan_lines(wanted, place))
-        return 0
+        tell(*plan_lines(wanted, place), *(["missing:"] if lacking else []), *(f"  {each.line()}" for each in lacking))
+        return 2 if any(each.stops for each in lacking) else 0
+    if files := [each.line() for each in lacking if each.is_file]:
+        raise Refused("; ".join(files))
+    if wanted and not any(judged.shards for judged in wanted):
+        raise Refused(f"--shards {' '.join(options.shards)}: no build for a chosen row ({wanted[0].row.recipe}, ...)")
     with console.status("table") as status:
-        place = replace(place, status=status.update)
-        outcomes = run_rows(wanted, rows, place)
+        outcomes = run_rows(wanted, rows, replace(place, status=status.update))
     comparison = compare(Path(options.table).stem, table, outcomes, options.recipe)
     stem = write(comparison, place.folder)
     if options.json:
@@ -343,7 +350,20 @@ def _table(options: argparse.Namespace, console: Console) -> int:
         PlainConsole(width=WIDTH).print(terminal.table(title, heads(comparison), cells(comparison), whole=True))
         tell(*(f"- {note}" for note in remarks(comparison)))
     console.print(f"{stem}.json, .md, .csv")
-    return int(any(row["status"] == "failed" for row in comparison["rows"]))
+    return int(any(outcome.status == "failed" for seeds in outcomes.values() for outcome in seeds.values()))
+
+
+def _slots(options: argparse.Namespace) -> tuple[dict[str, str], ...]:
+    """The environments of runs at once: a group of GPUs for each, or a share of the cores."""
+    from training.paper_tables.runner import slots_of
+
+    several, gpus = options.parallel * options.processes > 1, None
+    if several and options.device != "cpu":
+        from training.distributed import visible_gpus
+
+        gpus = visible_gpus()
+        gpus = None if options.device == "auto" and not gpus else gpus
+    return slots_of(options.parallel, options.processes, gpus, len(os.sched_getaffinity(0)))
 
 
 def _weights(options: argparse.Namespace, console: Console) -> int:

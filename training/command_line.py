@@ -27,6 +27,7 @@ def _fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("changes", nargs="*", metavar="key=value", help="changed keys, such as optimizer.steps=100")
     fit.add_argument("--shards", required=True, help="a finished build")
     fit.add_argument("--run", required=True, help="folder of this run; a run that was stopped goes on")
+    _add_preset(fit)
     _add_device(fit)
     fit.add_argument("--dry-run", action="store_true", help="steps, memory and time from one measured step; no writing")
     fit.add_argument("--json", action="store_true", help="with --dry-run")
@@ -96,7 +97,10 @@ def _predict(predict: argparse.ArgumentParser) -> None:
 
 def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument(
-        "runs", nargs="+", metavar="RUN", help="runs of the methods; zero-shot is the first one's step 0"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="runs of the methods, also of several seeds; zero-shot: the first's step 0",
     )
     report.add_argument("--shards", required=True, help="what the runs were trained on")
     report.add_argument("--source", help="shards of the source domain, to show some of them")
@@ -104,10 +108,11 @@ def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("--split", default="test")
     report.add_argument("--out", metavar="DIR", help="default: the folder that holds the first RUN")
     _add_device(report)
+    report.add_argument("--json", action="store_true", help="print report.json")
 
 
 def _table(table: argparse.ArgumentParser) -> None:
-    table.add_argument("table", metavar="N", help="1 to 7, or a .toml file of one's own")
+    table.add_argument("table", metavar="N", help="1 to 7, columns, or a .toml file of one's own")
     table.add_argument("changes", nargs="*", metavar="key=value", help="changed keys of every row; a row's own win")
     table.add_argument(
         "--shards",
@@ -119,9 +124,14 @@ def _table(table: argparse.ArgumentParser) -> None:
     table.add_argument("--run", required=True, help="folder of all runs and results; what is finished is not run again")
     table.add_argument("--rows", default="", metavar="a,b", help="these rows alone, by name; * and ? match")
     table.add_argument("--recipe", default="", help="the base of every row in place of its own")
+    _add_preset(table)
     _add_device(table)
-    table.add_argument("--processes", type=int, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
-    table.add_argument("--dry-run", action="store_true", help="say what would be run")
+    table.add_argument(
+        "--seeds", type=_numbers, default=(), metavar="0,1,2", help="each row with each: mean +- deviation"
+    )
+    table.add_argument("--processes", type=_some, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
+    table.add_argument("--parallel", type=_some, default=1, metavar="K", help="runs at once, each on GPUs of its own")
+    table.add_argument("--dry-run", action="store_true", help="say what would be run and what is missing (then exit 2)")
     table.add_argument("--json", action="store_true")
 
 
@@ -131,6 +141,15 @@ def _weights(weights: argparse.ArgumentParser) -> None:
     weights.add_argument("--take", default="student", choices=("student", "teacher"), help="of a file that holds both")
     weights.add_argument("--out", metavar="FILE", help="also write a run or checkpoint as one .safetensors file")
     weights.add_argument("--json", action="store_true")
+
+
+def _add_preset(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--preset",
+        default="",
+        metavar="NAME",
+        help="`released` (code) or `paper`: keys laid over the recipe, below yours",
+    )
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
@@ -147,6 +166,18 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=_count, metavar="N", help="reader processes; default: data.workers, or 0")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Different whole numbers, 0 or more."""
+    return tuple(dict.fromkeys(_count(part.strip()) for part in text.split(",")))
+
+
+def _some(text: str) -> int:
+    """A number, 1 or more."""
+    if not _count(text):
+        raise argparse.ArgumentTypeError("at least 1")
+    return int(text)
 
 
 def _count(text: str) -> int:

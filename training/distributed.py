@@ -101,6 +101,13 @@ def leads() -> bool:
     return rank() == 0
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
 def device_of(name: str) -> torch.device:
     """The device of `cpu`, `cuda` or `auto` (CUDA if torch sees a device). Each process of a machine has its own GPU.
 

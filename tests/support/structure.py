@@ -44,7 +44,7 @@ ROOM_MAY_IMPORT = {  # beside itself; docs/architecture.md draws it
     "training/loop": (*BELOW_LOOP, "training/weights"),
     "training/evaluation": (*BELOW_LOOP, "training/weights", "training/plots"),
     "training/reports": (*BELOW_LOOP, "training/weights", "training/plots", "training/loop", "training/evaluation"),
-    "training/paper_tables": ("manifests", "training/settings"),
+    "training/paper_tables": ("manifests", "training/settings", "training/models"),
 }
 FOR_ALL_ROOMS = {  # files beside the rooms that rooms of their program may import
     "pipeline/__init__.py",

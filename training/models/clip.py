@@ -74,24 +74,31 @@ def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_
 
 
 def _file_of(model: str, tag: str, key: str) -> str:
-    """A tag's file in a cache, or an empty text where open_clip can fetch it. Raises Refused where it cannot."""
-    about = open_clip.get_pretrained_cfg(model, tag)
-    if about.get("file"):
-        return about["file"]
-    if about.get("hf_hub"):
-        repository, _, name = about["hf_hub"].rpartition("/")
-        found = cached(repository, [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME])
-    else:
-        found = Path.home() / ".cache/clip" / Path(about["url"]).name
-        found = found if found.is_file() else None  # open_clip compares its checksum
+    """A tag's file in a cache, or an empty text where open_clip finds or fetches it. Raises Refused where it cannot."""
+    about, found = open_clip.get_pretrained_cfg(model, tag), _cached_file(model, tag)
     if found is None:
         require_answer(f"{key}={tag}", "" if about.get("hf_hub") else about["url"])
-    return str(found) if found and about.get("hf_hub") else ""
+    return str(found) if found and (about.get("file") or about.get("hf_hub")) else ""  # it compares its own checksum
+
+
+def _cached_file(model: str, tag: str) -> Path | None:
+    """The file of a tag, where this machine has it."""
+    about = open_clip.get_pretrained_cfg(model, tag)
+    if about.get("hf_hub"):
+        repository, _, name = about["hf_hub"].rpartition("/")
+        return cached(repository, [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME])
+    found = Path(about.get("file") or Path.home() / ".cache/clip" / Path(about["url"]).name)
+    return found if found.is_file() else None
 
 
 def is_tag(model: str, name: str) -> bool:
     """Whether open_clip knows the weights `name` of a model."""
     return bool(name and open_clip.get_pretrained_cfg(model, name))
+
+
+def is_cached(model: str, tag: str) -> bool:
+    """Whether the weights of a tag are on this machine already."""
+    return _cached_file(model, tag) is not None
 
 
 def pixel_statistics(recipe: FitRecipe) -> Statistics | None:

@@ -1,13 +1,14 @@
 """The paper's tables: which rows there are, what each trains and how it is judged, and what the paper printed.
 
 A table is a file of recipes/tables. A row names a recipe, the keys that it changes and the run that it judges; rows of
-several tables that judge the same run share it. A row without a recipe is a method of others: a figure alone.
+several tables that judge the same run share it. A row without a recipe is a method of others: a figure alone. The
+pre-training that rows begin with is a row, too, which is not judged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,7 +41,8 @@ HEADS = {"image": "Image", "image_star": "Image*", "points": "Point cloud"}
 class Row(Settings):
     """One line of a table.
 
-    name: for `--rows`; label: as printed. recipe: its base, empty for a method of others; changes: keys laid over it.
+    name: for `--rows`; label: as printed. recipe: its base, empty for a method of others; preset: laid over the recipe
+    (`--preset` gives the rows without one theirs), and changes: keys laid over both.
     points_from_scratch: without the weights that the point tower would begin with. run: the folder that is judged,
     shared by all rows (of any table) with the same training. shards: name of the build, by default the recipe's.
     step: the last checkpoint, or the `first`, which is zero-shot. evaluate: keys of `data` in the judgement alone.
@@ -50,6 +52,7 @@ class Row(Settings):
     name: Name
     label: str
     recipe: str = ""
+    preset: str = ""
     changes: dict[str, Any] = Field(default_factory=dict)
     points_from_scratch: bool = False
     run: Annotated[str, Field(pattern="^([A-Za-z0-9_-][A-Za-z0-9_.-]*)?$")] = ""  # the name of a folder
@@ -67,16 +70,26 @@ class Row(Settings):
 
 
 class Table(Settings):
-    """One file of recipes/tables. columns: what is compared; notes: what a reader must know, the paper's slips too."""
+    """One file of recipes/tables. columns: what is compared; notes: what a reader must know, the paper's slips too.
+
+    pretrain: what all rows but those with points from scratch begin with, where its shards are there and no weights of
+    points are given: by `init.points`, or by `init.all` if their recipe names no weights of an image tower.
+    """
 
     title: str
     columns: tuple[Column, ...] = ("image", "image_star", "points")
     notes: tuple[str, ...] = ()
+    pretrain: Row | None = None
     rows: tuple[Row, ...]
+
+    @property
+    def every_row(self) -> tuple[Row, ...]:
+        """The rows, and before them the pre-training."""
+        return (*([self.pretrain] if self.pretrain else []), *self.rows)
 
     @model_validator(mode="after")
     def _each_row_once(self) -> Table:
-        names = [row.name for row in self.rows]
+        names = [row.name for row in self.every_row]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"the row {twice[0]} comes twice")
@@ -96,14 +109,36 @@ def read_table(name: str) -> Table:
     return parse_recipe(Table, load_toml(path), f"table {name}")
 
 
+def with_preset(table: Table, preset: str) -> Table:
+    """The table with a preset for its rows without one; their runs are others, named after the preset."""
+
+    def laid_over(row: Row) -> Row:
+        changed = {"preset": preset, "run": f"{row.run}-{preset}"}
+        return row.model_copy(update=changed if preset and row.recipe and not row.preset else {})
+
+    changes = {"rows": tuple(map(laid_over, table.rows)), "pretrain": table.pretrain and laid_over(table.pretrain)}
+    return table.model_copy(update=changes)
+
+
 @dataclass(frozen=True)
 class Judged:
-    """A row with the recipe that it resolves to; shards: None where there is no such build."""
+    """A row with the recipe that it resolves to; shards: None where there is no such build.
+
+    seeded: it is one of several seeds. after: the pre-training that it begins with. figures: whether it is judged.
+    """
 
     row: Row
     recipe: FitRecipe
     shards: str | None
     identity: str
+    seeded: bool = False
+    after: Judged | None = None
+    figures: bool = True
+
+    @property
+    def title(self) -> str:
+        """Its name, with its seed if it is one of several."""
+        return f"{self.row.name}, seed {self.recipe.seed}" if self.seeded else self.row.name
 
 
 def chosen(table: Table, patterns: str) -> list[Row]:
@@ -112,52 +147,97 @@ def chosen(table: Table, patterns: str) -> list[Row]:
         return list(table.rows)
     wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
     for pattern in wanted:
-        if not any(fnmatch(row.name, pattern) for row in table.rows):
-            raise unknown_name("row", pattern, [row.name for row in table.rows])
-    return [row for row in table.rows if any(fnmatch(row.name, pattern) for pattern in wanted)]
+        if not any(fnmatch(row.name, pattern) for row in table.every_row):
+            raise unknown_name("row", pattern, [row.name for row in table.every_row])
+    return [row for row in table.every_row if any(fnmatch(row.name, pattern) for pattern in wanted)]
 
 
-def resolve(rows: Iterable[Row], builds: Builds, changes: dict[str, Value], recipe: str = "") -> list[Judged]:
+def pretraining(table: Table, builds: Builds, changes: dict[str, Value], recipe: str = "") -> Judged | None:
+    """The pre-training that rows begin with; None where weights are given, its build is not, or `recipe` is."""
+    row, given = table.pretrain, changes.get("init", {})
+    shards = row and builds.own(row.shards or row.recipe)
+    if row is None or shards is None or recipe or given.get("points") or given.get("all"):
+        return None
+    return replace(_judged(row, builds, changes, "", None), figures=False)
+
+
+def resolve(
+    rows: Iterable[Row],
+    builds: Builds,
+    changes: dict[str, Value],
+    recipe: str = "",
+    seeds: Sequence[int] = (),
+    after: Judged | None = None,
+    folder: Path = Path(),
+) -> list[Judged]:
     """The rows that train something. changes: of every row whose method reads them; a row's own go over them.
 
-    recipe: the base of every row, in place of its own. Raises Refused naming the row whose recipe does not fit, or a
-    key that no row reads.
+    recipe: the base of every row, in place of its own. seeds: a row for each, or its recipe's own; a run of another
+    seed than that is named after it. after: the pre-training whose run in `folder` they begin with. Raises Refused
+    naming the row whose recipe does not fit, or a key that no row reads.
     """
+    if seeds and "seed" in changes:
+        raise Refused(f"seed={changes['seed']}: --seeds {','.join(map(str, seeds))} says it")
     found: list[Judged] = []
     for row in rows:
         if not row.recipe:
             continue
-        try:
-            typed = _recipe_of(row, changes, recipe)
-        except Refused as error:
-            raise Refused(f"row {row.name}: {error}") from error
-        shards = builds.find(row.shards or row.recipe)
-        found.append(Judged(row, typed, shards, _identity(row, typed, shards)))
-        first = next(judged for judged in found if judged.row.run == row.run)
-        change = first_difference(first.recipe.model_dump(mode="json"), typed.model_dump(mode="json"))
-        if change:
-            raise Refused(f"rows {first.row.name} and {row.name} are of the run {row.run}, but differ in {change}")
+        begun = _judged(row, builds, changes, recipe, None if row.points_from_scratch else after, folder)
+        each = [_of_seed(begun, seed) for seed in seeds] or [begun]
+        for judged in each:
+            found.append(judged)
+            first = next(other for other in found if other.row.run == judged.row.run)
+            change = first_difference(first.recipe.model_dump(mode="json"), judged.recipe.model_dump(mode="json"))
+            if change:
+                names = f"{first.row.name} and {row.name} are of the run {judged.row.run}"
+                raise Refused(f"rows {names}, but differ in {change}")
+    methods = sorted({each.recipe.method for judged in found for each in (judged, judged.after) if each})
     for key in keys_in(changes):
-        if found and not any(key in READ_BY[judged.recipe.method] for judged in found):
-            methods = sorted({judged.recipe.method for judged in found})
+        if found and not any(key in READ_BY[method] for method in methods):
             raise Refused(f"{key}: no row of this table reads it; its methods are {', '.join(methods)}")
     return found
+
+
+def _judged(
+    row: Row, builds: Builds, changes: dict[str, Value], recipe: str, after: Judged | None, folder: Path = Path()
+) -> Judged:
+    try:
+        typed = _recipe_of(row, changes, recipe)
+    except Refused as error:
+        raise Refused(f"row {row.name}: {error}") from error
+    shards = builds.find(row.shards or row.recipe)
+    if after is not None and not (typed.init.points or typed.init.all):
+        key = "points" if typed.init.image or typed.image.pretrained else "all"
+        init = typed.init.model_copy(update={key: str(folder / after.row.run)})
+        judged = Judged(row, typed.model_copy(update={"init": init}), shards, "", after=after)
+    else:
+        judged = Judged(row, typed, shards, "")
+    return replace(judged, identity=_identity(judged))
+
+
+def _of_seed(judged: Judged, seed: int) -> Judged:
+    """The same of a seed; of another than its own in a run that is named after the seed."""
+    own = judged.recipe.seed == seed
+    row = judged.row if own else judged.row.model_copy(update={"run": f"{judged.row.run}-seed_{seed}"})
+    other = replace(judged, row=row, recipe=judged.recipe.model_copy(update={"seed": seed}), seeded=True)
+    return replace(other, identity=_identity(other))
 
 
 def _recipe_of(row: Row, changes: dict[str, Value], recipe: str) -> FitRecipe:
     base = recipe or row.recipe
     method = method_of(base, merge(changes, row.changes))
     all_changes = merge(changes_of(method, changes), row.changes)
-    typed = read_recipe(base, all_changes)
+    typed = read_recipe(base, all_changes, row.preset)
     if not row.points_from_scratch:
         return typed
     init = typed.init.model_dump()
     alone = {"points": "", "image": init.get("image") or init["all"], "all": ""}
-    return read_recipe(base, merge(all_changes, {"init": alone}))
+    return read_recipe(base, merge(all_changes, {"init": alone}), row.preset)
 
 
-def _identity(row: Row, recipe: FitRecipe, shards: str | None) -> str:
-    """A hash of everything that a row's figures depend on: recipe, shards and judgement."""
+def _identity(judged: Judged) -> str:
+    """A hash of everything that a row's figures depend on: recipe, shards, judgement, the pre-training before it."""
+    row, recipe, shards, after = judged.row, judged.recipe, judged.shards, judged.after
     if shards is None:
         return ""
     manifest = require_manifest(shards, f"--shards {shards}")
@@ -165,14 +245,18 @@ def _identity(row: Row, recipe: FitRecipe, shards: str | None) -> str:
         view_set = read_view_set(shards, recipe.data.views)
     except ValueError as error:
         raise Refused(str(error)) from error
+    values = recipe.model_dump(mode="json", exclude_defaults=True)
+    if after is not None:  # wherever its folder is
+        values["init"] = {key: value for key, value in values["init"].items() if key not in ("points", "all")}
     return digest(
         {
-            "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
+            "recipe": values,
             "step": row.step,
             "evaluate": row.evaluate,
             "shapes": manifest.shapes_hash,
             "assets": manifest.assets_hash,
             "views": view_set and view_set.hash,
+            **({"after": after.identity} if after else {}),
         }
     )
 
@@ -186,7 +270,11 @@ class Builds:
     other: str | None
 
     def find(self, variant: str) -> str | None:
-        """The build of a variant, or None. Raises Refused where a folder holds two."""
+        """The build of a variant, or the one that stands for all, or None. Raises Refused where a folder holds two."""
+        return self.own(variant) or self.other
+
+    def own(self, variant: str) -> str | None:
+        """The variant's own build, or None."""
         if variant in self.named:
             return self.named[variant]
         for folder in self.folders:
@@ -198,7 +286,7 @@ class Builds:
                 raise Refused(f"--shards {folder} holds {' and '.join(found)}: say which by {variant}=DIR")
             if found:
                 return store.join(folder, found[0])
-        return self.other
+        return None
 
 
 def _is_of(name: str, variant: str) -> bool:

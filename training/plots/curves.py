@@ -6,7 +6,7 @@ Lines differ in colour and in dashes, for colour-blind readers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Literal
 
@@ -21,6 +21,7 @@ Dashes = Literal["-", "--", "-.", ":"]
 Line = tuple[str, Dashes]  # colour, dashes
 LINES: tuple[Line, ...] = ((BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"), (BLACK, "--"))
 ACROSS = 4  # panels in a row
+THIN = 0.5  # opacity of a line of one seed
 WIDTH = 10.0  # inches: 1000 pixels as shown, 1500 as drawn
 LOSSES = {
     "cls": "pseudo-labels",
@@ -35,11 +36,27 @@ Columns = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Curves:
-    """A run's log: columns of log.csv by name, each as long as `step`. own_labels: each branch has its own."""
+    """A run's log: columns of log.csv by name, each as long as `step`. own_labels: each branch has its own.
+
+    seeds: the logs of the runs whose mean this is; they are drawn thin below it.
+    """
 
     name: str
     columns: Columns
     own_labels: bool
+    seeds: tuple[Columns, ...] = ()
+
+
+def mean_of_seeds(name: str, runs: Sequence[Curves]) -> Curves:
+    """The mean of runs that differ in the seed, over the rows and columns that all of them have."""
+    if len(runs) == 1:
+        return replace(runs[0], name=name)
+    common = [column for column in runs[0].columns if all(column in run.columns for run in runs)]
+    means = {
+        column: [sum(values) / len(runs) for values in zip(*(run.columns[column] for run in runs), strict=False)]
+        for column in common
+    }
+    return Curves(name, means, runs[0].own_labels, tuple(run.columns for run in runs))
 
 
 def losses(runs: Sequence[Curves]) -> bytes | None:
@@ -86,6 +103,8 @@ def _by_column(
     figure, axes = _grid(len(panels), across)
     for number, (axis, (name, title)) in enumerate(zip(axes, panels.items(), strict=True)):
         for run, (colour, dashes) in zip(runs, cycle(LINES), strict=False):
+            for columns in run.seeds:
+                axis.plot(columns["step"], columns[name], "-", color=colour, linewidth=0.6, alpha=THIN)
             if name in run.columns:
                 values = np.array([run.columns["step"], run.columns[name]])
                 axis.plot(*values[:, ~np.isnan(values[1])], dashes, color=colour, linewidth=1.6)
@@ -112,6 +131,10 @@ def pseudo_labels(runs: Sequence[Curves]) -> bytes | None:
     named.append(("both branches predict the same class", BLACK, ":"))
     for number, (axis, run) in enumerate(zip(axes, runs, strict=True)):
         shares = (*selected_by_modality(run), np.array(run.columns["agreement"]))
+        for columns in run.seeds:
+            each = (*selected_by_modality(replace(run, columns=columns)), np.array(columns["agreement"]))
+            for share, (_, colour, _) in zip(each, named, strict=True):
+                axis.plot(columns["step"], 100 * share, "-", color=colour, linewidth=0.6, alpha=THIN)
         for share, (_, colour, dashes) in zip(shares, named, strict=True):
             axis.plot(run.columns["step"], 100 * share, dashes, color=colour, linewidth=1.6)
         axis.set_ylim(0, 100)

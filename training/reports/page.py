@@ -11,6 +11,7 @@ from manifests.plain_text import for_markdown, html_page
 
 COLUMNS = {"image": "Image", "image_star": "Image*", "points": "Point cloud", "mean": "Mean"}
 ZERO_SHOT, ORACLE = "zero_shot", "oracle"
+OF_SEED = "_seed_"  # in the name of a run that shares its row with others
 NAMES = {
     ZERO_SHOT: "zero-shot",
     "self_training": "self-training",
@@ -70,7 +71,10 @@ class Page:
 
 
 def row_name(row: str) -> str:
-    """The name of a row for people; a second run of a method has a number."""
+    """The name of a row, or of a run of one seed, for people; a second run of a method has a number."""
+    row, _, seed = row.partition(OF_SEED)
+    if seed:
+        return f"{row_name(row)}, seed {seed}"
     method, _, number = row.rpartition("_")
     return f"{NAMES.get(method, method)} {number}" if number.isdigit() else NAMES.get(row, row)
 
@@ -100,18 +104,21 @@ def page_of(values: dict[str, Any], pictures: dict[str, bytes]) -> Page:
 
 
 def accuracy_table(values: dict[str, Any]) -> PageTable:
-    """Percent right of the students, with 95% intervals."""
+    """Percent right of the students, with 95% intervals; of several seeds the mean and its deviation."""
     rows = {row: (cells, values["interval"][row]) for row, cells in values["table"].items()}
     if values["oracle"]:
         rows[ORACLE] = values["oracle"], values["oracle"]["interval"]
-    cells = (
-        (
-            row_name(row),
-            *(f"{found[name]:.1f} [{low:.1f}, {high:.1f}]" for name in COLUMNS for low, high in [ends[name]]),
-        )
-        for row, (found, ends) in rows.items()
-    )
-    return PageTable(("percent right", *COLUMNS.values()), tuple(cells))
+
+    def cell(row: str, name: str) -> str:
+        found, (low, high) = rows[row][0][name], rows[row][1][name]
+        deviation = values["deviation"].get(row)
+        return f"{found:.1f} +- {deviation[name]:.1f}" if deviation else f"{found:.1f} [{low:.1f}, {high:.1f}]"
+
+    def label(row: str) -> str:
+        return row_name(row) + (f" (n={len(values['seeds'][row])})" if row in values["seeds"] else "")
+
+    lines = ((label(row), *(cell(row, name) for name in COLUMNS)) for row in rows)
+    return PageTable(("percent right", *COLUMNS.values()), tuple(lines))
 
 
 def gain_lines(values: dict[str, Any]) -> list[str]:
@@ -142,6 +149,17 @@ def _accuracy(values: dict[str, Any]) -> tuple[str | PageTable, ...]:
             (row_name(row), *(f"{cells[name]:.1f}" for name in COLUMNS)) for row, cells in values["teacher"].items()
         )
         parts += ["The same of the teachers:", PageTable(("percent right", *COLUMNS.values()), tuple(rows))]
+    if values["seeds"]:
+        parts.append(
+            "+-: sample deviation (n - 1) of n runs that differ in nothing but the seed, after their mean. Gains are "
+            "of means; of curves the mean is drawn thick, each run thin. Each run by itself:"
+        )
+        single = (
+            (row_name(seed["run"]), *(f"{seed[name]:.1f}" for name in COLUMNS))
+            for seeds in values["seeds"].values()
+            for seed in seeds
+        )
+        parts.append(PageTable(("percent right", *COLUMNS.values()), tuple(single)))
     return tuple(parts)
 
 
@@ -204,7 +222,8 @@ def _runs(values: dict[str, Any]) -> tuple[str | PageTable, ...]:
     if values["seconds"] is not None or values["max_rss_mb"] is not None:
         parts.append(f"In all: {told(values['seconds'])} s, {told(values['max_rss_mb'])} MB of memory at most.")
     versions = ", ".join(f"{name} {version}" for name, version in values["versions"].items())
-    return (*parts, f"Seed {values['seed']}. {versions}.")
+    seeds = sorted({seed["seed"] for each in values["seeds"].values() for seed in each} | {values["seed"]})
+    return (*parts, f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. {versions}.")
 
 
 _COST = {"seconds": "seconds", "max_rss_mb": "memory, MB", "ms_per_step": "ms a step"}

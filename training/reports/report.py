@@ -1,8 +1,9 @@
 """Reports on runs, as HTML, Markdown and JSON: accuracies, gains over zero-shot, curves and example objects.
 
 Rows: zero-shot (step 0 of the first run), each run under the name of its method, and an oracle (trained with labels).
-Columns: percent right of the student at its last step on single views (`image`), averaged views (`image_star`) and
-clouds (`points`), and their mean.
+Runs that differ in nothing but the seed are one row: the mean of their figures, and their deviation. Columns: percent
+right of the student at its last step on single views (`image`), averaged views (`image_star`) and clouds (`points`),
+and their mean.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import torch
@@ -25,14 +27,14 @@ from manifests.records import json_text
 from training.data.dataset import open_source
 from training.evaluation.evaluate import Unlabelled, examine, teacher_labels
 from training.evaluation.metrics import NORMAL_95, Examined, SplitAnswers, percent, wilson
-from training.loop.fit import LIBRARIES
+from training.loop.fit import LIBRARIES, POLICY
 from training.loop.metric_log import LOG
 from training.objectives import SUPERVISED
 from training.objectives.losses import biasedness
 from training.plots import curves
 from training.reports import page, prediction_sheet
 from training.reports.evaluation_files import write_files
-from training.reports.page import COLUMNS, ORACLE, ZERO_SHOT, row_name
+from training.reports.page import COLUMNS, OF_SEED, ORACLE, ZERO_SHOT, row_name
 from training.weights.checkpoint import Checkpoint, open_checkpoint, step_folders
 from training.weights.run_folder import read_about
 
@@ -49,9 +51,13 @@ class Report:
 
 @dataclass(frozen=True)
 class _OpenRun:
-    """A run of the report. row: its name in the tables; path: as given; about: its run.json; columns: of its log."""
+    """A run of the report. row: of its method in the tables; name: its own, which is the row's if it is alone there.
+
+    path: as given; about: its run.json; columns: of its log.
+    """
 
     row: str
+    name: str
     path: str
     about: dict[str, Any]
     first: Checkpoint
@@ -91,7 +97,7 @@ def collect(
     target = open_source(shards, settings.model_copy(update={"split": split}))
     begun = None if source is None else open_source(source, settings)
     known = None if oracle is None else _open_oracle(str(oracle), shards, manifest)
-    checkpoints = {ZERO_SHOT: opened[0].first} | {run.row: run.last for run in opened}
+    checkpoints = {ZERO_SHOT: opened[0].first} | {run.name: run.last for run in opened}
     if known is not None:
         checkpoints[ORACLE] = known[0]
 
@@ -105,8 +111,12 @@ def collect(
     if known is not None:
         values["runs"][ORACLE] = _about(str(oracle), *known)
     on_progress("pictures")
-    every = [run.loss_curves for run in opened]
-    seed, named = values["seed"], {row_name(row): each for row, each in rows.items() if row != ORACLE}
+    methods = _methods(opened)
+    every = [
+        curves.mean_of_seeds(_legend(row, each), [run.loss_curves for run in each]) for row, each in methods.items()
+    ]
+    shown = {ZERO_SHOT: ZERO_SHOT} | {row: each[0].name for row, each in methods.items()}
+    seed, named = values["seed"], {row_name(name): rows[name] for name in shown.values()}
     drawn = {
         "losses": curves.losses(every),
         "pseudo_labels": curves.pseudo_labels(every),
@@ -147,10 +157,42 @@ def _open_runs(paths: Sequence[str | Path], shards: str, manifest: BuildManifest
         about = _same_shards(path, shards, manifest)
         if about.get("oracle") or last.recipe.method in SUPERVISED:
             raise Refused(f"{path} was trained with labels: it can be the --oracle alone")
-        same = [run for run in opened if run.last.recipe.method == last.recipe.method]
-        row = last.recipe.method + (f"_{len(same) + 1}" if same else "")
-        opened.append(_OpenRun(row, path, about, first, last, columns))
-    return opened
+        opened.append(_OpenRun("", "", path, about, first, last, columns))
+    return _named(opened)
+
+
+def _named(runs: list[_OpenRun]) -> list[_OpenRun]:
+    """The runs with their rows and names. Those that differ in nothing but the seed share a row."""
+    methods: list[list[_OpenRun]] = []
+    for run in runs:
+        same = next((each for each in methods if all(_differ_in_the_seed_alone(run, other) for other in each)), None)
+        if same is None:
+            methods.append([run])
+        else:
+            same.append(run)
+    named: list[_OpenRun] = []
+    for each in methods:
+        method = each[0].last.recipe.method
+        before = len({run.row for run in named if run.last.recipe.method == method})
+        row = method + (f"_{before + 1}" if before else "")
+        for run in each:
+            name = row if len(each) == 1 else f"{row}{OF_SEED}{run.last.recipe.seed}"
+            named.append(replace(run, row=row, name=name))
+    return named
+
+
+def _differ_in_the_seed_alone(one: _OpenRun, other: _OpenRun) -> bool:
+    first, second = ((run.last.step, run.last.recipe.model_dump(exclude={"seed", *POLICY})) for run in (one, other))
+    return first == second and one.last.recipe.seed != other.last.recipe.seed
+
+
+def _methods(runs: Sequence[_OpenRun]) -> dict[str, list[_OpenRun]]:
+    """The runs of each row."""
+    return {row: [run for run in runs if run.row == row] for row in dict.fromkeys(run.row for run in runs)}
+
+
+def _legend(row: str, runs: Sequence[_OpenRun]) -> str:
+    return row_name(row) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
 
 
 def _open_oracle(path: str, shards: str, manifest: BuildManifest) -> tuple[Checkpoint, dict[str, Any]]:
@@ -191,6 +233,16 @@ def _score(answers: SplitAnswers) -> dict[str, Tensor]:
     return right | {"mean": torch.stack(list(right.values())).mean(dim=0)}
 
 
+def _mean(scores: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """By column, the mean score of each object over several runs: of their figures too."""
+    return {name: torch.stack([score[name].double() for score in scores]).mean(dim=0) for name in scores[0]}
+
+
+def _deviation(seeds: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """By column, the sample deviation (n - 1) of the seeds' figures, in points."""
+    return {name: round(stdev(seed[name] for seed in seeds), 2) for name in COLUMNS}
+
+
 def _table(score: dict[str, Tensor]) -> dict[str, float]:
     return {name: percent(each.double().mean()) for name, each in score.items()}
 
@@ -207,9 +259,19 @@ def _values(
     runs: list[_OpenRun], rows: dict[str, Examined], labels: dict[str, Any] | None, dataset: str, split: str
 ) -> dict[str, Any]:
     """The object of report.json, without seconds and max_rss_mb, which `write` adds."""
-    scores = {row: _score(each.student) for row, each in rows.items()}
+    scores = {name: _score(each.student) for name, each in rows.items()}
     oracle = scores.pop(ORACLE, None)
-    some = rows[ZERO_SHOT]
+    some, methods = rows[ZERO_SHOT], _methods(runs)
+    seeds = {
+        row: [{"seed": run.last.recipe.seed, "run": run.name} | _table(scores[run.name]) for run in each]
+        for row, each in methods.items()
+        if len(each) > 1
+    }
+    scores = {ZERO_SHOT: scores[ZERO_SHOT]} | {
+        row: _mean([scores[run.name] for run in each]) for row, each in methods.items()
+    }
+    taught = {row: [each for run in runs if (each := rows[run.name].teacher)] for row, runs in methods.items()}
+    taught = {ZERO_SHOT: [some.teacher] if some.teacher else []} | taught
     return {
         "dataset": dataset,
         "split": split,
@@ -217,12 +279,16 @@ def _values(
         "table": {row: _table(score) for row, score in scores.items()},
         "interval": {row: _intervals(score) for row, score in scores.items()},
         "oracle": oracle and _table(oracle) | {"interval": _intervals(oracle)},
+        "seeds": seeds,
+        "deviation": {row: _deviation(each) for row, each in seeds.items()},
         "gains": _gains(scores),
-        "teacher": {row: _table(_score(teacher)) for row in scores if (teacher := rows[row].teacher) is not None},
+        "teacher": {
+            row: _table(_mean([_score(each) for each in teachers])) for row, teachers in taught.items() if teachers
+        },
         "pseudo_labels": labels,
         "analysis": {row: each.result()["analysis"] for row, each in rows.items()},
         "labels_biasedness": _labels_biasedness(some),
-        "runs": {run.row: _about(run.path, run.last, run.about) for run in runs},
+        "runs": {run.name: _about(run.path, run.last, run.about) for run in runs},
         "seed": runs[-1].last.recipe.seed,
         "versions": library_versions(*LIBRARIES, "matplotlib"),
     }
@@ -270,7 +336,7 @@ def _pseudo_labels(
             return None
         for run, first, last in zip(chosen, quality[::2], quality[1::2], strict=True):
             settings = run.last.recipe.pseudo_labels
-            found[run.row] = {
+            found[run.name] = {
                 "split": split,
                 "threshold": settings.threshold,
                 "points_weight": settings.points_weight,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, Field, model_validator
@@ -21,9 +20,9 @@ from training.settings.data import (
 )
 from training.settings.model import ImageSettings, InitSettings, PointSettings, Precision, TextSettings
 from training.settings.prompts import DEFAULT_PROMPTS, Prompts, names_a_file
+from training.settings.recipe_presets import RECIPES, read_preset
 
 log = logging.getLogger(__name__)
-RECIPES = Path(__file__).parent.parent / "recipes"
 POLICY_OF_DATA = ("workers", "cache", "cache_gb")  # of the machine, not of the run
 
 
@@ -221,14 +220,16 @@ READ_BY = {method: frozenset(keys_of(kind)) for method, kind in RECIPE_OF.items(
 EVERY_KEY = frozenset[str]().union(*READ_BY.values())
 
 
-def read_recipe(name: str, changes: dict[str, Value]) -> FitRecipe:
-    """A recipe file with changes applied.
+def read_recipe(name: str, changes: dict[str, Value], preset: str = "") -> FitRecipe:
+    """A recipe file with changes applied. preset: its keys are taken for the file's own (settings/recipe_presets.py).
 
     A change of `method` drops those keys of the file that the other method does not read: the file was written for its
     own. Raises Refused naming what does not fit: also a key of another method, in `changes` or in a file of its method.
     """
     values, where = load_toml(find_recipe(name, RECIPES)), f"recipe {name}"
     method = _method_of(merge(values, changes), where)
+    if preset:
+        values = merge(values, read_preset(preset, name, _method_of(values, where)))
     if values.get("method", DEFAULT_METHOD) != method or _has_every_table(values):
         values = _without(values, EVERY_KEY - READ_BY[method])
     merged = merge(values, changes)

@@ -82,12 +82,13 @@ def test_every_shipped_row_resolves_and_shares_its_run() -> None:
         "5": 5,
         "6": 7,
         "7": 19,
+        "columns": 24,
     }
     of_run: dict[str, dict] = {}
     for name, judged in resolved():
         recipe = judged.recipe.model_dump(mode="json") | {"from": (judged.row.recipe, judged.row.points_from_scratch)}
         assert of_run.setdefault(judged.row.run, recipe) == recipe, (name, judged.row.name)
-    assert len({json.dumps(recipe, sort_keys=True) for recipe in of_run.values()}) == len(of_run) == 46
+    assert len({json.dumps(recipe, sort_keys=True) for recipe in of_run.values()}) == len(of_run) == 62
 
 
 def changed(table: str, row: str) -> dict:
@@ -448,8 +449,9 @@ def test_a_comparison_is_ours_less_the_papers(tmp_path) -> None:
         "ours": Outcome("done", {"image": 1.0, "image_star": 2.0, "points": 81.25}, 800, 1200),
         "broken": Outcome("failed", error="fit, exit 2: why"),
     }
-    comparison = compare("x", table, outcomes)
-    assert comparison["rows"][0]["figures"] == {"points": {"ours": 81.25, "paper": 80.0, "difference": 1.25}}
+    comparison = compare("x", table, {name: {0: outcome} for name, outcome in outcomes.items()})
+    figure = {"ours": 81.25, "deviation": None, "paper": 80.0, "difference": 1.25}
+    assert comparison["rows"][0]["figures"] == {"points": figure}
     assert cells(comparison) == [
         ["ours", "800", "81.25", "80.00", "+1.25"],
         ["a | b*", "", "", "70.30", ""],
@@ -519,8 +521,19 @@ def small(shards, tmp_path_factory):
 
 def test_a_table_is_run_and_goes_on(small, shards, capfd) -> None:
     command, run = small
-    assert main([*command, "--dry-run"]) == 0
-    assert "one_view: would be run" in capfd.readouterr().out
+    assert main([*command, "--dry-run"]) == 2
+    told = capfd.readouterr().out
+    assert "one_view: would be run" in told
+    assert (  # what stops rows, with what makes up for it
+        "missing:\n"
+        "  no build of modelnet10 (missing): python -m pipeline build modelnet10 --source ModelNet10 --out "
+        "shards/modelnet10 --workers 8\n"
+        f"  {shards} has no view set rgb99 (broken): data.views=depth10|rgb12\n"
+    ) in told
+    assert main([*command, "--dry-run", "--rows", "ours"]) == 0
+    assert "missing" not in capfd.readouterr().out
+    assert main([*command, "init.all=gone.pt", "--rows", "ours,one_view"]) == 2
+    assert capfd.readouterr().err.strip().splitlines()[-1].startswith("init.all=gone.pt: no such file (ours, one_view)")
     assert not run.exists()
     assert main([*command, "--rows", "zero_shot"]) == 0
     told = capfd.readouterr()

@@ -8,7 +8,9 @@ import json
 import math
 import re
 import shutil
+import statistics
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from manifests.config import to_toml
 from training.__main__ import main
 from training.evaluation.evaluate import Unlabelled
 from training.evaluation.metrics import COLUMNS, SplitAnswers, pseudo_label_quality, wilson
-from training.plots.curves import Curves, selected_by_modality
+from training.plots.curves import Curves, losses, mean_of_seeds, selected_by_modality
 from training.reports import report
 from training.reports.page import Page, PageTable, Section, gain_lines, page_of, row_name, to_html, to_markdown
 from training.reports.prediction_sheet import RIGHT, WRONG, Answer, Shown, sheet, spread
@@ -80,7 +82,7 @@ def test_curves_know_whose_labels_a_run_has(method: str, mode: str, own: bool) -
     recipe = saved_recipe({"method": method} | values, "a run")
     last = Checkpoint(Path("run"), 4, recipe, (), (), "d")
     values = {"confident_image": [0.5], "confident_points": [0.3], "from_image": [0.2]}
-    curves = report._OpenRun(method, "run", {}, last, last, values).loss_curves
+    curves = report._OpenRun(method, method, "run", {}, last, last, values).loss_curves
     image, points = selected_by_modality(curves)
     assert (image[0], points[0]) == pytest.approx((0.5, 0.3) if own else (0.1, 0.4))
 
@@ -248,6 +250,77 @@ def test_a_second_run_of_a_method_and_no_labels(runs, shards, monkeypatch) -> No
     assert (found.values["pseudo_labels"], found.values["oracle"]) == (None, None)
     assert set(found.pictures) == {"losses", "pseudo_labels", "analysis", "target"}
     assert "is not known" in to_markdown(page_of(found.values | {"seconds": None, "max_rss_mb": None}, found.pictures))
+
+
+@pytest.fixture(scope="module")
+def seeds(training, shards, runs, tmp_path_factory) -> list[Path]:
+    """Cross-MoST with seeds 0, 1 and 2."""
+    folder = tmp_path_factory.mktemp("seeds")
+    for seed in (1, 2):
+        command = ("fit", "small_cross_most", "--shards", shards, "--run", folder / str(seed), f"seed={seed}")
+        training(*command, *FEW)
+    return [runs["two"], folder / "1", folder / "2"]
+
+
+def test_runs_of_several_seeds_are_one_method(runs, seeds, shards, tmp_path, capsys) -> None:
+    """As a person types it: mean, sample deviation and n; each run by itself; a line of the mean with thin ones."""
+    out = ("--out", tmp_path / "out")
+    typed = ["report", runs["one"], *seeds, "--shards", shards, "--json", *out]
+    assert main([str(word) for word in typed]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert list(values["table"]) == ["zero_shot", "self_training", "cross_most"]
+    names = ["cross_most_seed_0", "cross_most_seed_1", "cross_most_seed_2"]
+    assert list(values["runs"]) == ["self_training", *names]
+    assert set(names) < set(values["analysis"])
+    assert set(names) < set(values["pseudo_labels"])
+    each = [evaluated(path, shards) for path in seeds]
+    single = values["seeds"]["cross_most"]
+    assert [(seed["seed"], seed["run"]) for seed in single] == list(enumerate(names))
+    for column in ("image", "image_star", "points"):
+        figures = [found["student"][column] for found in each]
+        assert [seed[column] for seed in single] == figures
+        assert values["table"]["cross_most"][column] == pytest.approx(statistics.mean(figures), abs=0.006)
+        assert values["deviation"]["cross_most"][column] == round(statistics.stdev(figures), 2)
+        teachers = statistics.mean(found["teacher"][column] for found in each)
+        assert values["teacher"]["cross_most"][column] == pytest.approx(teachers, abs=0.006)
+    assert any(values["deviation"]["cross_most"].values())
+    assert set(values["seeds"]) == set(values["deviation"]) == {"cross_most"}
+    gain = values["gains"]["cross_most"]["self_training"]["gain"]
+    difference = values["table"]["cross_most"]["mean"] - values["table"]["self_training"]["mean"]
+    assert gain == pytest.approx(difference, abs=0.011)
+    page = (tmp_path / "out/report.md").read_text()
+    found = values["table"]["cross_most"]["points"], values["deviation"]["cross_most"]["points"]
+    assert "| Cross-MoST (n=3) | " in page
+    assert f"{found[0]:.1f} +- {found[1]:.1f} |" in page
+    assert "| Cross-MoST, seed 2 | " in page
+    assert "Seeds 0, 1, 2." in page
+
+
+def test_the_same_seed_or_another_key_is_another_method(seeds, runs, shards) -> None:
+    manifest = report.require_manifest(str(shards), "")
+    opened = report._open_runs([runs["two"], seeds[1], runs["two"]], str(shards), manifest)
+    assert [(run.row, run.name) for run in opened] == [
+        ("cross_most", "cross_most_seed_0"),
+        ("cross_most", "cross_most_seed_1"),
+        ("cross_most_2", "cross_most_2"),
+    ]
+    other = opened[1].last.recipe.model_copy(update={"logit_scale": "frozen"})
+    assert not report._differ_in_the_seed_alone(
+        opened[0], replace(opened[1], last=replace(opened[1].last, recipe=other))
+    )
+
+
+def test_the_mean_of_curves_by_hand() -> None:
+    """Over the rows that all have; the seeds' own lines are drawn as well."""
+    one, two = (
+        Curves("a", {"step": [1, 2], "loss": [1.0, 3.0]}, False),
+        Curves("a", {"step": [1], "loss": [2.0]}, False),
+    )
+    found = mean_of_seeds("both", [one, two])
+    assert (found.name, found.columns) == ("both", {"step": [1], "loss": [1.5]})
+    assert found.seeds == (one.columns, two.columns)
+    thin, plain = losses([found]), losses([replace(found, seeds=())])
+    assert thin != plain
 
 
 def test_what_is_shown_is_escaped() -> None:

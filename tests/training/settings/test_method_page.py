@@ -1,17 +1,23 @@
-"""docs/method.md: every key in it is a key, every default is the default, and no key of the objective is missing."""
+"""docs/method.md: every key in it is a key, every default is the default, and no key of the objective is missing.
+
+Its columns `paper` and `released` are the presets of these names, key by key.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import REPOSITORY
 from pydantic import BaseModel
 
-from manifests.config import parse_changes, parse_recipe
-from training.settings.fit_recipe import RECIPE_OF, read_recipe, saved_recipe
+from manifests.config import load_toml, parse_changes, parse_recipe
+from training.settings.fit_recipe import RECIPE_OF, keys_in, read_recipe, saved_recipe
+from training.settings.recipe_presets import PRESETS
 
 PAGE = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8")
 CODE = [code for line in PAGE.splitlines() for code in re.findall(r"`([^`]+)`", line)]
@@ -97,3 +103,21 @@ def test_files_that_are_named_are_there() -> None:
     for code in CODE:
         if code.endswith(".py"):
             assert any(path.name == Path(code).name for path in REPOSITORY.glob("t*/**/*.py")), code
+
+
+COLUMNS = {"paper": 1, "released": 3}  # which cell of a table's row
+
+
+def assigned(values: dict[str, Any]) -> set[tuple[str, Any]]:
+    """(dotted key, value) of plain values."""
+    return {(key, reduce(lambda table, part: table[part], key.split("."), values)) for key in keys_in(values)}
+
+
+@pytest.mark.parametrize("preset", COLUMNS)
+def test_a_column_is_its_preset(preset: str) -> None:
+    """Every key=value of the column is in the preset of some variant, and every one of a preset is in the column."""
+    column = [cells[COLUMNS[preset]] for _, cells in rows() if len(cells) == 5]
+    stated = [f"{name}={value}" for cell in column for name, value in settings_in(cell)]
+    laid = [load_toml(path) for path in (PRESETS / preset).glob("*.toml")]
+    assert set().union(*map(assigned, laid)) == set().union(*(assigned(parse_changes([each])) for each in stated))
+    assert len(set(stated)) >= (5 if preset == "paper" else 15)

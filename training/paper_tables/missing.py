@@ -1,0 +1,106 @@
+"""What the rows of a table need and what is not there, before hours are spent: builds, view sets, points, weights.
+
+Each comes with the command or key that makes up for it. A build or view set that is missing costs its rows alone, and a
+weights file that is named and not there ends the whole command before it begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests.layout import read_view_set, require_manifest, view_set_names
+from manifests.presets import preset_names
+from training.models.clip import is_cached, is_tag
+from training.paper_tables.runner import Place, known_outcome, with_pretraining
+from training.paper_tables.table_rows import Judged
+from training.settings.fit_recipe import RECIPES
+
+HUB = "hf-hub:"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """what: is not there; remedy: a command or a key. rows: that need it; stops: whether they cannot run without."""
+
+    what: str
+    remedy: str
+    stops: bool
+    is_file: bool = False
+    rows: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """For a person."""
+        return f"{self.what} ({', '.join(self.rows)}): {self.remedy}"
+
+
+def missing(rows: Iterable[Judged], place: Place) -> list[Missing]:
+    """All that is missing for rows that are not done yet, each thing once."""
+    found: dict[Missing, dict[str, None]] = {}
+    for judged in with_pretraining(rows, place):
+        if known_outcome(judged, place).status != "done":
+            for each in (*_of_shards(judged), *_of_weights(judged)):
+                found.setdefault(each, {})[judged.row.name] = None
+    return [Missing(each.what, each.remedy, each.stops, each.is_file, tuple(names)) for each, names in found.items()]
+
+
+def _of_shards(judged: Judged) -> Iterator[Missing]:
+    data, variant, shards = judged.recipe.data, judged.row.shards or judged.row.recipe, judged.shards
+    if shards is None:
+        yield Missing(f"no build of {variant}", _build_command(judged.row.recipe), True)
+        return
+    manifest = require_manifest(shards, f"--shards {shards}")
+    view_set = read_view_set(shards, data.views)
+    if not manifest.complete and not data.allow_incomplete:
+        yield Missing(
+            f"{shards} is not finished", f"{_build_command(judged.row.recipe)}, or data.allow_incomplete=true", True
+        )
+    if data.split not in manifest.splits:
+        yield Missing(f"{shards} has no split {data.split}", f"data.split={'|'.join(manifest.splits)}", True)
+    if view_set is None:
+        make = f"python -m pipeline views {data.views} --shards {shards}"
+        others = f"data.views={'|'.join(view_set_names(shards)) or 'NAME'}"
+        yield Missing(f"{shards} has no view set {data.views}", make if data.views in preset_names() else others, True)
+    elif data.channel not in view_set.preset.channels:
+        remedy = f"data.channel={'|'.join(view_set.preset.channels)}"
+        yield Missing(f"view set {data.views} of {shards} has no channel {data.channel}", remedy, True)
+    stored = manifest.recipe.get("num_points", data.num_points)
+    if stored < data.num_points:
+        remedy = f"points are repeated up to that; build with num_points={data.num_points}, or data.num_points={stored}"
+        yield Missing(
+            f"{shards} has clouds of {stored} points, fewer than the {data.num_points} of the recipe", remedy, False
+        )
+
+
+def _of_weights(judged: Judged) -> Iterator[Missing]:
+    recipe, model = judged.recipe, judged.recipe.image.model
+    given = {"image.pretrained": recipe.image.pretrained, "init.image": recipe.init.image}
+    if judged.after is None:  # else they are its run, which is not there yet
+        given |= {"init.all": recipe.init.all, "init.points": recipe.init.points}
+    for key, source in given.items():
+        if is_tag(model, source):
+            if not is_cached(model, source):
+                remedy = f"fetched when the first row begins; without a network give {key}=FILE"
+                yield Missing(f"weights {source} of {model} are not in the cache", remedy, False)
+        elif source and not source.startswith(HUB) and not Path(source).exists():
+            tag = f", and no open_clip tag of {model}" if key in ("init.image", "image.pretrained") else ""
+            run = f"a file, or a run of `{_fit_command('pretrain')}`" if key == "init.points" else "a file or a run"
+            yield Missing(f"{key}={source}: no such file{tag}", f"name {run}", True, is_file=True)
+
+
+def _build_command(recipe: str) -> str:
+    return _command_of(recipe, "pipeline build")
+
+
+def _fit_command(recipe: str) -> str:
+    return _command_of(recipe, "training fit")
+
+
+def _command_of(recipe: str, program: str) -> str:
+    """The first command of this program in the header of a recipe; a recipe of one's own may have none there."""
+    path = RECIPES / f"{recipe}.toml" if not recipe.endswith(".toml") else Path(recipe)
+    text = path.read_text().replace("\\\n#", "") if path.is_file() else ""
+    found = re.search(rf"^#   (python -m {program} .*)$", text, re.MULTILINE)
+    return " ".join(found[1].split()) if found else f"python -m {program} ..."
