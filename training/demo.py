@@ -54,7 +54,7 @@ QUICK = {  # name of a build or a training: its changed keys
 
 
 @dataclass(frozen=True)
-class Settings:
+class DemoSettings:
     """What the figures of a demonstration depend on. changes: keys of each training; builds: of both builds."""
 
     seed: int
@@ -140,7 +140,7 @@ class _Demo:
             end(stage.process, ENDING_SECONDS)
 
 
-def run(out: Path, settings: Settings, workers: int, console: Console) -> Path:
+def run(out: Path, settings: DemoSettings, workers: int, console: Console) -> Path:
     """Runs every stage that is not finished and gives the path of the report. Raises Stopped when a stage fails.
 
     Raises Refused where OUT holds anything but a demonstration of these settings.
@@ -173,7 +173,7 @@ def run(out: Path, settings: Settings, workers: int, console: Console) -> Path:
     return report.write(found, out, **cost)
 
 
-def _sessions_before(out: Path, settings: Settings) -> dict[str, float]:
+def _sessions_before(out: Path, settings: DemoSettings) -> dict[str, float]:
     """What sessions that were stopped have cost: seconds, and the largest memory."""
     try:
         about = read_json(str(out / ABOUT))
@@ -190,7 +190,7 @@ def _sessions_before(out: Path, settings: Settings) -> dict[str, float]:
     return {name: about[name] for name in COSTS}
 
 
-def _note(out: Path, settings: Settings, cost: dict[str, float]) -> None:
+def _note(out: Path, settings: DemoSettings, cost: dict[str, float]) -> None:
     store.write_bytes(str(out / ABOUT), json_text({"settings": asdict(settings), **cost}, indent=1).encode())
 
 
@@ -206,7 +206,7 @@ def _changes_of_trainings(changes: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def _stages(demo: _Demo, out: Path, settings: Settings, workers: int) -> None:
+def _stages(demo: _Demo, out: Path, settings: DemoSettings, workers: int) -> None:
     source, target, seeded = out / "source", out / "target", f"seed={settings.seed}"
 
     def build(name: str, recipe: str, place: Path, count: int) -> Child:
@@ -260,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> int:
         out = store.local_path(options.out, "--out")
         changes = _changes_of_trainings(options.changes)
-        path = run(out, Settings(options.seed, options.quick, changes, options.build), options.workers, console)
+        path = run(out, DemoSettings(options.seed, options.quick, changes, options.build), options.workers, console)
         tell(*(out / "report.md").read_text().split("\n"))
         console.print(str(path))
         return 0

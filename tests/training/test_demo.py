@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from builders import REPOSITORY
 
-from training.demo import Settings, _changes_of_trainings, _Demo, main
+from training.demo import DemoSettings, _changes_of_trainings, _Demo, main
 
 SMALL = (
     *("--build", "parametric.objects=57", "--build", "parametric.test_fraction=0.5"),
@@ -94,7 +94,7 @@ def test_another_demonstration_in_the_same_folder_is_refused(tmp_path, capsys) -
 
 
 def test_typed_keys_win_over_those_of_quick() -> None:
-    settings = Settings(0, True, {"pretrain": ["optimizer.steps=7"]}, ["parametric.objects=57"])
+    settings = DemoSettings(0, True, {"pretrain": ["optimizer.steps=7"]}, ["parametric.objects=57"])
     assert settings.changes_of("pretrain") == ["optimizer.steps=300", "optimizer.steps=7"]
     assert settings.changes_of("build_source")[-1] == "parametric.objects=57"
 
