@@ -26,12 +26,13 @@ from rich.table import Table
 
 from manifests import store
 from manifests.cli import exit_code, parse_arguments, recipe_titles
-from manifests.config import Value, parse_changes
+from manifests.config import parse_changes
 from manifests.errors import Refused
 from manifests.layout import require_manifest
 from manifests.plain_text import PlainConsole, log_to_stderr, tell
 from manifests.records import json_text
 from training.command_line import parser
+from training.typed_keys import typed_candidates, typed_changes
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +182,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     source = options.checkpoint
     if "=" in source and not os.path.exists(source):  # init.image=... init.points=...: all is said by keys
         source, options.changes = "", [source, *options.changes]
-    changes = _changes(options, ("data", "prompts", "classes", *TOWER_KEYS))
+    changes = typed_changes(options, ("data", "prompts", "classes", *TOWER_KEYS))
     with distributed.together():
         if options.out:
             store.local_path(options.out, "--out")
@@ -189,7 +190,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
             options.classes_from_text,
             labels=not options.without_labels,
             workers=options.workers,
-            changes=changes["data"] | _candidates(options, changes),
+            changes=changes["data"] | typed_candidates(options, changes),
             prompts=asked_prompts(changes["prompts"]) if "prompts" in changes else (),
         )
         towers = {key: changes[key] for key in TOWER_KEYS if key in changes} | {"data": how.changes}
@@ -211,38 +212,6 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _changes(options: argparse.Namespace, keys: tuple[str, ...] = ("data",)) -> dict[str, Value]:
-    """What is given as key=value; `data` is always there. Raises Refused for a key that the command does not take."""
-    changes: dict[str, Value] = {"data": {}} | parse_changes(options.changes)
-    if other := set(changes) - set(keys):
-        taken = "keys of data alone" if keys == ("data",) else f"keys of {', '.join(keys)}"
-        raise Refused(f"{options.command} takes {taken}, not {min(other)}")
-    data = changes["data"]
-    for table in set(keys) & {"data", "image", "init", "points"}:
-        if not isinstance(changes.get(table, {}), dict):
-            raise Refused(f"{table}=...: name a key of {table}, such as data.classes=medium or init.image=openai")
-    for name in ("split", "workers", "classes", "candidates"):  # keys that a flag of the same command sets
-        flag = getattr(options, name, None)
-        if name in data and (name == "split" or flag is not None):
-            said = data[name] if name == "split" else flag
-            raise Refused(f"data.{name}={data[name]}: of {options.command} the flag says it: --{name} {said}")
-    return changes
-
-
-def _candidates(options: argparse.Namespace, changes: dict[str, Value]) -> dict[str, Value]:
-    """Keys of data that --classes (or `classes=`) and --candidates set."""
-    keys: dict[str, Value] = {}
-    if "classes" in changes and (options.classes or "classes" in changes["data"]):
-        raise Refused(f"classes={changes['classes']}: --classes or data.classes says it already")
-    classes = changes.get("classes", options.classes)
-    if classes:
-        names = classes.split(",") if isinstance(classes, str) else classes
-        keys["classes"] = names[0] if len(names) == 1 else names
-    if options.candidates:
-        keys["candidates"] = options.candidates
-    return keys
-
-
 def _embed(options: argparse.Namespace, console: Console) -> int:
     from training import distributed
     from training.evaluation.embed import embed, require, write
@@ -250,7 +219,7 @@ def _embed(options: argparse.Namespace, console: Console) -> int:
 
     with distributed.together():
         require(options.out, options.picture)
-        data, device = _changes(options)["data"], _device(options.device)
+        data, device = typed_changes(options)["data"], _device(options.device)
         checkpoint = open_checkpoint(options.checkpoint)
     with _objects_bar(console) as on_progress:
         how = (options.split, options.who, device, options.per_view, options.workers, data, options.precision)

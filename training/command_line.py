@@ -160,7 +160,9 @@ def _add_device(command: argparse.ArgumentParser) -> None:
 
 def _add_precision(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--precision", choices=("fp32", "bf16"), help="of the towers; default: as trained on CUDA, fp32 on the CPU"
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the towers; default: as trained on CUDA, fp32 on the CPU",
     )
 
 

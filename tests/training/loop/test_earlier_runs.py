@@ -29,6 +29,9 @@ SINCE = {  # keys that the stored run's recipe does not have yet, and what runs 
     "labels.image_threshold": None,
     "labels.points_threshold": None,
     "optimizer.clip_norm": 0.0,
+    "optimizer.accumulate": 1,
+    "activation_checkpointing": False,
+    "eval_every": 0,
 }
 LAST = "checkpoints/step-00000006"
 FEW = (
