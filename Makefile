@@ -14,7 +14,7 @@ TEST_PROCESSES ?= $(shell nproc 2>/dev/null || echo 2)
 INSTALL = $(BIN)/python -m pip install $(if $(SYSTEM_SITE),,--constraint constraints.txt) --editable
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo demo-quick wheel test test-slow lint mutants clean
+.PHONY: setup demo demo-quick wheel docs test test-slow lint mutants clean
 
 setup: $(PROGRAMS)
 
@@ -30,7 +30,7 @@ $(PROGRAMS): pyproject.toml constraints.txt .ci/system_libraries.sh
 	@echo "then, for example:                     python -m pipeline --help"
 
 $(STAMP): $(PROGRAMS)
-	$(INSTALL) '.[build,train,dev]'
+	$(INSTALL) '.[build,train,docs,dev]'
 	@touch $(STAMP)
 
 demo: $(PROGRAMS)
@@ -42,6 +42,10 @@ demo-quick: $(PROGRAMS)
 wheel: $(PROGRAMS)
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 	@echo "pip install 'dist/NAME.whl[build]' or '[train]', on any machine"
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
+	@echo "site/index.html"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -58,4 +62,4 @@ mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py --processes $(TEST_PROCESSES)
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs build dist site *.egg-info .pytest_cache .ruff_cache

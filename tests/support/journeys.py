@@ -54,9 +54,11 @@ OF_MACHINE = (
 
 
 def commands(text: str, indent: str) -> list[str]:
-    """The commands of a text whose lines begin with this indent, continued lines joined."""
-    lines = re.findall(rf"^{indent}((?:python -m|torchrun) .*)$", text.replace("\\\n", " "), re.MULTILINE)
-    return [shlex.join(shlex.split(line, comments=True)) for line in lines]
+    """The commands of a text whose lines begin with this indent, with the lines that go on after \\ or within '...'."""
+    word = r"""(?:'[^']*'|[^'\n])*"""
+    plain = re.sub(r" +# .*$", "", text.replace("\\\n", " "), flags=re.MULTILINE)
+    lines = re.findall(rf"^{indent}((?:python -m|torchrun) {word})$", plain, re.MULTILINE)
+    return [shlex.join(shlex.split(line)) for line in lines]
 
 
 def of_header(path: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Where public weights are had: `python -m training weights --where`.
 
-Places are those that the projects' own pages name. A size stands where a page states it.
+Places are those that the projects' own pages name. A size stands where a public page states it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FILES = (
         "the tag openai of open_clip, or "
         "https://openaipublic.azureedge.net/clip/models/"
         "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
-        "",
+        "334 MB",
         "its own image tower",
         ("image", "text"),
         "init.image=openai or =FILE, image.model=ViT-B-16-quickgelu",
