@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manifests import store
+from manifests import plugins, store
 from manifests.config import first_difference
 from manifests.errors import Refused
 from manifests.layout import ASSETS, LOCK, SPLITS, VIEWS, read_manifest, read_view_set
@@ -30,6 +30,9 @@ def refuse_other_build(plan: Plan, jobs: list[Job]) -> None:
                 "it is, or choose another --out"
             )
         raise Refused(f"{plan.out} holds another recipe: {change}; choose another --out")
+    own = plugins.offered("DATASETS").get(plan.table.name)
+    if own is not None and manifest.plugins.get(own[0]) != plan.plugins.get(own[0]):
+        raise Refused(f"{plan.out} was built with another version of plugin {own[0]}: choose another --out")
     if manifest.assets_hash != plan.assets_hash:
         raise Refused(
             f"{plan.out} was built from another source: {_asset_difference(plan, jobs)}; choose another --out"
