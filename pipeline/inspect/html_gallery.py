@@ -19,7 +19,7 @@ from PIL import Image
 from manifests import store
 from manifests.errors import Refused
 from manifests.layout import BuildManifest, require_manifest, shapes_tar, view_set_names, views_tar
-from manifests.plain_text import html_page
+from manifests.plain_text import html_page, number_of
 from manifests.records import Record, read_record, record_path
 from manifests.samples import COLORS, JSON, POINTS, Sample, decode_array, read_samples
 from pipeline.inspect.findings import EXAMPLES
@@ -141,7 +141,7 @@ def _examples(tars: dict[str, list[tuple[str, Record]]]) -> dict[tuple[str, str]
 def _counts(manifest: BuildManifest, tars: dict[str, list[tuple[str, Record]]]) -> Iterator[tuple[str, str]]:
     """(where, what) of every count beside the objects: splits, skipped objects, warnings with examples."""
     for split, counts in manifest.splits.items():
-        yield f"split {split}", f"{counts.samples:,} objects, {counts.failures:,} failures"
+        yield f"split {split}", f"{number_of(counts.samples, 'object')}, {number_of(counts.failures, 'failure')}"
     if manifest.passed_over:
         yield "source", in_words(manifest.passed_over)
     examples = _examples(tars)

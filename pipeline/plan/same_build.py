@@ -6,6 +6,7 @@ from manifests import plugins, store
 from manifests.config import first_difference
 from manifests.errors import Refused
 from manifests.layout import ASSETS, LOCK, SPLITS, VIEWS, read_manifest, read_view_set
+from manifests.plain_text import number_of
 from manifests.records import parse_assets
 from pipeline.plan.plan import Job, Plan, ViewSet, assets_file
 
@@ -66,5 +67,5 @@ def _asset_difference(plan: Plan, jobs: list[Job]) -> str:
     if gone and come and gone.key == come.key:
         return f"{gone.key} was {gone.source} and is {come.source}"
     if come:
-        return f"{come.source} is new ({len(old):,} assets then, {len(new):,} now)"
-    return f"{gone.source if gone else 'the list'} is gone ({len(old):,} assets then, {len(new):,} now)"
+        return f"{come.source} is new ({number_of(len(old), 'asset')} then, {len(new):,} now)"
+    return f"{gone.source if gone else 'the list'} is gone ({number_of(len(old), 'asset')} then, {len(new):,} now)"
