@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,7 @@ from rich.console import Console
 from manifests.config import find_recipe, names_in, to_toml
 from manifests.errors import OutputClosed, Refused, Stopped
 from manifests.install import CHECKOUT, missing
+from manifests.plain_text import tell
 
 UNREAD = 128 + signal.SIGPIPE
 _WIDTH = 110  # of a key with its meaning
@@ -75,7 +76,7 @@ def _written_out(code: int) -> int:
 def parse_arguments(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Options; `key=value` may stand anywhere (argparse alone wants them in one place).
 
-    Where a shell asks what may stand next, argcomplete answers it, if that is installed (docs/extending.md).
+    Where a shell asks what may stand next, argcomplete answers it, if that is installed (docs/datasets.md).
     """
     if "_ARGCOMPLETE" in os.environ:
         with suppress(ImportError):
@@ -161,7 +162,8 @@ class ShowVersion(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="show the version and end")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.exit(0, f"{version_words()}\n")
+        tell(version_words())
+        parser.exit()
 
 
 def version_words() -> str:
@@ -178,6 +180,11 @@ def version_words() -> str:
     except (OSError, subprocess.SubprocessError):  # no git here, or not ours to read
         return words
     return f"{words} (commit {commit})"
+
+
+def completed_by(action: argparse.Action, names: Callable[[], Iterable[str]]) -> None:
+    """Lets a shell offer names for an argument; they are looked up only then."""
+    action.completer = lambda **_: names()  # type: ignore[attr-defined]  # where argcomplete looks
 
 
 def with_examples(command: argparse.ArgumentParser, *examples: str) -> None:

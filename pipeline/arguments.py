@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from manifests.cli import ShowVersion, with_examples
+from manifests.cli import ShowVersion, completed_by, with_examples
 
 PROGRAM = "python -m pipeline"
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
@@ -15,7 +15,7 @@ _EXAMPLES = {
         "build modelnet40 --source ModelNet40 --out shards/modelnet40 --workers 8 views.rgb12.image_size=128",
     ),
     "views": (
-        "views rgb12 --shards shards/mine elevation_deg=[0] name=rgb12_level",
+        "views rgb12 --shards shards/mine 'elevation_deg=[0]' name=rgb12_level",
         "views mvcnn12 --shards shards/modelnet40 --source modelnet40_images",
     ),
     "check": ("check shards/mine", "check shards/mine --source my_meshes", "check shards/mine --repair"),
@@ -33,7 +33,8 @@ def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="a dataset into shards")
-    build.add_argument("recipe", help="name of a shipped recipe (`recipes` lists them) or a .toml file")
+    recipe = build.add_argument("recipe", help="name of a shipped recipe (`recipes` lists them) or a .toml file")
+    completed_by(recipe, _recipe_names)
     build.add_argument(
         "changes", nargs="*", metavar="key=value", help="changed keys, such as views.rgb12.image_size=128"
     )
@@ -45,7 +46,8 @@ def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     _add_retry(build)
     _add_workers(build)
     views = commands.add_parser("views", help="a new view set for old shards")
-    views.add_argument("preset", help="name of a view preset (`presets` lists them)")
+    preset = views.add_argument("preset", help="name of a view preset (`presets` lists them)")
+    completed_by(preset, _preset_names)
     views.add_argument(
         "changes", nargs="*", metavar="key=value", help="changed keys of the preset; name= names the set"
     )
@@ -81,16 +83,31 @@ def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     inspect.add_argument("--split")
     _add_export(commands.add_parser("export", help="a build for other tools: Hugging Face, wids, COLMAP"))
     recipes = commands.add_parser("recipes", help="list the shipped recipes, or show one with all its keys")
-    recipes.add_argument("name", nargs="?", help="a shipped recipe or a .toml file")
+    shown = recipes.add_argument("name", nargs="?", help="a shipped recipe or a .toml file")
+    completed_by(shown, _recipe_names)
     _add_plugin(recipes)
     presets = commands.add_parser("presets", help="list the view presets, or show one")
-    presets.add_argument("name", nargs="?")
+    shown = presets.add_argument("name", nargs="?")
+    completed_by(shown, _preset_names)
     _add_plugin(presets)
     doctor = commands.add_parser("doctor", help="what this machine lacks, and the command for each")
     doctor.add_argument("--json", action="store_true")
     for name, examples in _EXAMPLES.items():
         with_examples(commands.choices[name], *examples)
     return parser
+
+
+def _recipe_names() -> list[str]:
+    from manifests.config import names_in
+    from pipeline.plan.build_recipe import RECIPES
+
+    return names_in(RECIPES)
+
+
+def _preset_names() -> list[str]:
+    from manifests.presets import preset_names
+
+    return preset_names()
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:

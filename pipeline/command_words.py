@@ -60,10 +60,14 @@ def next_lines(plan: Plan, view_set: str | None = None) -> Iterator[str]:
         yield f"  or: python -m training fit RECIPE --shards {out} --run RUN{views}"
         yield "      (python -m training recipes lists RECIPE)"
         return
-    yield "no folder names a class; a trained CHECKPOINT can be asked all the same:"
     split = min(require_manifest(plan.out, plan.out).splits)
-    yield f"  python -m training embed CHECKPOINT --shards {out} --split {split} --out features.npz"
-    yield f"  python -m training predict CHECKPOINT --shards {out} --split {split} --classes NAME,NAME"
+    asked = f"CHECKPOINT --shards {out} --split {split}"
+    yield "no folder names a class; names of your own serve as candidates:"
+    yield f"  python -m training embed {asked} --out features.npz"
+    yield f"  python -m training predict {asked} --classes NAME,NAME"
+    yield f"  python -m training evaluate {asked} --classes NAME,NAME --classes-from-text --without-labels"
+    keys = f"""data.split={split} 'data.classes=["NAME", "NAME"]'"""
+    yield f"  python -m training fit RECIPE --shards {out} --run RUN {keys}"
 
 
 def same_views(plan: Plan) -> Iterator[str]:
