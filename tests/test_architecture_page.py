@@ -84,7 +84,7 @@ def test_the_dataset_of_the_page_is_built(added: Path, tmp_path: Path) -> None:
     given = {"SCANS": tmp_path / "source", "shards/scans": tmp_path / "out"}
     changes = ("num_points=64", "fps_prefix=16", "views.rgb12.image_size=32", "max_failed_fraction=1", "--workers", 0)
     said = Commands(added)(*(given.get(word, word) for word in words), *changes).stderr
-    assert "6 objects, 1 failures" in said
+    assert "6 objects, 1 failure" in said
     shapes = stored(tmp_path / "out")
     assert {shape.json["class"] for shape in shapes.values()} == {"bolt", "gear"}
     assert {shape.json["split"] for shape in shapes.values()} == {"train", "test"}

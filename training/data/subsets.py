@@ -13,7 +13,7 @@ from typing import Literal
 
 from manifests import store
 from manifests.config import unknown_name
-from manifests.dataset_info import load_table, table_names
+from manifests.dataset_info import default_prompt_name, load_table, table_names
 from manifests.errors import Refused
 from manifests.layout import ASSETS, BuildManifest
 from manifests.records import parse_assets
@@ -47,6 +47,10 @@ def subset_of(
 
     Raises Refused naming the key when the dataset has no such subset or class, or a list cannot be read.
     """
+    if classes and not manifest.classes and not isinstance(classes, str):  # plain files: the names are candidates alone
+        named = {"classes": classes, "prompt_names": tuple(map(default_prompt_name, classes))}
+        keys = _keys(out, split, frozenset(), objects) if objects else None
+        return Subset(keys, manifest.model_copy(update=named), ())
     names = class_names(manifest, classes)
     keys = _keys(out, split, frozenset(names), objects) if objects or names else None
     if not names or candidates == "all":

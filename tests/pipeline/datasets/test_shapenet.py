@@ -110,7 +110,7 @@ def test_known_broken_objects_are_expected_and_other_failures_are_not(tmp_path) 
     broken.write_text("v 0 0 0\n")
     common = ("build", "shapenet_v2", "--source", source, "allow_partial=true", "views=[]", *SMALL[:2], *SMALL[4:])
     message = pipeline(*common, "--out", tmp_path / "out").stderr
-    assert "3 objects, 1 failures (1 expected)" in message
+    assert "3 objects, 1 failure (1 expected)" in message
     assert "the file has no faces (expected: no faces)" in message
     (source / CAR / "without").mkdir(parents=True)
     message = pipeline(*common, "--out", tmp_path / "more", code=1).stderr

@@ -71,7 +71,7 @@ def typed(capsys, *arguments: object, code: int = 0) -> str:
 def test_a_build_says_its_path_and_failures(source, tmp_path, capsys) -> None:
     out = tmp_path / FOLDER / "out"
     told = typed(capsys, *building(source, out))
-    assert f"{for_terminal(str(out))}: {len(CLASSES)} objects, 1 failures" in told
+    assert f"{for_terminal(str(out))}: {len(CLASSES)} objects, 1 failure" in told
     assert r"b'\x1b]52;c;x\x07'" in told  # the reason
     assert "objects are already there" in typed(capsys, *building(source, out))
     told = typed(capsys, "views", "depth10", "--shards", out, "image_size=32", "name=d", "--workers", "0")

@@ -143,8 +143,8 @@ def test_nobody_is_told_how_long_it_takes_before_the_first_object() -> None:
             progress.event(JobEvent(job, done))
     first, failed, made = said.getvalue().splitlines()
     assert first == "0 of 190 objects, 0.0 objects/s, 0 failures"
-    assert failed == "0 of 190 objects, 0.0 objects/s, 1 failures"
-    assert re.fullmatch(r"1 of 190 objects, .*, 1 failures, \d+ s left", made)
+    assert failed == "0 of 190 objects, 0.0 objects/s, 1 failure"
+    assert re.fullmatch(r"1 of 190 objects, .*, 1 failure, \d+ s left", made)
 
 
 def test_reports_of_a_second_are_one(monkeypatch) -> None:
