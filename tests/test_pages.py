@@ -50,15 +50,19 @@ def test_the_programs_take_every_command(page: Path, capsys) -> None:
             options = parse_arguments(PARSERS[program](program), words)
         except SystemExit:
             pytest.fail(f"{command}: {capsys.readouterr().err}")
-        require_known_recipe(program, options)
+        require_known_recipe(options)
 
 
-def require_known_recipe(program: str, options: argparse.Namespace) -> None:
+def require_known_recipe(options: argparse.Namespace) -> None:
+    """Reads a recipe with the keys of a command; one that is a placeholder, or that the page itself writes, is left."""
+    written = {"scans"}  # docs/architecture.md
     recipe = getattr(options, "recipe", "")
-    if options.command == "build" and recipe.islower() and recipe != "scans":  # which docs/architecture.md writes
+    if not recipe.islower() or recipe.endswith(".toml") or recipe in written:
+        return
+    if options.command == "build":
         build_recipe.read_recipe(recipe, parse_changes(options.changes))
-    if options.command == "fit" and recipe.islower():
-        fit_recipe.read_recipe(recipe, parse_changes(options.changes))
+    if options.command == "fit":
+        fit_recipe.read_recipe(recipe, parse_changes(options.changes), options.preset)
 
 
 def test_every_target_of_make_is_there() -> None:
