@@ -21,7 +21,7 @@ setup: $(PROGRAMS)
 $(PROGRAMS): pyproject.toml constraints.txt .ci/system_libraries.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
-	@echo "Setting up .venv: 7 GB and 2 to 12 minutes (1.5 GB where torch is there: make SYSTEM_SITE=1)."
+	@echo "Setting up .venv: 7 GB and 2 to 12 minutes (1 GB where torch is there: make SYSTEM_SITE=1)."
 	@sh .ci/system_libraries.sh $(PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(if $(SYSTEM_SITE),--system-site-packages) $(VENV)
 	$(INSTALL) '.[build,train]'
