@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from manifests.cli import ShowVersion
+
 A_RUN = "a run (its last step) or one of its checkpoints/step-* folders"
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """All commands; `command` is the name of the chosen one. prog: the program's name in its help."""
     program = argparse.ArgumentParser(prog=prog, description="Shards into a label-free 3D classifier.")
+    program.add_argument("--version", action=ShowVersion)
     commands = program.add_subparsers(dest="command", required=True)
     _fit(commands.add_parser("fit", help="train"))
     _evaluate(commands.add_parser("evaluate", help="accuracies of a checkpoint"))
