@@ -43,7 +43,7 @@ from training.weights.checkpoint import (
     refuse_broken_other,
     without_pretrained,
 )
-from training.weights.open_models import text_prompts
+from training.weights.open_models import text_prompts, warn_of_new_words
 from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about
 
 SHOWN = 3  # answers in the line that shows them
@@ -307,6 +307,7 @@ class Classifier:
         if classes is None:
             logits = model.image_logits(feature) if name == "image" else model.points_logits(feature)
             return logits.softmax(dim=1).cpu()
+        warn_of_new_words(self.checkpoint, classes)
         classifier = self.text.classifier(tuple(classes), text_prompts(self.checkpoint.recipe))
         return (model.logit_scale.exp() * feature @ classifier).softmax(dim=1).cpu()
 
