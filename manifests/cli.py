@@ -21,6 +21,7 @@ from rich.console import Console
 from manifests.config import find_recipe, names_in, to_toml
 from manifests.errors import OutputClosed, Refused, Stopped
 from manifests.install import CHECKOUT, missing
+from manifests.plain_text import tell
 
 UNREAD = 128 + signal.SIGPIPE
 _WIDTH = 110  # of a key with its meaning
@@ -161,7 +162,8 @@ class ShowVersion(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="show the version and end")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.exit(0, f"{version_words()}\n")
+        tell(version_words())
+        parser.exit()
 
 
 def version_words() -> str:

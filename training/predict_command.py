@@ -59,7 +59,8 @@ def _files(given: Sequence[str], console: Console) -> list[str]:
             found.append(each)
             continue
         inside, others = files_in(each)
-        kinds = ", ".join(f"{suffix or 'no suffix'} {count:,}" for suffix, count in sorted(Counter(others).items()))
+        counts = Counter(suffix or "no suffix" for suffix in others)
+        kinds = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(counts.items()))
         over = f", {number_of(len(others), 'other')} passed over ({kinds})" if others else ""
         if not inside:
             raise Refused(f"{each}: no mesh or cloud in it{over}")

@@ -245,7 +245,7 @@ def test_a_recipe_is_shown_with_its_header_and_every_key() -> None:
     assert "keep_last = 2  # newest checkpoints that stay beside the first\n" in told
     assert "threshold = 0.7  # T, strict\n" in told
     assert tomllib.loads(told) == read_recipe("small_cross_most", {}).model_dump(mode="json", exclude_none=True)
-    assert "small_cross_most" in typed("recipes", "small_cross", code=2)[1]
+    assert "did you mean small_cross" in typed("recipes", "small_cross", code=2)[1]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
