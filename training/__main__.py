@@ -25,13 +25,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from manifests import store
-from manifests.cli import exit_code, parse_arguments, recipe_titles
-from manifests.config import parse_changes
+from manifests.cli import exit_code, parse_arguments, recipe_lines, recipe_titles
+from manifests.config import find_recipe, parse_changes
 from manifests.errors import Refused
 from manifests.layout import require_manifest
-from manifests.plain_text import PlainConsole, log_to_stderr, tell
+from manifests.plain_text import PlainConsole, log_to_stderr, number_of, tell
 from manifests.records import json_text
 from training.command_line import parser
+from training.predict_command import predict
 from training.typed_keys import typed_candidates, typed_changes
 
 if TYPE_CHECKING:
@@ -227,32 +228,10 @@ def _embed(options: argparse.Namespace, console: Console) -> int:
     if distributed.leads():
         with console.status("writing"):
             paths = write(found, options.out, options.picture, checkpoint.recipe.seed)
-        counted = f"{len(found.keys):,} objects, {found.points.shape[1]} features each, {found.about['precision']}"
+        features = f"{number_of(found.points.shape[1], 'feature')} each, {found.about['precision']}"
+        counted = f"{number_of(len(found.keys), 'object')}, {features}"
         console.print(f"{', '.join(paths)}: {counted}")
     return 0
-
-
-def _predict(options: argparse.Namespace, console: Console) -> int:
-    from training.evaluation.predict import predict_files, predict_shards
-    from training.reports import terminal
-    from training.weights.checkpoint import open_checkpoint
-
-    if bool(options.files) == bool(options.shards):
-        raise Refused("predict needs FILEs or --shards OUT, one of the two")
-    checkpoint, device = open_checkpoint(options.checkpoint), _device(options.device)
-    classes = [name.strip() for name in options.classes.split(",")] if options.classes else []
-    how = (classes, options.who, device)
-    with console.status("opening") as status:
-        if options.files:
-            drawn = (options.axes, options.workers)
-            rows = predict_files(checkpoint, options.files, *how, *drawn, status.update, options.precision)
-        else:
-            rows = predict_shards(checkpoint, options.shards, options.split, *how, status.update, options.precision)
-    if options.json:
-        tell(json_text(rows))
-    else:
-        PlainConsole().print(terminal.predictions(rows))
-    return int(any(row["error"] for row in rows))
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
@@ -354,6 +333,11 @@ def _weights(options: argparse.Namespace, console: Console) -> int:
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:
+    if options.name:
+        from training.settings.fit_recipe import read_recipe
+
+        tell(*recipe_lines(find_recipe(options.name, RECIPES), read_recipe(options.name, {})))
+        return 0
     for name, title in recipe_titles(RECIPES):
         tell(f"{name:18} {title}")
     return 0
@@ -363,7 +347,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "fit": _fit,
     "evaluate": _evaluate,
     "embed": _embed,
-    "predict": _predict,
+    "predict": predict,
     "report": _report,
     "table": _table,
     "weights": _weights,

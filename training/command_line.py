@@ -4,9 +4,33 @@ from __future__ import annotations
 
 import argparse
 
-from manifests.cli import ShowVersion
+from manifests.cli import ShowVersion, with_examples
 
 A_RUN = "a run (its last step) or one of its checkpoints/step-* folders"
+
+_EXAMPLES = {
+    "fit": (
+        "fit small_cross_most --shards shards/target --run runs/cross_most init.all=runs/pretrain",
+        "fit modelnet40 --shards shards/modelnet40 --run runs/mn40 init.points=runs/pretrain --dry-run",
+    ),
+    "evaluate": (
+        "evaluate runs/mn40 --shards shards/modelnet40",
+        "evaluate openai --shards shards/modelnet40 data.views=rgb12 prompts=ulip64",
+    ),
+    "embed": ("embed runs/mn40 --shards shards/modelnet40 --out mn40.npz --picture tsne",),
+    "predict": (
+        "predict runs/mn40 chair.obj scan.ply --classes chair,table,lamp",
+        "predict runs/mn40 my_meshes --axes y,z,x --html page.html",
+        "predict runs/mn40 --shards shards/mine --split all --json",
+    ),
+    "report": ("report runs/self_training runs/cross_most --shards shards/target --source shards/source",),
+    "table": (
+        "table 1 --shards shards --run runs/tables init.points=runs/pretrain --dry-run",
+        "table 3 --shards shards --run runs/tables --rows 'joint*' --seeds 0,1,2",
+    ),
+    "weights": ("weights Point-BERT.pth", "weights runs/mn40 --out mn40.safetensors", "weights --where"),
+    "recipes": ("recipes", "recipes small_cross_most"),
+}
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -21,7 +45,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
     _report(commands.add_parser("report", help="compare runs: a table, curves and contact sheets"))
     _table(commands.add_parser("table", help="run a table of the paper and print it beside the paper's figures"))
     _weights(commands.add_parser("weights", help="what a weights file holds, and what of our towers it fills"))
-    commands.add_parser("recipes", help="list the shipped recipes")
+    recipes = commands.add_parser("recipes", help="list the shipped recipes, or show one with all its keys")
+    recipes.add_argument("name", nargs="?", help="a shipped recipe or a .toml file")
+    for name, examples in _EXAMPLES.items():
+        with_examples(commands.choices[name], *examples)
     return program
 
 
@@ -33,7 +60,7 @@ def _fit(fit: argparse.ArgumentParser) -> None:
     _add_preset(fit)
     _add_device(fit)
     fit.add_argument("--dry-run", action="store_true", help="steps, memory and time from one measured step; no writing")
-    fit.add_argument("--json", action="store_true", help="with --dry-run")
+    fit.add_argument("--json", action="store_true", help="with --dry-run: print it as one JSON object")
     fit.add_argument(
         "--looks-at-labels",
         action="store_true",
@@ -53,8 +80,8 @@ def _evaluate(evaluate: argparse.ArgumentParser) -> None:
         help="prompts, classes, keys of data; of weights without a run init.* (the other tower), image.*, points.*",
     )
     evaluate.add_argument("--recipe", default="", help="of weights without a run: its towers, views and precision")
-    evaluate.add_argument("--shards", required=True)
-    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--shards", required=True, help="a finished build with labels")
+    _add_split(evaluate)
     _add_device(evaluate)
     evaluate.add_argument("--classes-from-text", action="store_true", help="a classifier from the shards' class names")
     evaluate.add_argument(
@@ -67,16 +94,16 @@ def _evaluate(evaluate: argparse.ArgumentParser) -> None:
     _add_precision(evaluate)
     evaluate.add_argument("--out", metavar="DIR", help="confusion matrices, histograms and per-class figures")
     _add_workers(evaluate)
-    evaluate.add_argument("--json", action="store_true")
+    _add_json(evaluate)
 
 
 def _embed(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("checkpoint", help=A_RUN)
     embed.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
-    embed.add_argument("--shards", required=True)
-    embed.add_argument("--out", required=True, metavar="FILE.npz")
-    embed.add_argument("--split", default="test")
-    embed.add_argument("--who", default="student", choices=("student", "teacher"))
+    embed.add_argument("--shards", required=True, help="a finished build; no label is needed")
+    embed.add_argument("--out", required=True, metavar="FILE.npz", help="keys, labels and features of every object")
+    _add_split(embed)
+    _add_who(embed)
     embed.add_argument("--per-view", action="store_true", help="also the features of every view")
     embed.add_argument("--picture", choices=("tsne", "umap"), help="also FILE.tsne.png or FILE.umap.png")
     _add_device(embed)
@@ -86,16 +113,22 @@ def _embed(embed: argparse.ArgumentParser) -> None:
 
 def _predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("checkpoint", help=A_RUN)
-    predict.add_argument("files", nargs="*", metavar="FILE", help="meshes or clouds; drawn by `python -m pipeline`")
+    predict.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="meshes or clouds, or folders of them at any depth; drawn by `python -m pipeline`",
+    )
     predict.add_argument("--shards", help="predict the objects of a build instead of files")
-    predict.add_argument("--split", default="test", help="of --shards")
+    _add_split(predict)
     predict.add_argument("--classes", metavar="A,B,...", help="other names than the checkpoint's, by its text tower")
     predict.add_argument("--axes", default="", help="of FILEs, such as y,z,x where +Z is up; default: as trained")
-    predict.add_argument("--who", default="student", choices=("student", "teacher"))
+    predict.add_argument("--html", metavar="PAGE", help="a page in one file: each object with its three best answers")
+    _add_who(predict)
     _add_device(predict)
     _add_precision(predict)
     predict.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that draw FILEs; 0: one")
-    predict.add_argument("--json", action="store_true")
+    _add_json(predict)
 
 
 def _report(report: argparse.ArgumentParser) -> None:
@@ -108,7 +141,7 @@ def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("--shards", required=True, help="what the runs were trained on")
     report.add_argument("--source", help="shards of the source domain, to show some of them")
     report.add_argument("--oracle", metavar="RUN", help="a run that was trained with labels: an upper bound")
-    report.add_argument("--split", default="test")
+    _add_split(report)
     report.add_argument("--out", metavar="DIR", help="default: the folder that holds the first RUN")
     _add_device(report)
     report.add_argument("--json", action="store_true", help="print report.json")
@@ -135,7 +168,7 @@ def _table(table: argparse.ArgumentParser) -> None:
     table.add_argument("--processes", type=_some, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
     table.add_argument("--parallel", type=_some, default=1, metavar="K", help="runs at once, each on GPUs of its own")
     table.add_argument("--dry-run", action="store_true", help="say what would be run and what is missing (then exit 2)")
-    table.add_argument("--json", action="store_true")
+    _add_json(table)
 
 
 def _weights(weights: argparse.ArgumentParser) -> None:
@@ -143,7 +176,7 @@ def _weights(weights: argparse.ArgumentParser) -> None:
     weights.add_argument("--where", action="store_true", help="instead of a file: where public ones are had")
     weights.add_argument("--take", default="student", choices=("student", "teacher"), help="of a file that holds both")
     weights.add_argument("--out", metavar="FILE", help="also write a run or checkpoint as one .safetensors file")
-    weights.add_argument("--json", action="store_true")
+    _add_json(weights)
 
 
 def _add_preset(command: argparse.ArgumentParser) -> None:
@@ -153,6 +186,20 @@ def _add_preset(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="`released` (code) or `paper`: keys laid over the recipe, below yours",
     )
+
+
+def _add_split(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--split", default="test", help="which objects of the build; default: test")
+
+
+def _add_who(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--who", default="student", choices=("student", "teacher"), help="the trained model, or its moving average"
+    )
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

@@ -263,6 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
         path = run(out, DemoSettings(options.seed, options.quick, changes, options.build), options.workers, console)
         tell(*(out / "report.md").read_text().split("\n"))
         console.print(str(path))
+        console.print(f"for files or folders of your own: python -m training predict {out / 'cross_most'} FILE...")
         return 0
 
     return exit_code(work, console, "train", "stopped; what is finished is kept, run the same again to go on")

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import trimesh
 from builders import REPOSITORY
+from training_runs import typed
 
 from training.demo import DemoSettings, _changes_of_trainings, _Demo, main
 
@@ -32,9 +34,10 @@ def demo(out: Path, *arguments: object, code: int = 0) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    """A demonstration that ran through, and what it printed."""
+    """A demonstration that ran through, and what it said."""
     out = tmp_path_factory.mktemp("finished") / "demo"
-    return out, demo(out, "--seed", 3, "--workers", 0, *SMALL).stdout
+    done = demo(out, "--seed", 3, "--workers", 0, *SMALL)
+    return out, done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -53,6 +56,16 @@ def test_every_stage_and_its_report(finished, tmp_path) -> None:
     assert [command[3:5] for command in commands if command[3] == "pipeline"] == [["pipeline", "build"]] * 2
     assert len(commands) == 6
     assert (out / "logs/cross_most.log").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_its_last_line_is_a_command_that_answers(finished, tmp_path) -> None:
+    out, printed = finished
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "box.off")
+    command = shlex.split(printed.strip().splitlines()[-1].partition(": python -m training ")[2])
+    assert command == ["predict", str(out / "cross_most"), "FILE..."]
+    (row,) = json.loads(typed(*command[:2], tmp_path / "box.off", "--json")[0])
+    assert (row["error"], row["towers"]) == (None, ["image", "points"])
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from manifests.layout import (
     views_tar,
 )
 from manifests.picture_mapping import Statistics, mean_and_deviation
+from manifests.plain_text import number_of
 from manifests.records import Record, read_record, record_path
 from training.data.sample_index import Places, places_of
 from training.data.shard_cache import Cache, open_cache
@@ -135,7 +136,7 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: S
         left_out += each.left_out
         absent |= each.absent
     if left_out and warn:
-        log.warning("%s: %d objects are left out: their views failed or were skipped", out, left_out)
+        log.warning("%s: %s left out: views failed or were skipped", out, number_of(left_out, "object"))
     stored = manifest.recipe.get("num_points")
     if warn and isinstance(stored, int) and 0 < stored < settings.num_points:
         words = "%s: clouds of %s points are filled up to data.num_points=%d by repeats: of the points of a group, "

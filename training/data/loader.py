@@ -19,6 +19,7 @@ import webdataset as wds
 from torch.utils.data import IterableDataset
 
 from manifests.errors import Refused
+from manifests.plain_text import number_of
 from manifests.rng import generator
 from manifests.samples import JSON, POINTS, Sample, view_member
 from training.data.batch import RawBatch, RawLabelledBatch
@@ -86,7 +87,7 @@ class EpochSamples(IterableDataset[Any]):
             raise Refused(f"data.split={settings.split} has no objects with views, of those that data.* leaves")
         if not self.num_batches:
             raise Refused(
-                f"optimizer.batch_size={batch_size * world} is more than the {source.total} objects of "
+                f"optimizer.batch_size={batch_size * world} is more than the {number_of(source.total, 'object')} of "
                 f"data.split={settings.split}"
             )
         self.mean, self.deviation = source.pixels

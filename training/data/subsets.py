@@ -19,6 +19,7 @@ from manifests.layout import ASSETS, BuildManifest
 from manifests.records import parse_assets
 from training.settings.data import MVCNN
 
+NO_CLASSES = "names no class to be right about: `predict --classes A,B` and `embed` ask a checkpoint without"
 FIRST = {"train": 80, "test": 20}  # objects of each class in MVCNN's 12-view pictures (modelnet40v1)
 
 
@@ -68,6 +69,8 @@ def class_names(manifest: BuildManifest, classes: str | tuple[str, ...]) -> tupl
     """The classes of a named subset of the build's dataset, or a list of classes; () for all."""
     if not classes:
         return ()
+    if not manifest.classes:
+        raise Refused(f"data.classes={classes}: the build {NO_CLASSES}")
     if isinstance(classes, str):
         known = load_table(manifest.dataset).subsets if manifest.dataset in table_names() else {}
         if classes not in known:

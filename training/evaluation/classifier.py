@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,11 +21,14 @@ from torch.nn.functional import normalize
 from manifests import store
 from manifests.errors import Refused, one_line
 from manifests.picture_mapping import NORMALIZE
+from manifests.plain_text import number_of
 from manifests.records import json_text, parse_json
 from manifests.rng import generator
 from training.data.batch import normalized
 from training.data.decode import pad_cloud
 from training.data.image_augment import normalize_cloud, weak_picture
+from training.evaluation.features import PICTURES
+from training.evaluation.given_pictures import Prepared, as_uint8, is_prepared, objects_in, pictures_in, stacked
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
 from training.models.point_bert import farthest_points
@@ -41,9 +43,10 @@ from training.weights.checkpoint import (
     refuse_broken_other,
     without_pretrained,
 )
-from training.weights.open_models import text_prompts
+from training.weights.open_models import text_prompts, warn_of_new_words
 from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about
 
+SHOWN = 3  # answers in the line that shows them
 ORDERED = 1024  # the first points of a longer cloud, in farthest-point order as in shards; the rest is random
 _ABOUT = ("dataset", "classes", "prompt_names", "pixel_mean", "pixel_deviation")
 
@@ -54,6 +57,13 @@ class Answers:
 
     names: the answers. label: int64 (B,), their numbers among the classes. confidence: float32 (B,), their
     probabilities. probabilities: float32 (B, C). from_image: bool (B,), whether the picture gave the answer.
+
+    >>> import numpy as np, training
+    >>> answers = training.load("runs/mine").classify(points=np.eye(3), classes=["mug", "bowl"])
+    >>> answers
+    Answers(... by points)
+    >>> answers.probabilities.shape
+    torch.Size([1, 2])
     """
 
     names: tuple[str, ...]
@@ -62,6 +72,12 @@ class Answers:
     probabilities: Tensor
     from_image: Tensor
 
+    def __repr__(self) -> str:
+        rows = zip(self.names, self.confidence.tolist(), self.from_image.tolist(), strict=True)
+        told = [f"{name} {share:.0%} by {'image' if image else 'points'}" for name, share, image in rows]
+        more = f", ... {len(told):,} in all" if len(told) > SHOWN else ""
+        return f"Answers({', '.join(told[:SHOWN])}{more})"
+
 
 class Classifier:
     """Both towers, the text tower and the classifier of a checkpoint, in eval mode on one device.
@@ -69,6 +85,16 @@ class Classifier:
     classes: the names of its answers, in the order of its columns. It returns float32 tensors on the CPU, without
     gradients. model: the towers (training.models.cross_modal.CrossModalModel). text_is_loaded: else the weights of the
     text tower are read when they are first needed.
+
+    >>> import renderers, training, trimesh
+    >>> model = training.load("runs/mine")
+    >>> model
+    Classifier(cross_most, ... of parametric, 19 classes, pictures of 48 x 48, clouds of 128 points, on cpu)
+    >>> views = renderers.draw(trimesh.creation.box((1, 0.7, 0.4)), "rgb12", image_size=64)
+    >>> model.encode_image(views).shape
+    torch.Size([12, 128])
+    >>> model.classify(views=views).from_image
+    tensor([True])
     """
 
     def __init__(
@@ -84,6 +110,12 @@ class Classifier:
         self._text, self._text_is_loaded = text.eval(), text_is_loaded
         self._about = about
 
+    def __repr__(self) -> str:
+        given, recipe = self.checkpoint, self.checkpoint.recipe
+        knows = f"step {given.step:,} of {given.dataset}, {number_of(len(self.classes), 'class')}"
+        sizes = f"pictures of {self.image_size} x {self.image_size}, clouds of {recipe.data.num_points:,} points"
+        return f"Classifier({recipe.method}, {knows}, {sizes}, on {self.device})"
+
     @property
     def device(self) -> torch.device:
         """The device on which it computes."""
@@ -95,20 +127,20 @@ class Classifier:
         return self.model.image.image_size
 
     def preprocess(self, picture: Any) -> Tensor:
-        """Prepares a PIL image or a uint8 array (H, W, 3), RGB, for the image tower: float32 (3, S, S).
+        """Prepares one picture for the image tower: float32 (3, S, S).
 
-        As in evaluation: resizes the short side to S, bicubic, cuts out the middle and normalises the colours.
+        picture: a PIL image, a file's path, RGB as uint8 (H, W, 3) or as float (3, H, W) in 0 to 1. As in evaluation:
+        resizes the short side to S, bicubic, cuts out the middle and normalises the colours. Raises ValueError.
+
+        >>> import numpy as np, training
+        >>> training.load("runs/mine").preprocess(np.zeros((60, 80, 3), np.uint8)).shape
+        torch.Size([3, 48, 48])
         """
-        if isinstance(picture, Image.Image):
-            picture = picture.convert("RGB")
-        array = np.asarray(picture)
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-            raise ValueError(f"a picture is uint8 (H, W, 3), RGB, not {array.dtype} {array.shape}")
         clip_mean, clip_deviation = NORMALIZE["clip"]
         mean = tuple(self._about.get("pixel_mean", clip_mean))
         deviation = tuple(self._about.get("pixel_deviation", clip_deviation))
-        pixels = np.ascontiguousarray(weak_picture(array, self.image_size).transpose(2, 0, 1))
-        return normalized(torch.from_numpy(pixels), mean, deviation)
+        pixels = np.ascontiguousarray(weak_picture(as_uint8(picture), self.image_size).transpose(2, 0, 1))
+        return normalized(torch.from_numpy(pixels), mean, deviation).as_subclass(Prepared)
 
     def fit_cloud(self, points: Any) -> Tensor:
         """Prepares a cloud (any number of points, 3), +Y up, in any unit, for the point tower: float32 (N, 3).
@@ -116,6 +148,10 @@ class Classifier:
         N is the recipe's data.num_points. A longer cloud gives 1,024 points in farthest-point order and a random choice
         of the others; a shorter cloud is filled up by repeating points. Then the centroid is at 0, the farthest point
         at distance 1. Colours are not used.
+
+        >>> import numpy as np, training
+        >>> training.load("runs/mine").fit_cloud(np.eye(3)).norm(dim=1).max()
+        tensor(1.0000)
         """
         array = np.ascontiguousarray(torch.as_tensor(points).detach().cpu().numpy(), dtype=np.float32)
         if array.ndim != 2 or array.shape[1] != 3 or not len(array) or not np.isfinite(array).all():
@@ -130,18 +166,27 @@ class Classifier:
 
     @torch.inference_mode()
     def encode_image(self, pictures: Any) -> Tensor:
-        """Unit features (B, E) of pictures: a PIL image, a uint8 array (H, W, 3), a sequence of either, a uint8 array
-        (B, H, W, 3), or a float tensor (B, 3, S, S) that `preprocess` made.
+        """Unit features (B, E) of B pictures.
 
-        For several views of one object, average their features and make them unit again (`image_star`).
+        pictures: what `renderers.draw` gives, which is all its views; a picture as `preprocess` takes it; a batch
+        (B, H, W, 3) or (B, 3, H, W) of such; what `preprocess` made; or a sequence of any of these. For several views
+        of one object, average their features and make them unit again, as `classify(views=...)` does.
+
+        >>> import numpy as np, training
+        >>> training.load("runs/mine").encode_image(np.zeros((2, 60, 80, 3), np.uint8)).shape
+        torch.Size([2, 128])
         """
-        return self.model.image_features(self._pictures(pictures).to(self.device)).cpu()
+        return self._image_features(pictures_in(pictures)).cpu()
 
     @torch.inference_mode()
     def encode_points(self, clouds: Any) -> Tensor:
         """Unit features (B, E) of a cloud (points, 3), a sequence of clouds, or an array (B, points, 3).
 
         `fit_cloud` prepares each of them.
+
+        >>> import numpy as np, training
+        >>> training.load("runs/mine").encode_points([np.eye(3), np.ones((500, 3))]).shape
+        torch.Size([2, 128])
         """
         many = not isinstance(clouds, np.ndarray | Tensor) or clouds.ndim == 3
         batch = torch.stack([self.fit_cloud(cloud) for cloud in (clouds if many else [clouds])])
@@ -149,34 +194,70 @@ class Classifier:
 
     @torch.inference_mode()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Unit features (B, E) of texts, taken literally, such as "a photo of a mug."."""
+        """Unit features (B, E) of texts, taken literally.
+
+        >>> import training
+        >>> training.load("runs/mine").encode_text("a photo of a mug.").shape
+        torch.Size([1, 128])
+        """
         text = self.text
         tokens = text.tokens([texts] if isinstance(texts, str) else list(texts))
         return normalize(text.encode(tokens.to(self.device)), dim=1).cpu()
 
     @torch.inference_mode()
-    def classify(self, pictures: Any = None, points: Any = None, classes: Sequence[str] | None = None) -> Answers:
-        """Classifies pictures, clouds, or as many of both; then the surer of the two answers counts.
+    def classify(
+        self,
+        pictures: Any = None,
+        points: Any = None,
+        classes: Sequence[str] | None = None,
+        *,
+        views: Any = None,
+        image: Any = None,
+    ) -> Answers:
+        """Classifies B objects by pictures, clouds, or both; then the surer of the two answers counts.
 
-        classes: replace the checkpoint's; their classifier is made from text by the recipe's prompts.
+        image, or by its older name pictures: one picture an object, as `encode_image` takes them. views: in their place
+        several pictures an object, whose features are averaged (`image_star` of `evaluate`): what `renderers.draw`
+        gives, or a batch or sequence of pictures, is one object's; a sequence of those is several objects'. points: as
+        `encode_points` takes them. classes: replace the checkpoint's; their classifier is made from text by the
+        recipe's prompts. Raises ValueError where these do not go together.
+
+        >>> import numpy as np, training
+        >>> model, picture = training.load("runs/mine"), np.zeros((60, 80, 3), np.uint8)
+        >>> len(model.classify(image=[picture, picture], points=[np.eye(3), np.eye(3)]).names)
+        2
+        >>> len(model.classify(views=[picture, picture], points=np.eye(3)).names)
+        1
         """
-        if pictures is None and points is None:
-            raise ValueError("classify needs pictures, points or both")
-        given = {"image": pictures, "points": points}
-        found = {
-            name: self._probabilities(name, inputs, classes) for name, inputs in given.items() if inputs is not None
-        }
+        shown = [given for given in (pictures, image, views) if given is not None]
+        if len(shown) > 1 or not (shown or points is not None):
+            raise ValueError("classify needs image (or pictures) or views, or points, or one of the first and points")
+        found: dict[str, Tensor] = {}
+        if views is not None:
+            found["image"] = self._probabilities("image", self._of_views(objects_in(views)), classes)
+        elif shown:
+            found["image"] = self._probabilities("image", self._image_features(pictures_in(shown[0])), classes)
+        if points is not None:
+            found["points"] = self._probabilities("points", self.encode_points(points).to(self.device), classes)
         if len({len(each) for each in found.values()}) > 1:
-            raise ValueError(f"{len(found['image'])} pictures and {len(found['points'])} clouds")
-        image, cloud = (found.get(name, next(iter(found.values()))) for name in given)
-        from_image = (image.amax(dim=1) >= cloud.amax(dim=1)) & (pictures is not None)
-        chosen = torch.where(from_image[:, None], image, cloud)
+            what = "object" if views is not None else "picture"
+            told = number_of(len(found["image"]), what), number_of(len(found["points"]), "cloud")
+            raise ValueError(f"{told[0]} and {told[1]}: as many of both are needed")
+        one = next(iter(found.values()))
+        by_image, by_points = found.get("image", one), found.get("points", one)
+        from_image = (by_image.amax(dim=1) >= by_points.amax(dim=1)) & bool(shown)
+        chosen = torch.where(from_image[:, None], by_image, by_points)
         confidence, label = chosen.max(dim=1)
         names = tuple(classes) if classes is not None else self.classes
         return Answers(tuple(names[i] for i in label.tolist()), label, confidence, chosen, from_image)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor by name: `image.*`, `points.*`, `text.*`, `classifier`, `logit_scale`."""
+        """Every tensor by name: `image.*`, `points.*`, `text.*`, `classifier`, `logit_scale`.
+
+        >>> import training
+        >>> training.load("runs/mine").state_dict()["classifier"].shape
+        torch.Size([128, 19])
+        """
         text = self.text.state_dict()
         state = self.model.state_dict() | {f"text.{name}": value for name, value in text.items()}
         return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
@@ -185,6 +266,11 @@ class Classifier:
         """Writes everything as one safetensors file, which `training.load` and `init.all` read.
 
         Recipe and class names are in its header. Raises Stopped when the disk is full.
+
+        >>> import training
+        >>> training.load("runs/mine").save("mine.safetensors")
+        >>> training.load("mine.safetensors").classes == training.load("runs/mine").classes
+        True
         """
         about: dict[str, Any] = {"classes": list(self.classes), "prompt_names": list(self.checkpoint.prompt_names)}
         about |= {"dataset": self.checkpoint.dataset, "step": self.checkpoint.step}
@@ -200,23 +286,28 @@ class Classifier:
             self._text_is_loaded = True
         return self._text
 
-    def _pictures(self, pictures: Any) -> Tensor:
-        if isinstance(pictures, Tensor) and pictures.is_floating_point():
-            if pictures.shape[1:] != (3, self.image_size, self.image_size):
-                raise ValueError(
-                    f"float pictures are (B, 3, {self.image_size}, {self.image_size}), not {tuple(pictures.shape)}"
-                )
-            return pictures
-        one = isinstance(pictures, Image.Image) or (isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 3)
-        return torch.stack([self.preprocess(picture) for picture in ([pictures] if one else pictures)])
+    def _image_features(self, pictures: list[Any]) -> Tensor:
+        """(B, E) of single pictures, PICTURES at a time in the tower. Raises ValueError for what is no picture."""
+        size = self.image_size
+        ready = [given if is_prepared(given) else self.preprocess(given) for given in pictures]
+        if wrong := [tuple(each.shape) for each in ready if each.shape != (3, size, size)]:
+            raise ValueError(f"float pictures outside 0 to 1 are normalised and (3, {size}, {size}), not {wrong[0]}")
+        parts = [stacked(ready[start : start + PICTURES]) for start in range(0, len(ready), PICTURES)]
+        return torch.cat([self.model.image_features(part.to(self.device)) for part in parts])
 
-    def _probabilities(self, name: str, inputs: Any, classes: Sequence[str] | None) -> Tensor:
-        """(B, C) of one modality."""
+    def _of_views(self, objects: list[list[Any]]) -> Tensor:
+        """(B, E): the unit features of each object's pictures, averaged and made unit again."""
+        features = self._image_features([picture for views in objects for picture in views])
+        parts = features.split([len(views) for views in objects])
+        return normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=1)
+
+    def _probabilities(self, name: str, feature: Tensor, classes: Sequence[str] | None) -> Tensor:
+        """(B, C) of one modality's unit features (B, E)."""
         model = self.model
-        feature = (self.encode_image if name == "image" else self.encode_points)(inputs).to(self.device)
         if classes is None:
             logits = model.image_logits(feature) if name == "image" else model.points_logits(feature)
             return logits.softmax(dim=1).cpu()
+        warn_of_new_words(self.checkpoint, classes)
         classifier = self.text.classifier(tuple(classes), text_prompts(self.checkpoint.recipe))
         return (model.logit_scale.exp() * feature @ classifier).softmax(dim=1).cpu()
 

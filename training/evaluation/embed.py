@@ -19,6 +19,7 @@ from torch import Tensor
 from manifests import store
 from manifests.config import Value
 from manifests.errors import Refused
+from manifests.plain_text import number_of
 from manifests.rng import seed_digest
 from training import distributed
 from training.data.dataset import open_source
@@ -162,7 +163,8 @@ def picture(embedding: Embedding, method: Method, seed: int = 0) -> bytes:
     features = np.concatenate([embedding.image[drawn], embedding.points[drawn]])
     plane = in_plane(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-9), method, seed)
     total, name = len(embedding.keys), {"tsne": "t-SNE", "umap": "UMAP"}[method]
-    counted = f"{total:,} objects" if len(drawn) == total else f"{len(drawn):,} of {total:,} objects"
+    counted = number_of(total, "object")
+    counted = counted if len(drawn) == total else f"{len(drawn):,} of {counted}"
     about = embedding.about
     title = f"{about['dataset']} {about['split']}, step {about['step']}, {about['who']}: {name} of {counted}"
     return scatter_picture(plane[: len(drawn)], plane[len(drawn) :], embedding.label[drawn], embedding.classes, title)
@@ -171,7 +173,7 @@ def picture(embedding: Embedding, method: Method, seed: int = 0) -> bytes:
 def in_plane(features: np.ndarray, method: Method, seed: int) -> np.ndarray:
     """Projects unit features (M, E): float (M, 2), the same for the same features, library and seed."""
     if len(features) < 5:
-        raise Refused(f"--picture {method}: {len(features) // 2} objects are too few for a picture")
+        raise Refused(f"--picture {method}: {number_of(len(features) // 2, 'object')}, too few for a picture")
     if method == "umap":
         import umap
 

@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,10 @@ from manifests.config import to_toml
 from manifests.dataset_info import axes_matrix, default_prompt_name, load_table, table_names
 from manifests.errors import Refused, Stopped, first_problem
 from manifests.layout import read_manifest
+from manifests.plain_text import number_of
 from manifests.presets import AnyViews, load_preset, parse_preset, preset_names
 from training.child_commands import ENDING_SECONDS, Child, end
-from training.data.dataset import open_source
+from training.data.dataset import Source, open_source
 from training.data.whole_split import BATCH, SplitReader, batch_numbers, clouds_alone
 from training.evaluation.features import features_of, require_finite
 from training.models.clip import pixel_statistics
@@ -40,7 +41,8 @@ from training.weights.checkpoint import Checkpoint
 from training.weights.open_models import Opened, open_models
 from training.weights.run_folder import CLASSES, read_about
 
-CLOUDS = (".pcd", ".npy", ".npz", ".txt", ".xyz", ".csv", ".pts")  # for the recipe `points`; other files for `meshes`
+CLOUDS = (".pcd", ".npy", ".npz", ".txt", ".xyz", ".csv", ".pts", ".asc")  # for the recipe `points`
+MESHES = (".off", ".obj", ".ply", ".stl", ".glb", ".gltf")  # for `meshes`, which gets any other file as well
 UPRIGHT = (".glb", ".gltf")  # formats that say which way is up
 SHAPE_KEYS = ("seed", "num_points", "fps_prefix", "normalize")
 SPLIT = "all"
@@ -50,6 +52,7 @@ ENDED = (0, 1, 2, 3, 130)  # exit codes of a build that ended by itself
 POLL_SECONDS = 1.0
 PLAIN = ("x", "y", "z")
 Say = Callable[[str], None]
+Look = Callable[[Source, DataSettings, Mapping[str, str]], None]  # at shards before they go; key -> its file
 
 
 class _Shapes(BaseModel):
@@ -110,6 +113,23 @@ class BuildKeys:
         return sorted(preset_names(), key=lambda name: name != self.view_set)
 
 
+def files_in(folder: str) -> tuple[list[str], list[str]]:
+    """Files of known formats in a folder, at any depth, sorted by path; and the suffixes of the other files.
+
+    What begins with a dot is left alone, and linked folders are not entered.
+    """
+    found, others = [], []
+    for inside, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if suffix in (*MESHES, *CLOUDS) and not name.startswith("."):
+                found.append(os.path.join(inside, name))
+            elif not name.startswith("."):
+                others.append(suffix)
+    return sorted(found, key=lambda path: path.split(os.sep)), others
+
+
 def predict_files(
     checkpoint: Checkpoint,
     files: Sequence[str],
@@ -120,6 +140,7 @@ def predict_files(
     workers: int = 0,
     say: Say = lambda words: None,
     precision: Precision | None = None,
+    look: Look | None = None,
 ) -> list[dict[str, Any]]:
     """Predicts files: `{file, label, confidence, surer, towers, top5, error}` for each, in their order.
 
@@ -128,7 +149,8 @@ def predict_files(
     exact tie `image`. top5: `{label, confidence}` of that modality. error: why a file has no label, else None.
     classes: replace the checkpoint's; their classifier is made from text. axes: as in a build's recipe, such as `y,z,x`
     for files with +Z up; by default those of the training dataset, and +Y up for glTF. workers: of the build; 0: in
-    one process. precision: of the towers; None: as trained on CUDA, fp32 on the CPU.
+    one process. precision: of the towers; None: as trained on CUDA, fp32 on the CPU. look: is shown the shards of the
+    files, which are gone afterwards.
 
     Raises Refused when the checkpoint does not say how to draw, or the pipeline cannot run; Stopped when a build hangs.
     """
@@ -138,12 +160,15 @@ def predict_files(
     found: dict[int, dict[str, Any]] = {}
     for (dataset, turned), numbers in groups.items():
         with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
-            say(f"building {len(numbers)} files")
+            say(f"building {number_of(len(numbers), 'file')}")
             names = {f"file{number:06d}": number for number in numbers}
             out = _build(Path(scratch), drawn, dataset, turned, {k: files[n] for k, n in names.items()}, workers)
             settings = _settings(checkpoint, SPLIT).model_copy(update={"views": drawn.view_set})
             for key, row in _ask(opened, str(out), settings, classes, say).items():
                 found[names[key]] = row
+            if look:
+                source = open_source(str(out), settings, warn=False)
+                look(source, settings, {key: files[number] for key, number in names.items()})
     return [{"file": file} | found.get(number, _failed(_absence(file))) for number, file in enumerate(files)]
 
 
@@ -156,11 +181,14 @@ def predict_shards(
     device: torch.device | None = None,
     say: Say = lambda words: None,
     precision: Precision | None = None,
+    look: Look | None = None,
 ) -> list[dict[str, Any]]:
     """Predicts every object of a split; `file` is its key. Reads no label. Raises Refused as `evaluate` does."""
     settings = _settings(checkpoint, split)
-    open_source(shards, settings, warn=False)  # what is refused is refused before weights are read
+    source = open_source(shards, settings, warn=False)  # what is refused is refused before weights are read
     found = _ask(_opened(checkpoint, classes, who, device, precision), shards, settings, classes, say)
+    if look:
+        look(source, settings, {key: key for key in found})
     return [{"file": key} | row for key, row in found.items()]
 
 
@@ -288,7 +316,7 @@ def _ask(
         require_finite(batch.keys, image, points)
         for key, image_C, points_C in zip(batch.keys, image, points, strict=True):
             found[key] = _row(image_C, points_C, names)
-        say(f"{len(found):,} of {source.total:,} objects")
+        say(f"{len(found):,} of {number_of(source.total, 'object')}")
     for keys, clouds in clouds_alone(source, settings.num_points):
         points = model.points_logits(model.point_features(clouds.to(device))).softmax(dim=1).cpu()
         require_finite(keys, points)

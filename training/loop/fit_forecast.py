@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from manifests.plain_text import number_of
 from training import distributed
 from training.data.batch import AnyRawBatch
 from training.loop.fit import prepare
@@ -61,10 +62,12 @@ class FitForecast:
 
     def lines(self) -> list[tuple[str, str]]:
         """A short table for a person: (name, value)."""
-        each = f"{self.steps_an_epoch:,} an epoch of {self.objects:,} objects, batches of {self.batch_size}"
+        each = f"{self.steps_an_epoch:,} an epoch of {number_of(self.objects, 'object')}, batches of {self.batch_size}"
         left = f", {self.done:,} of them done" if self.done else ""
         where = f"{self.processes} x {self.device}" if self.processes > 1 else self.device
-        readers = f"{self.readers} readers a process" if self.readers else "no reader process (data.workers=0)"
+        readers = (
+            f"{number_of(self.readers, 'reader')} a process" if self.readers else "no reader process (data.workers=0)"
+        )
         return [
             ("steps", f"{self.steps:,} ({each}){left}"),
             ("parameters", f"{self.parameters / 1e6:.1f} M, {self.trained / 1e6:.1f} M of them trained"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from manifests.plain_text import number_of
 from training.settings.fit_recipe import FitRecipe, TaughtRecipe
 
 log = logging.getLogger(__name__)
+FIRST_ROWS = 3  # of the log, after which a share of zero is no accident of one batch
 CONFIDENT = "confident_"  # the log's shares of samples whose pseudo-label is taught, by branch
 
 
@@ -28,7 +30,7 @@ def warn_of_random_towers(recipe: FitRecipe) -> None:
 
 @dataclass
 class ConfidentShares:
-    """Sees the rows of the log in the first epoch. epoch: its steps."""
+    """Sees the first rows of the log, or of the first epoch where it is shorter. epoch: its steps."""
 
     recipe: FitRecipe
     epoch: int
@@ -36,15 +38,16 @@ class ConfidentShares:
     told: bool = False
 
     def see(self, step: int, values: dict[str, float]) -> None:
-        """Warns at the first row after the epoch when no pseudo-label was above the threshold in it."""
+        """Warns at the last of these rows when no pseudo-label was above the threshold until then."""
         shares = [value for name, value in values.items() if name.startswith(CONFIDENT)]
         if self.told or not shares:
             return
         self.largest = max(self.largest, *shares)
-        if step >= self.epoch and not self.largest:
+        self.told = step >= min(self.epoch, FIRST_ROWS * self.recipe.log_every)
+        if self.told and not self.largest:
             log.warning(
-                "no pseudo-label was above labels.threshold=%g in the first epoch, so nothing is taught: lower it, or "
+                "no pseudo-label was above labels.threshold=%g in the first %s, so they teach nothing: lower it, or "
                 "begin with better towers (init.*) or other prompts",
                 self.recipe.pseudo_labels.threshold,
+                number_of(step, "step"),
             )
-        self.told = step >= self.epoch

@@ -8,7 +8,7 @@ from typing import Any
 
 from manifests import store
 from manifests.errors import Refused
-from manifests.plain_text import csv_text
+from manifests.plain_text import csv_text, number_of
 from manifests.records import json_text
 from training.evaluation.metrics import COLUMNS, PREDICTED, Examined, SplitAnswers
 from training.plots.confusion import confusion_picture, histogram_picture
@@ -75,7 +75,7 @@ def _histograms(examined: Examined, who: str, answers: SplitAnswers) -> dict[str
         head += ["points", "joint_pseudo_labels"]
         selected = f", {found['joint']['selected']:.1f}% selected as pseudo-labels"
     rows = zip(examined.classes, *series.values(), strict=True)
-    title = _title(examined, who, f"{len(answers.label):,} objects{selected}")
+    title = _title(examined, who, number_of(len(answers.label), "object") + selected)
     return {
         f"histogram_{who}.csv": _table([head, *rows]),
         f"histogram_{who}.png": histogram_picture(series, examined.classes, title),

@@ -74,7 +74,7 @@ def target_objects(source: Source, settings: DataSettings, rows: Mapping[str, Ex
         for shape, views in read_joined(shard, inside):
             title = f"{some.classes[labels[wanted[shape.key]]]}   ({shape.key})"
             answers = tuple((name, _answers(each, each.keys.index(shape.key))) for name, each in rows.items())
-            found[shape.key] = _shown(source, settings, shard, (shape, views), title, answers)
+            found[shape.key] = object_of(source, settings, shard, (shape, views), title, answers)
     return [found[key] for key in wanted]
 
 
@@ -94,13 +94,13 @@ def source_objects(source: Source, settings: DataSettings) -> list[Shown]:
         for shape, views in read_joined(shard, range(len(shard.keys))):
             name = shape.json["class"] or "no class"
             if name not in found:
-                found[name] = _shown(source, settings, shard, (shape, views), name)
+                found[name] = object_of(source, settings, shard, (shape, views), name)
             if len(found) == NUM_SHOWN:
                 return list(found.values())
     return list(found.values())
 
 
-def _shown(
+def object_of(
     source: Source,
     settings: DataSettings,
     shard: Shard,

@@ -23,6 +23,7 @@ from torch import Tensor
 from manifests import store
 from manifests.errors import Refused
 from manifests.layout import BuildManifest, library_versions, require_manifest
+from manifests.plain_text import number_of
 from manifests.records import json_text
 from training.data.dataset import open_source
 from training.evaluation.evaluate import Unlabelled, examine, teacher_labels
@@ -102,7 +103,7 @@ def collect(
         checkpoints[ORACLE] = known[0]
 
     def progress(what: str) -> Callable[[int, int], None]:
-        return lambda done, total: on_progress(f"{what}: {done:,} of {total:,} objects")
+        return lambda done, total: on_progress(f"{what}: {done:,} of {number_of(total, 'object')}")
 
     examined = examine(list(checkpoints.values()), shards, split, device, on_progress=progress(split))
     rows = dict(zip(checkpoints, examined, strict=True))
@@ -209,7 +210,9 @@ def _same_shards(path: str, shards: str, manifest: BuildManifest) -> dict[str, A
     """run.json of a run; raises Refused unless it was trained on a build with this manifest."""
     about = read_about(Path(path))
     if tuple(about["classes"]) != manifest.classes:
-        raise Refused(f"{shards} has {len(manifest.classes)} classes, {path} {len(about['classes'])} others")
+        raise Refused(
+            f"{shards} has {number_of(len(manifest.classes), 'class')}, {path} {len(about['classes'])} others"
+        )
     for name in ("assets_hash", "shapes_hash"):
         if about.get(name) != getattr(manifest, name):
             raise Refused(f"{path} was trained on other shards than --shards {shards} (another {name})")

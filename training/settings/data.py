@@ -29,19 +29,18 @@ Positive = Annotated[int, Field(ge=1)]
 class DataSettings(Settings):
     """What is read of a build.
 
-    views: a view set's name. channel: which of its pictures. num_points: a prefix of the cloud. num_views: how many of
-    each object's views are used, 0 for all: training draws one of them, evaluation averages them; view_choice: which
-    (`views_of`). classes: only objects of these: a subset that the dataset table names (`medium`, `hard`) or a list;
-    candidates: answers are among them (`subset`) or among all classes (`all`). objects: `mvcnn80_20` (the first 80 and
-    20 of each class, by id) or a file of ids, one a line. shuffle: size of the buffer, samples. allow_incomplete: read
-    an unfinished build.
+    split: of the build. views: a view set's name. channel: which of its pictures. num_points: a prefix of the cloud.
+    num_views: how many of each object's views are used, 0 for all: training draws one of them, evaluation averages
+    them. view_choice: which (`views_of`). classes: only objects of these: a subset that the dataset table names
+    (`medium`, `hard`) or a list. candidates: answers are among them (`subset`) or among all classes (`all`). objects:
+    `mvcnn80_20` (the first 80 and 20 of each class, by id) or a file of ids, one a line. shuffle: size of the buffer,
+    samples. allow_incomplete: read an unfinished build.
 
     workers: reader processes of a machine, which the processes that train there share evenly, each at least one (8 for
     8 GPUs: one each); with 0 those read, which is best on a CPU. A core reads about 500 full-size samples a second, so
-    a GPU that takes n a second wants n / 500 + 1 readers; each keeps two batches
-    and a buffer ahead (full size: 0.4 MB a sample of a batch, 0.1 MB of the buffer). cache: a local folder in which
-    tars of an object store are kept, up to cache_gb (training.data.shard_cache); all processes of the machine may
-    share it.
+    a GPU that takes n a second wants n / 500 + 1 readers; each keeps two batches and a buffer ahead (full size: 0.4 MB
+    a sample of a batch, 0.1 MB of the buffer). cache: a local folder in which tars of an object store are kept
+    (training.data.shard_cache); all processes of the machine may share it. cache_gb: its size at most.
     """
 
     views: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")] = "rgb12"  # a folder in OUT/views

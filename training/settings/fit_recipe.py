@@ -27,13 +27,15 @@ POLICY_OF_DATA = ("workers", "cache", "cache_gb")  # of the machine, not of the 
 
 
 class OptimizerSettings(Settings):
-    """AdamW. lr: base, times batch_size / 256. steps: in all, or 0 for `epochs`. floor: lowest lr, as a share of lr.
+    """AdamW. lr: base, times batch_size / 256. epochs: passes over the split, where steps is 0. steps: in all, or 0 for
+    `epochs`. floor: lowest lr, as a share of lr.
 
     batch_size: of all processes together, so that a recipe means the same on any number of GPUs (released: of each).
-    warmup_epochs: linear from 0. Released: lr 2e-5, floor 1/20, decay 0.05, layer decay 0.65, one warm-up epoch.
-    betas: torch's own (released); ULIP's pre-training has (0.9, 0.98). clip_norm: a longer gradient is cut to this
-    norm, 0 for never (paper and released code do not clip). accumulate: in how many parts a process takes its batch,
-    which needs the less memory the more they are; losses and gradients stay those of the whole batch
+    warmup_epochs: linear from 0. weight_decay: of matrices, and of no token or position. layer_decay: factor on the
+    image tower's lr for each block below the last. Released: lr 2e-5, floor 1/20, decay 0.05, layer decay 0.65, one
+    warm-up epoch. betas: torch's own (released); ULIP's pre-training has (0.9, 0.98). clip_norm: a longer gradient is
+    cut to this norm, 0 for never (paper and released code do not clip). accumulate: in how many parts a process takes
+    its batch, which needs the less memory the more they are; losses and gradients stay those of the whole batch
     (training/models/in_parts.py).
     """
 
@@ -53,14 +55,15 @@ class OptimizerSettings(Settings):
 class FitRecipe(Settings):
     """What to train on what: the keys that every method reads.
 
-    logit_scale: `trained` (released), `clamped` (trained, held in 1 to 100 after each update; CLIP), or `frozen` as it
-    begins (MUST, at 100; ULIP and released pre-training). prompts: the classifier's, or the name of a shipped set
-    (training.settings.prompts), or a file with one a line. log_every, save_every: steps; keep_last: newest checkpoints
-    that stay beside the first. eval_every: steps between two looks at the labelled test split, a multiple of log_every,
-    or 0 for never; `fit` wants --looks-at-labels beside it. tensorboard: write RUN/tensorboard as well. precision: of
-    the towers, `fp32`, `bf16` or `fp16` (training/models/precision.py); compile: them, by torch.compile.
-    activation_checkpointing: backward computes the blocks of the towers again, which takes a third more time and less
-    memory.
+    method: of training/objectives. seed: of all that is random in the run. logit_scale: `trained` (released), `clamped`
+    (trained, held in 1 to 100 after each update; CLIP), or `frozen` as it begins (MUST, at 100; ULIP and released
+    pre-training). prompts: the classifier's, or the name of a shipped set (training.settings.prompts), or a file with
+    one a line. log_every: steps between two rows of the log. save_every: steps between two checkpoints. keep_last:
+    newest checkpoints that stay beside the first. eval_every: steps between two looks at the labelled test split, a
+    multiple of log_every, or 0 for never; `fit` wants --looks-at-labels beside it. tensorboard: write RUN/tensorboard
+    as well. precision: of the towers, `fp32`, `bf16` or `fp16` (training/models/precision.py). compile: the towers, by
+    torch.compile. activation_checkpointing: backward computes the blocks of the towers again, which takes a third more
+    time and less memory.
     """
 
     method: str

@@ -38,7 +38,7 @@ class ImageSettings(Settings):
 class TextSettings(Settings):
     """The text tower, where a method trains it. freeze_tokens: the table of token embeddings is not trained.
 
-    (A small pre-training uses a hundred of its 49,408 rows; random rows that are not trained tell words apart as well.)
+    A small pre-training uses a hundred of its 49,408 rows; random rows that are not trained tell words apart as well.
     """
 
     freeze_tokens: bool = True
@@ -50,9 +50,11 @@ Positive = Annotated[int, Field(ge=1)]
 class PointSettings(Settings):
     """Sizes of the point tower. Defaults: Cross-MoST as released (64 groups of 32, 12 blocks of width 384).
 
-    tokenizer_widths: channels of the mini-PointNet's three inner convolutions; tokenizer_width: of a token.
-    freeze_tokenizer: the mini-PointNet is not trained and its batch norms stay in eval mode (released code freezes the
-    weights and leaves the batch norms moving).
+    groups: sub-clouds, a token each. group_size: points of one. tokenizer_widths: channels of the mini-PointNet's three
+    inner convolutions. tokenizer_width: of a token. width: of the transformer. depth: its blocks. heads: of its
+    attention. drop_path: share of samples that skip the last block, less in those before. freeze_tokenizer: the
+    mini-PointNet is not trained and its batch norms stay in eval mode (released code freezes the weights and leaves the
+    batch norms moving).
     """
 
     groups: Positive = 64
@@ -77,9 +79,9 @@ class InitSettings(Settings):
     `hf-hub:owner/repository[@revision][/file]`; `image` may also be an open_clip tag. Kinds of files:
     training.weights.formats.KINDS.
 
-    They are loaded in this order, each over the weights before it: `image.pretrained` (as `image`; older recipes have
-    it), `all` (both towers, and text tower and logit scale if the file has them), `image` (image tower, text tower,
-    logit scale), `points` (point tower). Without points, the point tower begins at random. take: the model to take from
+    They are loaded in the order of these keys, each over the weights before it, after `image.pretrained` (as `image`;
+    older recipes have it). all: both towers, and text tower and logit scale if the file has them. image: image tower,
+    text tower, logit scale. points: point tower, which without begins at random. take: the model to take from
     a file that holds both (released code evaluates its student). other_space: points whose projection is aligned to
     another image tower than this run's, such as ULIP's to SLIP's, are refused, kept as they are, or get a random
     projection. classifier: made from `text`, or taken from the `file` of `all`, for the same classes in the same order.

@@ -10,7 +10,8 @@ from manifests.config import Settings
 
 
 class EMASettings(Settings):
-    """Momentum of the teacher: from `start` to `end`, linear over `steps` updates (released values)."""
+    """Momentum of the teacher (released values). start: at the first update. end: from `steps` on. steps: updates from
+    `start` to `end`, linear."""
 
     start: Annotated[float, Field(ge=0, le=1)] = 0.99
     end: Annotated[float, Field(ge=0, le=1)] = 0.9998
@@ -54,7 +55,8 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Weights(Settings):
-    """Weights of the six losses (released values; the paper gives none)."""
+    """Weights of the six losses (released values; the paper gives none). cls: of L_cls, pseudo-labels. align: of
+    L_align. fair: of L_fair. mim: of L_mim, masked pictures. mpm: of L_mpm, masked points. lg_align: of L_lg-align."""
 
     cls: Weight = 1.0
     align: Weight = 1.0
@@ -65,7 +67,8 @@ class Weights(Settings):
 
 
 class SelfTrainingWeights(Settings):
-    """Weights of self-training's losses: those of Cross-MoST without L_align."""
+    """Weights of self-training's losses: those of Cross-MoST without L_align. cls: of L_cls, pseudo-labels. fair: of
+    L_fair. mim: of L_mim, masked pictures. mpm: of L_mpm, masked points. lg_align: of L_lg-align."""
 
     cls: Weight = 1.0
     fair: Weight = 1.0
@@ -81,7 +84,8 @@ class ClsSettings(Settings):
 
 
 class AlignSettings(Settings):
-    """Eq. 3. temperature: not in the paper; CLIP's initial 0.07. gather: negatives of all processes."""
+    """Eq. 3. temperature: not in the paper; CLIP's initial 0.07. reduction: over the batch. gather: negatives of all
+    processes."""
 
     temperature: Annotated[float, Field(gt=0)] = 0.07
     reduction: Literal["mean", "sum"] = "mean"
@@ -90,7 +94,7 @@ class AlignSettings(Settings):
 
 class MaskSettings(Settings):
     """Masking. passes: 1 (paper: the masked strong pass carries everything) or 2 (an unmasked strong pass for L_cls,
-    L_align and L_fair, a masked one for the rest). image_cell: pixels of a block; image_ratio: share of blocks.
+    L_align and L_fair, a masked one for the rest). image_cell: pixels of a block. image_ratio: share of blocks.
     """
 
     passes: Literal[1, 2] = 1
@@ -99,8 +103,8 @@ class MaskSettings(Settings):
 
 
 class LocalGlobalSettings(Settings):
-    """L_lg-align of points: `tower` (paper: f^P, as the readout of a one-token sequence) or `own` (released: a matrix
-    of its own, against the CLS token)."""
+    """L_lg-align. points: `tower` (paper: f^P, as the readout of a one-token sequence) or `own` (released: a matrix of
+    its own, against the CLS token)."""
 
     points: Literal["tower", "own"] = "tower"
 
@@ -109,7 +113,9 @@ Learns = Literal["trained", "projection", "frozen"]
 
 
 class PretrainSettings(Settings):
-    """Weights of the three contrastive losses (ULIP: no image_text), what the two CLIP towers learn, and positives."""
+    """Weights of the three contrastive losses (ULIP: no image_text), and what is learned. image_text, points_text,
+    points_image: weight of this pair. image, text: what of this CLIP tower is trained. positives: pairs of one `class`,
+    or of one `object` alone."""
 
     image_text: Weight = 1.0
     points_text: Weight = 1.0
@@ -120,7 +126,8 @@ class PretrainSettings(Settings):
 
 
 class CrossPointSettings(Settings):
-    """Weights of the two losses, their temperature, and whether the image tower is trained with the points."""
+    """The two losses. intra: weight of two augmentations of a cloud. cross: weight of cloud and picture. temperature:
+    of both. image: whether the image tower is trained with the points."""
 
     intra: Weight = 1.0
     cross: Weight = 1.0

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from manifests import store
 from manifests.config import load_toml, to_toml
 from manifests.errors import Refused, Stopped, one_line
+from manifests.plain_text import number_of
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
 from training.objectives import crosspoint, pretrain
@@ -71,7 +72,7 @@ def build_model(
         elif classifier is None:
             classifier = text.classifier(prompt_names, recipe.prompts)
         elif classifier.shape != (towers.image.embed_dim, len(prompt_names)):
-            known = f"{classifier.shape[1]} classes, the shards {len(prompt_names)}"
+            known = f"{number_of(classifier.shape[1], 'class')}, the shards {len(prompt_names)}"
             raise Refused(f"init.classifier=file: {recipe.init.all} has a classifier of {known}")
         model = CrossModalModel(
             towers.image,

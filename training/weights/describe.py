@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from manifests.plain_text import number_of
 from training.settings.model import Who
 from training.weights.grouping import Grouping, grouping_of
 from training.weights.pretrained import read_path, some
@@ -79,7 +80,7 @@ def in_words(about: dict[str, Any]) -> list[str]:
         lines.append(f"  points learned from {Grouping(**about['grouping'])}")
     lines.append(f"  embedding space: {about['space']}")
     if about["classes"] is not None:
-        lines.append(f"  classifier of {about['classes']} classes (init.all with init.classifier=file)")
+        lines.append(f"  classifier of {number_of(about['classes'], 'class')} (init.all with init.classifier=file)")
     if about["logit_scale"] is not None:
         lines.append(f"  logit scale {about['logit_scale']:g}")
     if about["left_over"]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import filecmp
+import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from manifests.errors import Refused
+from manifests.plain_text import number_of
 from training.data.dataset import Source
-from training.models.clip import TextTower
+from training.data.subsets import NO_CLASSES
+from training.models.clip import SMALL_CONFIG, TextTower
 from training.models.cross_modal import CrossModalModel
 from training.models.precision import settle
 from training.settings.fit_recipe import FitRecipe, PretrainRecipe
@@ -27,7 +32,9 @@ from training.weights.checkpoint import (
     refuse_broken_other,
     without_pretrained,
 )
+from training.weights.run_folder import last_step, read_about
 
+log = logging.getLogger(__name__)
 WHO = ("student", "teacher")
 CPU = torch.device("cpu")
 
@@ -62,9 +69,39 @@ class Opened:
         if not self.text_is_loaded:
             load_text(self.checkpoint, self.text)
         prompts = prompts or text_prompts(self.checkpoint.recipe)
+        warn_of_new_words(self.checkpoint, prompt_names)
         classifier = self.text.classifier(tuple(prompt_names), prompts)
         for model in self.models.values():
             model.set_classifier(classifier.to(model.classifier.device))
+
+
+def warn_of_new_words(checkpoint: Checkpoint, prompt_names: Sequence[str]) -> None:
+    """Warns of words in class names that a small text tower never saw: it learned from its classes alone, CLIP's did
+    not."""
+    if checkpoint.recipe.image.model != SMALL_CONFIG.stem:
+        return
+    begun = checkpoint.recipe.init
+    known = {*checkpoint.prompt_names, *_taught_before(begun.all), *_taught_before(begun.image)}
+    words = {word for name in known for word in _words(name)}
+    new = [word for word in dict.fromkeys(word for name in prompt_names for word in _words(name)) if word not in words]
+    if new:
+        log.warning(
+            "the text tower of this run never saw %s, so what it says of such classes is chance; it knows %s",
+            ", ".join(new),
+            ", ".join(sorted(known)),
+        )
+
+
+def _taught_before(run: str) -> list[str]:
+    """The class names of the run that a run began with, where it is still there."""
+    try:
+        return list(read_about(last_step(Path(run)).parent.parent)["prompt_names"]) if run else []
+    except Refused:
+        return []
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", name.lower())
 
 
 def text_prompts(recipe: FitRecipe) -> tuple[str, ...]:
@@ -128,9 +165,9 @@ def fit_classes(
     Raises Refused where the classes differ.
     """
     checkpoint, classes = opened.checkpoint, source.manifest.classes
+    if not classes:
+        raise Refused(f"{shards} {NO_CLASSES}")
     if prompts:
-        if not classes:
-            raise Refused(f"{shards} names no classes, so there is no text to make a classifier from")
         opened.name_classes(source.manifest.prompt_names, prompts)
     elif subset and set(classes) < set(checkpoint.classes):
         columns = [checkpoint.classes.index(name) for name in classes]
@@ -138,6 +175,6 @@ def fit_classes(
             model.keep_classes(columns)
     elif classes != checkpoint.classes:
         raise Refused(
-            f"{shards} has {len(classes)} classes, the checkpoint {len(checkpoint.classes)} others: "
+            f"{shards} has {number_of(len(classes), 'class')}, the checkpoint {len(checkpoint.classes)} others: "
             "--classes-from-text makes a classifier from their names"
         )

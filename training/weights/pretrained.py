@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from manifests.errors import Refused, one_line
+from manifests.plain_text import number_of
 from training.models.clip import (
     SPACES,
     ImageTower,
@@ -75,7 +76,7 @@ class Loaded:
 
     def lines(self) -> list[str]:
         """A few lines for a person: counts and first names."""
-        head = f"{self.key}={self.source}: {KINDS[self.kind]}, {len(self.loaded)} tensors loaded"
+        head = f"{self.key}={self.source}: {KINDS[self.kind]}, {number_of(len(self.loaded), 'tensor')} loaded"
         rest = (("not in it, left at random", self.missing), ("in it and not needed", self.left_over))
         return [head, *(f"  {words}: {some(names)}" for words, names in rest if names)]
 

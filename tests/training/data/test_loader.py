@@ -449,7 +449,7 @@ def test_declared_failures_are_left_out_and_counted(shards, tmp_path, caplog) ->
     with caplog.at_level(logging.WARNING):
         samples = make(out)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{out}: 1 objects are left out: their views failed or were skipped"
+        f"{out}: 1 object left out: views failed or were skipped"
     ]
     assert samples.source.left_out == 1
     assert gone not in keys_of(samples, 0)

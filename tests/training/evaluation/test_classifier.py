@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from builders import REPOSITORY, stored
 from PIL import Image
 
+import renderers
 import training as program
 from manifests.errors import Refused
 from manifests.samples import decode_array, decode_picture
+from training.evaluation import classifier
 from training.evaluation.evaluate import examine
 from training.weights.checkpoint import open_checkpoint
 
+METHODS = ("preprocess", "fit_cloud", "encode_image", "encode_points", "encode_text", "classify", "state_dict", "save")
 FEW = ("data.num_points=128", "optimizer.batch_size=4", "optimizer.steps=2", "points.depth=1", "tensorboard=false")
 
 
@@ -88,8 +94,89 @@ def test_of_both_the_surer_answers(run, objects) -> None:
     assert torch.equal(both.label, torch.where(surer, image.label, points.label))
     with pytest.raises(ValueError, match="pictures and 2 clouds"):
         model.classify(objects[1], objects[0][:2])
-    with pytest.raises(ValueError, match="needs pictures"):
-        model.classify()
+    for wrong in ({}, {"pictures": objects[1], "image": objects[1]}, {"image": objects[1], "views": objects[1]}):
+        with pytest.raises(ValueError, match="needs image"):
+            model.classify(**wrong)
+
+
+def test_views_are_answered_as_evaluation_answers_them(run, examined, shards) -> None:
+    """Of all objects at once, and of one; drawn views and stored ones; clouds beside them."""
+    model, stored_views = program.load(run), stored(shards, "rgb12")
+    views = [[decode_picture(stored_views[key].members[f"v{i:02}.rgb.jpg"]) for i in range(3)] for key in examined.keys]
+    wanted = examined.student.logits["image_star"].softmax(dim=1)
+    found = model.classify(views=views).probabilities
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    for one in (views[0], np.stack(views[0]), [Image.fromarray(each) for each in views[0]]):
+        torch.testing.assert_close(model.classify(views=one).probabilities, wanted[:1], atol=1e-5, rtol=0)
+    clouds = [decode_array(stored(shards)[key].members["points.npy"]) for key in examined.keys[:2]]
+    both = model.classify(views=views[:2], points=clouds)
+    torch.testing.assert_close(
+        both.confidence, torch.maximum(found[:2].amax(1), model.classify(points=clouds).confidence)
+    )
+    with pytest.raises(ValueError, match="2 objects and 1 cloud: as many"):
+        model.classify(views=views[:2], points=clouds[0])
+
+
+def test_drawn_views_are_pictures(run) -> None:
+    """As their RGB is; depth by its mapping, that of world depth as a share of the camera's range."""
+    model, box = program.load(run), trimesh.creation.box((1, 0.7, 0.4))
+    drawn, turned = (renderers.draw(box, "rgb12", image_size=64, azimuth_deg=[at, at + 90]) for at in (0, 30))
+    features = model.encode_image(list(drawn.rgb))
+    torch.testing.assert_close(model.encode_image(drawn), features)
+    torch.testing.assert_close(model.encode_image(torch.from_numpy(drawn.pictures)), features)
+    torch.testing.assert_close(model.encode_image(drawn.pictures[0]), features[:1])
+    assert model.encode_image([drawn, turned, drawn.rgb[0]]).shape == (5, 128)
+    answers = model.classify(views=[drawn, turned])
+    torch.testing.assert_close(answers.probabilities[1:], model.classify(views=turned).probabilities)
+    points = np.random.default_rng(0).normal(size=(200, 3)) / 4
+    world = renderers.draw(points, "pointclip10", image_size=32)
+    codes = [np.rint(each.transpose(1, 2, 0) / world.cameras[0].far * 255).astype(np.uint8) for each in world.pictures]
+    assert world.pictures.max() > 1
+    torch.testing.assert_close(model.encode_image(world), model.encode_image(codes))
+
+
+def test_files_are_pictures(run, objects, tmp_path) -> None:
+    model, picture = program.load(run), Image.fromarray(objects[1][0])
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
+    feature = model.encode_image(picture)
+    torch.testing.assert_close(model.encode_image(tmp_path / "a.png"), feature)
+    torch.testing.assert_close(model.encode_image([str(tmp_path / "a.png"), picture]), feature.repeat(2, 1))
+    for name, words in (("b.png", "no picture, or a damaged one"), ("c.png", "no such file")):
+        with pytest.raises(ValueError, match=f"{name}: {words}") as caught:
+            model.encode_image(tmp_path / name)
+        assert caught.value.__suppress_context__
+
+
+def test_what_is_normalised_already_stays_as_it_is(run, objects) -> None:
+    """Also a picture whose numbers all happen to be those of a picture that is not."""
+    model = program.load(run)
+    grey = model.preprocess(np.full((64, 64, 3), 160, np.uint8))
+    assert 0 <= grey.min() <= grey.max() <= 1
+    wanted = model.encode_image(np.full((64, 64, 3), 160, np.uint8))
+    torch.testing.assert_close(model.encode_image(torch.stack([grey, grey])), wanted.repeat(2, 1))
+    plain = torch.from_numpy(model.preprocess(objects[1][0]).numpy().copy())
+    torch.testing.assert_close(model.encode_image(plain[None]), model.encode_image(objects[1][0]))
+
+
+def test_answers_and_models_show_themselves_in_one_line(run, objects) -> None:
+    model = program.load(run)
+    answers = model.classify(points=objects[0][:5])
+    first = f"{answers.names[0]} {float(answers.confidence[0]):.0%} by points"
+    assert repr(answers).startswith(f"Answers({first}, ")
+    assert repr(answers).endswith(", ... 5 in all)")
+    assert repr(model).startswith("Classifier(cross_most, step 2 of parametric, 19 classes, pictures of 48 x 48, ")
+
+
+@pytest.mark.parametrize("name", ["load", "Answers", "Classifier", *METHODS])
+def test_every_public_name_has_an_example_that_works(run, tmp_path, monkeypatch, name: str) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    found = {"load": program.load}.get(name) or getattr(classifier.Classifier, name, None) or getattr(classifier, name)
+    (test,) = doctest.DocTestFinder(recurse=False).find(found, name, classifier, globs={})
+    assert test.examples
+    assert doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(test).failed == 0
 
 
 def test_other_names_are_answered_by_the_text_tower(run, objects) -> None:
@@ -111,10 +198,13 @@ def test_clouds_of_any_size_and_unit(run, objects) -> None:
     for wrong in (cloud[:, :2], np.full((9, 3), np.nan), np.zeros((0, 3))):
         with pytest.raises(ValueError, match="a cloud is"):
             model.encode_points([wrong])
-    with pytest.raises(ValueError, match="a picture is uint8"):
-        model.encode_image([np.zeros((8, 8), np.uint8)])
-    with pytest.raises(ValueError, match="float pictures are"):
-        model.encode_image(torch.zeros(1, 3, 8, 8))
+    nan = np.full((3, 8, 8), np.nan, np.float32)
+    for wrong in ([np.zeros((8, 8), np.uint8)], np.zeros((8, 8, 3), np.float32), nan, [], 7, "", np.float64(3)):
+        with pytest.raises(ValueError, match=r"a picture is uint8|no picture is given|no such file") as caught:
+            model.encode_image(wrong)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="float pictures outside 0 to 1"):
+        model.encode_image(torch.full((1, 3, 8, 8), 2.0))
 
 
 def test_one_file_holds_everything(run, objects, tmp_path, training, shards) -> None:
@@ -159,6 +249,14 @@ def test_what_is_no_checkpoint_is_one_line(run, tmp_path) -> None:
             program.load(path)
     with pytest.raises(Refused, match="has no recipe in it"):
         program.load(run / "text" / "text.safetensors")
+
+
+def test_a_refusal_has_no_other_traceback_above_it(run, tmp_path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/run.json").write_text("{")
+    with pytest.raises(Refused, match=r"run\.json is damaged") as caught:
+        program.load(tmp_path / "run")
+    assert "direct cause" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_importing_the_program_is_light() -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,13 @@ from manifests.install import install_command
 from manifests.layout import read_view_set
 from manifests.presets import load_preset, preset_names
 from manifests.samples import read_samples
+from pipeline.formats.mesh import MESH_SUFFIXES
+from pipeline.formats.point_cloud import CLOUD_SUFFIXES
 from training.evaluation import predict
 from training.evaluation.evaluate import examine
 from training.evaluation.predict import BuildKeys
 from training.weights.checkpoint import open_checkpoint
+from training.weights.open_models import warn_of_new_words
 
 KEYS = {"file", "label", "confidence", "surer", "towers", "top5", "error"}
 
@@ -66,14 +70,14 @@ def files(shards, tmp_path_factory) -> Path:
 def test_files_are_drawn_as_in_training_and_bad_ones_say_why(run, files, shards) -> None:
     """An object of the shards, given as a file, gets the answers that it gets from its shard."""
     (mesh,) = files.glob("*.glb")
-    given = [mesh, files / "a box.off", files / "bad.stl", files / "cloud.npy", files / "none.obj", files]
+    given = [mesh, files / "a box.off", files / "bad.stl", files / "cloud.npy", files / "none.obj"]
     typed_order = given[::-1]  # those without an answer come first: each answer has its own file
     found = rows(run, *typed_order, code=1)
     assert [row["file"] for row in found] == [str(path) for path in typed_order]
     found.reverse()
     assert all(set(row) == KEYS for row in found)
-    assert [row["error"] is None for row in found] == [True, True, False, True, False, False]
-    assert [row["towers"] for row in found] == [["image", "points"]] * 2 + [[], ["points"], [], []]
+    assert [row["error"] is None for row in found] == [True, True, False, True, False]
+    assert [row["towers"] for row in found] == [["image", "points"]] * 2 + [[], ["points"], []]
     assert "bad.stl" not in found[2]["error"]
     assert found[4]["error"] == "no such file"
     assert found[2]["label"] is found[2]["confidence"] is found[2]["surer"] is None
@@ -212,6 +216,85 @@ def test_the_preset_and_shapes_of_the_checkpoint_are_built(run, shards, files, t
     assert manifest["recipe"]["num_points"] == 256
 
 
+def test_a_folder_is_all_files_in_it_and_a_page_shows_them(run, files, tmp_path) -> None:
+    """At any depth, in any letter case, sorted; the page has pictures and three answers of each, or what is wrong."""
+    inside = tmp_path / "mine" / "deep"
+    inside.mkdir(parents=True)
+    shutil.copy(files / "a box.off", inside / "BOX.OFF")
+    shutil.copy(files / "cloud.npy", tmp_path / "mine" / "a&<b>.npy")
+    shutil.copy(files / "bad.stl", tmp_path / "mine" / "bad.stl")
+    for name in ("notes.md", "more.md", "LICENSE", ".hidden.off"):
+        (tmp_path / "mine" / name).write_text("no shape")
+    page = tmp_path / "page.html"
+    told, said = typed("predict", run, tmp_path / "mine", "--html", page, "--json", code=1)
+    found = json.loads(told)
+    names = ["a&<b>.npy", "bad.stl", "deep/BOX.OFF"]
+    assert [row["file"] for row in found] == [f"{tmp_path / 'mine'}/{name}" for name in names]
+    assert f"{tmp_path / 'mine'}: 3 files, 3 others passed over (.md 2, no suffix 1)" in said
+    text = page.read_text()
+    cloud, bad, box = text.split("<article>")[1:]
+    assert "a&amp;&lt;b&gt;.npy" in cloud
+    assert [part.count('src="data:image/jpeg;base64,') for part in (cloud, bad, box)] == [1, 0, 4]
+    assert found[1]["error"] in bad
+    for part, row in ((cloud, found[0]), (box, found[2])):
+        shown = [f"<span>{each['label']}</span><span>{100 * each['confidence']:.1f} %" for each in row["top5"]]
+        assert [line in part for line in shown] == [True] * 3 + [False] * 2
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.md").write_text("")
+    words = f"{tmp_path / 'none'}: no mesh or cloud in it, 1 other passed over (.md 1)"
+    assert typed("predict", run, tmp_path / "none", code=2)[1] == words
+
+
+def test_the_formats_of_a_folder_are_those_that_a_build_reads() -> None:
+    assert {*predict.MESHES, *predict.CLOUDS} == {*MESH_SUFFIXES, *CLOUD_SUFFIXES}
+    assert set(predict.CLOUDS) == set(CLOUD_SUFFIXES) - set(MESH_SUFFIXES)
+
+
+def test_a_page_of_shards(run, shards, tmp_path) -> None:
+    typed("predict", run, "--shards", shards, "--html", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    count = text.count("<article>")
+    assert f"<p>{count} objects, 0 without an answer." in text
+    assert count > 20
+    assert text.count('src="data:image/jpeg;base64,') == count * 4  # three views and the cloud
+
+
+def test_words_that_a_small_text_tower_never_saw(run, shards, caplog) -> None:
+    """A warning names them and what it knows; CLIP's tower, which saw most words, is asked without."""
+    asked = ("predict", run, "--shards", shards, "--classes")
+    assert (
+        "never saw spaceship, coffee, so what it says of such classes is chance; it knows airplane, "
+        in (typed(*asked, "mug,spaceship,coffee_mug")[1])
+    )
+    assert "never saw" not in typed(*asked, "Mug,chair")[1]
+    checkpoint = open_checkpoint(str(run))
+    clips = checkpoint.recipe.image.model_copy(update={"model": "ViT-B-32"})
+    recipe = checkpoint.recipe.model_copy(update={"image": clips})
+    caplog.clear()
+    warn_of_new_words(replace(checkpoint, recipe=recipe), ["spaceship"])
+    assert not caplog.records
+    warn_of_new_words(checkpoint, ["spaceship"])
+    assert len(caplog.records) == 1
+
+
+def test_a_build_without_classes_is_embedded_and_predicted_and_evaluate_says_so(run, files, tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("one.off", "two.off"):
+        shutil.copy(files / "a box.off", tmp_path / "in" / name)
+    keys = ("num_points=256", "fps_prefix=128", "views={rgb12={image_size=32, name='rgb12'}}")
+    out = tmp_path / "out"
+    Commands(REPOSITORY)("build", "meshes", "--source", tmp_path / "in", "--out", out, "--workers", 0, *keys)
+    told = typed("embed", run, "--shards", out, "--split", "all", "--out", tmp_path / "f.npz")[1]
+    assert "2 objects, 128 features each" in told
+    asked = ("--shards", out, "--split", "all")
+    assert {row["label"] for row in rows(run, *asked, "--classes", "mug,chair")} <= {"mug", "chair"}
+    for more in ((), ("--classes", "mug,chair"), ("--classes-from-text",), ("--without-labels",)):
+        assert (
+            "names no class to be right about: `predict --classes A,B` and `embed`"
+            in (typed("evaluate", run, *asked, *more, code=2)[1])
+        )
+
+
 def test_which_way_is_up(files) -> None:
     there = [str(files / "a box.off"), str(next(files.glob("*.glb"))), str(files / "cloud.npy"), "/nowhere"]
     turned, plain = ("y", "z", "x"), ("x", "y", "z")
@@ -311,4 +394,4 @@ def test_objects_without_views_are_rows_and_no_warning(run, shards, tmp_path) ->
     told, warned = typed("predict", run, "--shards", out, "--json", code=1)
     assert [row["error"] for row in json.loads(told) if row["file"] == gone] == ["render: planted"]
     assert warned == ""
-    assert "1 objects are left out" in typed("evaluate", run, "--shards", out, "--json")[1]
+    assert "1 object left out" in typed("evaluate", run, "--shards", out, "--json")[1]

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import time
+import tomllib
+from collections.abc import Iterator
 
 import pytest
 import torch
+from pydantic import BaseModel
+from training_runs import typed
 
+from manifests.cli import meanings, parse_arguments, version_words
 from manifests.config import parse_changes
 from manifests.errors import Stopped
+from training.__main__ import COMMANDS, main
+from training.command_line import parser
 from training.loop import fit
 from training.loop.throughput import TIMING
-from training.settings.fit_recipe import read_recipe
+from training.settings.fit_recipe import RECIPE_OF, read_recipe
 
 FEW = (
     "data.num_points=128",
@@ -213,3 +222,57 @@ def test_damage_is_one_line(training, shards, run, tmp_path) -> None:
 
 def test_lists(training) -> None:
     assert "small_cross_most" in training("recipes").stdout
+
+
+def described(kind: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
+    """(key, its meaning) of every key of a settings class and of its tables."""
+    known = meanings(kind)
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from ((f"{name}.{key}", meaning) for key, meaning in described(field.annotation))
+        else:
+            yield name, known.get(name)
+
+
+@pytest.mark.parametrize("method", RECIPE_OF)
+def test_every_key_says_what_it_means(method) -> None:
+    assert [key for key, meaning in described(RECIPE_OF[method]) if not meaning] == []
+
+
+def test_a_recipe_is_shown_with_its_header_and_every_key() -> None:
+    told = typed("recipes", "small_cross_most")[0]
+    assert told.startswith("# Cross-MoST with the small towers on the unlabelled target domain")
+    assert "keep_last = 2  # newest checkpoints that stay beside the first\n" in told
+    assert "threshold = 0.7  # T, strict\n" in told
+    assert tomllib.loads(told) == read_recipe("small_cross_most", {}).model_dump(mode="json", exclude_none=True)
+    assert "did you mean small_cross" in typed("recipes", "small_cross", code=2)[1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_every_option_is_and_how_it_is_typed(command, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    told = capsys.readouterr().out
+    assert f"examples:\n  python -m training {command}" in told
+    silent = [name for name, action in arguments_of(command) if not action.help]
+    assert silent == []
+
+
+def arguments_of(command: str) -> list[tuple[str, argparse.Action]]:
+    (commands,) = [each for each in parser("")._actions if isinstance(each, argparse._SubParsersAction)]
+    return [(action.dest, action) for action in commands.choices[command]._actions]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_are_commands_that_are_read(command, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    for line in capsys.readouterr().out.partition("examples:\n")[2].splitlines():
+        arguments = shlex.split(line)[3:]
+        assert parse_arguments(parser(""), arguments).command == command
+
+
+def test_the_version_is_that_of_the_pipeline(capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert (end.value.code, capsys.readouterr().out) == (0, f"{version_words()}\n")
