@@ -83,12 +83,15 @@ def test_what_a_run_holds(run) -> None:
     assert len(about["classes"]) == 19
 
 
+TOP = ("top3", "top5", "interval")
+
+
 def test_evaluate_prints_one_object(training, shards, run) -> None:
     result = json.loads(training("evaluate", run, "--shards", shards, "--json").stdout)
     assert set(result) >= {"dataset", "split", "n", "classes", "step", "student", "teacher", "analysis"}
     assert (result["dataset"], result["split"], result["n"], result["step"]) == ("parametric", "test", 22, 6)
     for who in ("student", "teacher"):
-        assert set(result[who]) == {"image", "image_mean", "image_star", "points", "mean_per_class"}
+        assert set(result[who]) == {"image", "image_mean", "image_star", "points", "mean_per_class", *TOP}
         assert all(0 <= result[who][name] <= 100 for name in ("image", "image_mean", "image_star", "points"))
     zero_shot = json.loads(
         training("evaluate", run / "checkpoints/step-00000000", "--shards", shards, "--json", "--split", "train").stdout
@@ -147,11 +150,11 @@ def test_no_label_reaches_fit(training, shards, run, tmp_path) -> None:
         (("small_cross_mist",), ["did you mean small_cross_most"]),
         (("small_cross_most", "optimizer.leaning_rate=1"), ["optimizer.leaning_rate"]),
         (("small_cross_most", "data.views=rgb99"), ["data.views=rgb99", "rgb12"]),
-        (("small_cross_most", "optimizer.batch_size=500"), ["batch_size=500", "38 objects"]),
-        (("small_cross_most", "mask.image_cell=20", "optimizer.batch_size=4"), ["mask.image_cell=20"]),
+        (("small_cross_most", "data.num_points=256", "optimizer.batch_size=500"), ["batch_size=500", "38 objects"]),
+        (("small_cross_most", "data.num_points=256", "mask.image_cell=20", *FEW[1:2]), ["mask.image_cell=20"]),
         (("small_cross_most", "data.num_points=8"), ["data.num_points=8", "24"]),
         (("small_cross_most", "data.channel=gray"), ["data.channel=gray", "rgb, depth"]),
-        (("small_cross_most", "image.pretrained=/nowhere.pt"), ["image.pretrained"]),
+        (("small_cross_most", "data.num_points=256", "image.pretrained=/nowhere.pt"), ["image.pretrained"]),
     ],
 )
 def test_refusals_write_nothing(training, shards, tmp_path, arguments: tuple, words: list[str]) -> None:
