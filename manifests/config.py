@@ -162,7 +162,10 @@ def parse_recipe(kind: type[Recipe], values: dict[str, Value], where: str, reads
 
 @contextmanager
 def refuse_invalid(where: str, kinds: Sequence[type[BaseModel]], reads: str = "") -> Iterator[None]:
-    """Turns pydantic's report into one line: the first key that is wrong, why, and the nearest key that exists."""
+    """Turns pydantic's report into one line: the first key that is wrong, why, and the nearest key that exists.
+
+    The report itself, of many lines, is left out of tracebacks.
+    """
     try:
         yield
     except ValidationError as error:
@@ -171,10 +174,10 @@ def refuse_invalid(where: str, kinds: Sequence[type[BaseModel]], reads: str = ""
         if first["type"] == "extra_forbidden":
             near = nearest_key(key, _all_keys(kinds))
             hint = (f"; did you mean {near}?" if near else "") + (f" ({reads})" if reads else "")
-            raise Refused(_one_line(f"{where}: unknown key {key[-100:]}{hint}")) from error
+            raise Refused(_one_line(f"{where}: unknown key {key[-100:]}{hint}")) from None
         got = "" if first["type"] in ("missing", "value_error") else f", got {_short(first['input'])}"
         message = first["msg"].removeprefix("Value error, ")
-        raise Refused(_one_line(f"{where}: {key[-100:] + ': ' if key else ''}{message}{got}")) from error
+        raise Refused(_one_line(f"{where}: {key[-100:] + ': ' if key else ''}{message}{got}")) from None
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str | None:

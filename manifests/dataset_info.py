@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from manifests import plugins
 from manifests.config import load_toml, names_in, parse_recipe, unknown_name
 
 FOLDER = Path(__file__).parent / "datasets"
@@ -74,16 +75,23 @@ def axes_matrix(axes: tuple[str, str, str] | list[str]) -> np.ndarray:
     return matrix
 
 
-def table_names() -> list[str]:
-    """Names of the shipped dataset tables, sorted."""
+def _shipped() -> list[str]:
     return names_in(FOLDER)
+
+
+def table_names() -> list[str]:
+    """Names of the shipped dataset tables and of those of loaded plugins, sorted."""
+    return sorted({*_shipped(), *plugins.offered("DATASETS", _shipped())})
 
 
 def load_table(name: str) -> DatasetTable:
     """The table of a dataset. Raises Refused for an unknown name."""
     if name not in table_names():
-        raise unknown_name("dataset", name, table_names())
-    return parse_recipe(DatasetTable, load_toml(FOLDER / f"{name}.toml"), f"dataset table {name}")
+        raise unknown_name("dataset", name, table_names(), "one of your own: --plugin FILE.py")
+    if name in _shipped():
+        return parse_recipe(DatasetTable, load_toml(FOLDER / f"{name}.toml"), f"dataset table {name}")
+    plugin, _, values = plugins.offered("DATASETS")[name]
+    return parse_recipe(DatasetTable, {"name": name, **values}, f"plugin {plugin}: dataset {name}")
 
 
 def default_prompt_name(class_name: str) -> str:

@@ -48,7 +48,7 @@ class BuildManifest(Settings):
     classes: names in label order; prompt_names: the same in words. recipe: the resolved keys that change bytes.
     shapes_hash: of those keys, FORMAT and CONTENT; assets_hash: sha256 of the ordered asset list. complete: every job
     has its record. seconds: of all jobs together. passed_over: suffix -> number of files of the source that look like
-    shapes and are not read.
+    shapes and are not read. plugins: name -> version of what `--plugin` named; absent where it named no plugin.
     """
 
     format: int = FORMAT
@@ -64,6 +64,7 @@ class BuildManifest(Settings):
     seconds: float = 0.0
     max_rss_mb: float = 0.0
     passed_over: dict[str, int] = Field(default_factory=dict)
+    plugins: dict[str, str] = Field(default_factory=dict)
 
     @property
     def num_shards(self) -> dict[str, int]:
@@ -147,7 +148,8 @@ def _typed(adapter: TypeAdapter[Any], values: dict[str, Any], path: str) -> Any:
 
 def write_manifest(out: str, manifest: BuildManifest) -> None:
     """Writes OUT/manifest.json."""
-    write_json(store.join(out, MANIFEST), manifest.model_dump(mode="json"))
+    values = manifest.model_dump(mode="json", exclude=None if manifest.plugins else {"plugins"})
+    write_json(store.join(out, MANIFEST), values)
 
 
 def write_view_set(out: str, manifest: ViewSetManifest) -> None:

@@ -50,6 +50,11 @@ def _escaped(match: re.Match[str]) -> str:
     return _SHORT.get(match[0]) or (f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}")
 
 
+def number_of(count: int, what: str) -> str:
+    """`1 object`, `1,234 objects`, `2 classes`: a count of things by the English word for one."""
+    return f"{count:,} {what}" + ("" if count == 1 else "es" if what.endswith(("s", "x")) else "s")
+
+
 def for_markdown(text: str) -> str:
     """Text that Markdown shows letter by letter: in a paragraph, a list item, a heading or a cell of a table."""
     return _BLOCK.sub(r"\1\\\2", _MARKS.sub(r"\\\g<0>", for_terminal(text).strip()))

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
+from manifests import plugins
 from manifests.config import Value, digest, load_toml, merge, names_in, refuse_invalid, unknown_name
 from manifests.errors import Refused
 from manifests.file_views import FileViews
@@ -50,11 +51,12 @@ class Gates(BaseModel):
 class _Views(Gates, ViewPreset):
     """What every preset holds.
 
-    Views are given by `azimuth_deg` and `elevation_deg` (camera direction (cos e sin a, sin e, cos e cos a), +Y up) or
-    by `rotations` (world-to-camera, rows right, down, forward), never both; poles are written as rotations. Depth is
-    encoded between distance - depth_range and distance + depth_range (world units; the object has radius 1). `mapping`
-    makes the picture that the tower sees of depth (manifests.picture_mapping), `upsample` then enlarges that picture to
-    this side, bilinear with aligned corners (0: as it is), `normalize` names mean and standard deviation.
+    image_size: pixels a side. azimuth_deg, elevation_deg: camera direction (cos e sin a, sin e, cos e cos a), +Y up.
+    rotations: world-to-camera (rows right, down, forward) in place of angles, as poles need. fov_deg: of a perspective.
+    half_extent: of an orthographic window, world units. distance: of the cameras, world units; the object has radius 1.
+    depth_range: depth is encoded between distance - depth_range and distance + depth_range. mapping: makes the picture
+    that the tower sees of depth (manifests.picture_mapping). upsample: enlarges that picture to this side, bilinear
+    with aligned corners (0: as it is). normalize: names mean and standard deviation.
     """
 
     title: str = ""
@@ -272,8 +274,15 @@ _ADAPTER: TypeAdapter[AnyViews] = TypeAdapter(Preset)
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped presets, sorted."""
-    return names_in(FOLDER)
+    """Names of the shipped presets and of those of loaded plugins, sorted."""
+    shipped = names_in(FOLDER)
+    return sorted({*shipped, *plugins.offered("PRESETS", shipped)})
+
+
+def _preset_values(name: str) -> dict[str, Value]:
+    """The keys of a preset of `preset_names`."""
+    own = plugins.offered("PRESETS")
+    return own[name][2] if name in own else load_toml(FOLDER / f"{name}.toml")
 
 
 def parse_preset(values: dict[str, Value], where: str) -> AnyViews:
@@ -283,7 +292,7 @@ def parse_preset(values: dict[str, Value], where: str) -> AnyViews:
 
 
 def load_preset(name: str, changes: dict[str, Value] | None = None) -> tuple[str, AnyViews]:
-    """A shipped preset with changes applied, and the name of its view set.
+    """A named preset with changes applied, and the name of its view set.
 
     An unchanged preset keeps its name; a changed one is `<name>-<6 hex of its hash>` unless `changes` holds `name`.
     Raises Refused when there is no such preset or a value does not fit.
@@ -292,7 +301,7 @@ def load_preset(name: str, changes: dict[str, Value] | None = None) -> tuple[str
     given = changes.pop("name", None)
     if name not in preset_names():
         raise unknown_name("view preset", name, preset_names(), "python -m pipeline presets lists them")
-    shipped = load_toml(FOLDER / f"{name}.toml")
+    shipped = _preset_values(name)
     preset = parse_preset(merge(shipped, changes), f"preset {name}")
     if given is not None:
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}", str(given)):  # it becomes a folder in OUT/views

@@ -10,28 +10,38 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+import webbrowser
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from manifests import store
-from manifests.cli import exit_code, parse_arguments, recipe_titles
-from manifests.config import parse_changes, to_toml
+from manifests import plugins, store
+from manifests.cli import exit_code, key_lines, parse_arguments, recipe_lines, recipe_titles
+from manifests.config import find_recipe, parse_changes
+from manifests.dataset_info import load_table
 from manifests.errors import Refused, one_line
-from manifests.plain_text import PlainConsole, log_to_stderr, tell
+from manifests.plain_text import PlainConsole, log_to_stderr, number_of, tell
 from manifests.presets import load_preset, preset_names
 from manifests.records import json_text
 from pipeline.arguments import PROGRAM, RETRY_KINDS, pipeline_parser
+from pipeline.command_words import (
+    check_lines,
+    failure_lines,
+    next_lines,
+    plan_line,
+    same_views,
+    table_lines,
+    too_many_words,
+)
 from pipeline.jobs.time_limits import leaving
 from pipeline.sources.source_files import in_words
 
 if TYPE_CHECKING:
-    from pipeline.inspect.check import Findings
-    from pipeline.inspect.check_source import Compared
     from pipeline.jobs.summary import Summary
     from pipeline.plan.plan import Job, Plan
 
@@ -50,7 +60,8 @@ def _run(arguments: list[str] | None, prog: str) -> int:
     def work() -> int:
         from pipeline.sources.source_files import following, linked_folders
 
-        with following(linked_folders(getattr(options, "follow_links", ()))):
+        links = following(linked_folders(getattr(options, "follow_links", ())))
+        with plugins.using(getattr(options, "plugin", ())), links:
             return _COMMANDS[options.command](options, console)
 
     return exit_code(work, console, "build", interrupted)
@@ -68,7 +79,7 @@ def _build(options: argparse.Namespace, console: Console) -> int:
     retry = _retry_kinds(options.retry)
     plan, jobs = make_plan(recipe, options.source, options.out)
     size = estimate_bytes(plan, num_objects(jobs))
-    line = f"{_plan_line(plan, jobs)}, about {size / 1e9:.2g} GB"
+    line = f"{plan_line(plan, jobs)}, about {size / 1e9:.2g} GB"
     for note in (*plan.notes, *filter(None, [in_words(plan.passed_over)])):
         console.print(f"warning: {note}", style="yellow")
     if options.dry_run:
@@ -85,17 +96,7 @@ def _build(options: argparse.Namespace, console: Console) -> int:
             progress.start(todo, there)
 
         summary = build(plan, jobs, Workers(options.workers, options.ray), on_start, progress.event, retry)
-    return _report(summary, plan, plan.out, options, console)
-
-
-def _plan_line(plan: Plan, jobs: list[Job]) -> str:
-    """How many objects of which splits, and which views of them, in one line."""
-    splits: Counter[str] = Counter()
-    for job in jobs:
-        splits[job.split] += len(job.assets)
-    what = ", ".join(f"{split} {n:,}" for split, n in sorted(splits.items()))
-    sets = ", ".join(f"{s.name} ({s.preset.num_views} views)" for s in plan.view_sets) or "no views"
-    return f"{plan.table.name}: {splits.total():,} objects ({what}), {len(jobs)} shards, {sets}"
+    return _report(summary, plan, None, options, console)
 
 
 def _dry_run(plan: Plan, jobs: list[Job], as_json: bool) -> int:
@@ -116,16 +117,12 @@ def _retry_kinds(text: str) -> frozenset[str]:
     return kinds
 
 
-def _report(summary: Summary, plan: Plan, what: str, options: argparse.Namespace, console: Console) -> int:
-    """Shows how a build or a view set ended; the exit code."""
+def _report(summary: Summary, plan: Plan, view_set: str | None, options: argparse.Namespace, console: Console) -> int:
+    """Shows how a build, or the drawing of one view set, ended; the exit code."""
+    what = plan.out if view_set is None else f"{plan.out}/views/{view_set}"
     skipped = "".join(f", {n:,} skipped: {reason}" for reason, n in summary.skipped.items())
     console.print(f"{what}: {summary.in_words()}{skipped}")
-    for failure in summary.failures[:10]:
-        known = plan.table.expected_failures.get(failure.id)
-        why = f" (expected: {known})" if known else ""
-        console.print(f"  {failure.key}: {failure.stage}: {failure.reason}{why}")
-    if len(summary.failures) > 10:
-        console.print(f"  and {len(summary.failures) - 10:,} more: python -m pipeline check {plan.out}")
+    console.print(*failure_lines(summary, plan), sep="\n", end="\n" if summary.failures else "")
     if options.json:
         failures = [vars(failure) for failure in summary.failures]
         tell(json.dumps({"samples": summary.samples, "failures": failures, "skipped": summary.skipped}))
@@ -134,11 +131,9 @@ def _report(summary: Summary, plan: Plan, what: str, options: argparse.Namespace
         console.print("no object was made", style="red")
         return 1
     if summary.failed_fraction > limit:
-        console.print(
-            f"failures: {summary.failed_fraction:.1%}, more than max_failed_fraction={limit:g}",
-            style="red",
-        )
+        console.print(too_many_words(summary, limit, view_set is None), style="red")
         return 1
+    console.print(*next_lines(plan, view_set), sep="\n")
     return 0
 
 
@@ -149,6 +144,8 @@ def _views(options: argparse.Namespace, console: Console) -> int:
 
     retry = _retry_kinds(options.retry)
     plan, jobs = plan_views(options.preset, parse_changes(options.changes), options.shards, options.source)
+    for line in same_views(plan):
+        console.print(f"warning: {line}", style="yellow")
     with BuildProgress(console) as progress:
         where = Workers(options.workers, options.ray)
         summary = draw_view_set(plan, jobs, where, progress.start, progress.event, retry)
@@ -159,7 +156,7 @@ def _views(options: argparse.Namespace, console: Console) -> int:
         reasons = ", ".join(summary.skipped)
         console.print(f"{view_set.name} fits no object ({reasons}); presets that draw points: {fitting}", style="red")
         return 1
-    return _report(summary, plan, f"{plan.out}/views/{view_set.name}", options, console)
+    return _report(summary, plan, view_set.name, options, console)
 
 
 def _repair(options: argparse.Namespace, damaged: list[str], console: Console) -> None:
@@ -167,7 +164,7 @@ def _repair(options: argparse.Namespace, damaged: list[str], console: Console) -
     from pipeline.jobs.progress import BuildProgress
     from pipeline.jobs.repair import repair
 
-    console.print(f"{len(damaged)} damaged tars")
+    console.print(number_of(len(damaged), "damaged tar"))
     where = Workers(options.workers, options.ray)
     with BuildProgress(console) as progress:
         done = repair(options.out, damaged, options.source, where, progress.start, progress.event)
@@ -206,45 +203,8 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         tell(json_text(found.to_json() | ({} if origins is None else {"source": origins.to_json()})))
     else:
-        tell(*_check_lines(found, origins, options, seconds))
+        tell(*check_lines(found, origins, options, seconds))
     return 1 if found.problems else 0
-
-
-def _check_lines(
-    found: Findings, origins: Compared | None, options: argparse.Namespace, seconds: float
-) -> Iterator[str]:
-    """What a person reads of a check."""
-    expected = f" ({found.expected_failures:,} expected)" if found.expected_failures else ""
-    yield f"{options.out}: {found.samples:,} objects, {len(found.failures):,} failures{expected}"
-    yield "  " + ", ".join(f"{name} {hash[:12]}" for name, hash in found.hashes.items())
-    yield "  keys: " + ", ".join(f"{split} {n:,}" for split, n in found.keys.items())
-    for name, sums in found.view_sets.items():
-        gates = "".join(f", {gate} {value:.3g}" for gate, value in found.gates[name].items())
-        yield (
-            f"  views/{name}: {sums['samples']:,} objects, {sums['failures']:,} failures, {sums['skipped']:,} skipped"
-            f"{gates}"
-        )
-    for split, counts in found.classes.items():
-        widest = max(counts.values(), default=1)
-        yield f"  {split}: {sum(counts.values()):,} objects, {len(counts)} classes"
-        for name, n in sorted(counts.items()):
-            yield f"    {name or 'no class':24} {n:>8,} {'#' * max(1, round(32 * n / widest))}"
-    for kind, n in sorted(found.warnings.items(), key=lambda each: (-each[1], each[0])):
-        yield f"  warning: {kind}: {n:,} ({', '.join(found.warning_examples[kind])})"
-    if found.passed_over:
-        yield f"  source: {in_words(found.passed_over)}"
-    sets = {f"views/{name}: ": failures for name, failures in found.view_failures.items()}
-    for prefix, failures in {"": found.failures, **sets}.items():
-        for failure in failures:
-            yield f"  failure: {prefix}{failure.key}: {failure.stage}: {failure.reason}"
-    for problem in found.problems:
-        yield f"  PROBLEM: {problem}"
-    if origins is not None:
-        unknown = f", {origins.unknown:,} say nothing of theirs (an older build)" if origins.unknown else ""
-        yield f"  source: {origins.objects:,} objects compared, {len(origins.changed):,} differ{unknown}"
-    pictures = "every picture decoded" if options.deep else "pictures by their headers, --deep decodes them"
-    yield f"  {found.bytes / 1e6:,.0f} MB in {seconds:.1f} s ({pictures})"
-    yield f"{len(found.problems)} problems" if found.problems else "every byte is right"
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
@@ -253,15 +213,17 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
         words = one_line(error, 200)
         raise Refused(f"{options.out} is damaged ({words}): python -m pipeline check {options.out}") from error
-    path = options.html or options.png
+    path = options.html or options.png or os.path.join(tempfile.mkdtemp(prefix="inspect-"), "page.html")
     store.write_bytes(store.absolute(path), data)
     console.print(f"{path}: {size}")
+    if not (options.html or options.png) and sys.stderr.isatty() and (os.environ.get("DISPLAY") or os.name == "nt"):
+        webbrowser.open(f"file://{path}")
     return 0
 
 
 def _inspected(options: argparse.Namespace) -> tuple[bytes, str]:
     """The bytes of a sheet or page, and their size in words."""
-    if options.html:
+    if not options.png:
         from pipeline.inspect.html_gallery import gallery
 
         page = gallery(options.out, 60 if options.objects is None else options.objects, options.views, options.split)
@@ -286,7 +248,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
     if options.format == "colmap":
         folder, key, view_set, files = write_object(build, options.to, options.key, options.overwrite)
         values |= {"folder": folder, "key": key, "views": view_set}
-        line = f"{folder}: {key} in {view_set}, {len(files)} files"
+        line = f"{folder}: {key} in {view_set}, {number_of(len(files), 'file')}"
     elif options.format == "hf":
         folder = lay_out(build, options.to, options.copy)
         files = write_hub(build, folder, options.license, options.overwrite)
@@ -296,7 +258,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
         folder = lay_out(build, options.to, options.copy)
         files = write_wids(build, folder)
         values["folder"] = folder
-        line = f"{folder}: {len(files)} indexes in wids/"
+        line = f"{folder}: {number_of(len(files), 'index')} in wids/"
     if options.json:
         tell(json.dumps(values | {"files": files}))
     console.print(line)
@@ -315,8 +277,12 @@ def _refuse_odd_export(options: argparse.Namespace) -> None:
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.plan.build_recipe import RECIPES
+    from pipeline.plan.build_recipe import RECIPES, read_recipe
 
+    if options.name:
+        recipe = read_recipe(options.name, {})
+        tell(*recipe_lines(find_recipe(options.name, RECIPES), recipe), *table_lines(load_table(recipe.dataset)))
+        return 0
     for name, title in recipe_titles(RECIPES):
         tell(f"{name:18} {title}")
     return 0
@@ -324,7 +290,7 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
 
 def _presets(options: argparse.Namespace, console: Console) -> int:
     if options.name:
-        tell(*to_toml(load_preset(options.name)[1].model_dump()).removesuffix("\n").split("\n"))
+        tell(*key_lines(load_preset(options.name)[1]))
         return 0
     for name in preset_names():
         preset = load_preset(name)[1]

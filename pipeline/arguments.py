@@ -5,13 +5,32 @@ from __future__ import annotations
 import argparse
 import os
 
+from manifests.cli import ShowVersion, with_examples
+
 PROGRAM = "python -m pipeline"
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
+_EXAMPLES = {
+    "build": (
+        "build meshes --source my_meshes --out shards/mine",
+        "build modelnet40 --source ModelNet40 --out shards/modelnet40 --workers 8 views.rgb12.image_size=128",
+    ),
+    "views": (
+        "views rgb12 --shards shards/mine elevation_deg=[0] name=rgb12_level",
+        "views mvcnn12 --shards shards/modelnet40 --source modelnet40_images",
+    ),
+    "check": ("check shards/mine", "check shards/mine --source my_meshes", "check shards/mine --repair"),
+    "inspect": ("inspect shards/mine", "inspect shards/mine --png sheet.png --objects 8"),
+    "export": ("export shards/mine --format hf", "export shards/mine --format colmap --key chair_0890 --to scene"),
+    "recipes": ("recipes", "recipes modelnet40"),
+    "presets": ("presets", "presets rgb12"),
+    "doctor": ("doctor", "doctor --json"),
+}
 
 
 def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """The parser of all commands. prog: the program's name in its help."""
     parser = argparse.ArgumentParser(prog=prog, description="3D datasets into training shards.")
+    parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="a dataset into shards")
     build.add_argument("recipe", help="name of a shipped recipe (`recipes` lists them) or a .toml file")
@@ -20,6 +39,7 @@ def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     )
     build.add_argument("--source", help="folder of the raw dataset")
     _add_follow_links(build)
+    _add_plugin(build)
     build.add_argument("--out", required=True, help="folder or URL (s3://...) of the shards")
     build.add_argument("--dry-run", action="store_true", help="count, time three objects, predict; write nothing")
     _add_retry(build)
@@ -32,6 +52,7 @@ def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     views.add_argument("--shards", required=True, help="a finished build")
     views.add_argument("--source", help="the raw dataset, needed where meshes are not stored")
     _add_follow_links(views)
+    _add_plugin(views)
     _add_retry(views)
     _add_workers(views)
     check = commands.add_parser("check", help="verify every byte of a build")
@@ -43,21 +64,32 @@ def pipeline_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
         "--source", help="the raw dataset: compared with what the objects were made of; with --repair read where needed"
     )
     _add_follow_links(check)
+    _add_plugin(check)
     _add_workers(check)
-    inspect = commands.add_parser("inspect", help="a contact sheet, or a page with filters")
+    inspect = commands.add_parser("inspect", help="a page with filters, or a contact sheet")
     inspect.add_argument("out", metavar="OUT")
-    kinds = inspect.add_mutually_exclusive_group(required=True)
+    kinds = inspect.add_mutually_exclusive_group()
     kinds.add_argument("--png", metavar="FILE", help="a contact sheet")
-    kinds.add_argument("--html", metavar="FILE", help="a page in one file: views, clouds, warnings and failures")
+    kinds.add_argument(
+        "--html",
+        metavar="FILE",
+        help="a page in one file: views, clouds, warnings and failures (by itself: a new temporary file; on a desktop "
+        "the browser opens it)",
+    )
     inspect.add_argument("--objects", type=_count, help="so many of a build (12 on a sheet, 60 on a page)")
     inspect.add_argument("--views", type=_count, default=6, help="views a view set")
     inspect.add_argument("--split")
     _add_export(commands.add_parser("export", help="a build for other tools: Hugging Face, wids, COLMAP"))
-    commands.add_parser("recipes", help="list the shipped recipes")
+    recipes = commands.add_parser("recipes", help="list the shipped recipes, or show one with all its keys")
+    recipes.add_argument("name", nargs="?", help="a shipped recipe or a .toml file")
+    _add_plugin(recipes)
     presets = commands.add_parser("presets", help="list the view presets, or show one")
     presets.add_argument("name", nargs="?")
+    _add_plugin(presets)
     doctor = commands.add_parser("doctor", help="what this machine lacks, and the command for each")
     doctor.add_argument("--json", action="store_true")
+    for name, examples in _EXAMPLES.items():
+        with_examples(commands.choices[name], *examples)
     return parser
 
 
@@ -92,6 +124,17 @@ def _add_follow_links(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="DIR",
         help="links of the source, and paths in its files, may lead into this folder, too; again, or commas, for more",
+    )
+
+
+def _add_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="run a dataset reader or view presets of your own (docs/extending.md), or NAME of an installed one; again "
+        "for more",
     )
 
 

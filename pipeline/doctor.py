@@ -16,6 +16,7 @@ from typing import Literal
 
 from manifests.errors import Refused
 from manifests.install import install_command
+from manifests.plain_text import number_of
 from manifests.process_info import environment
 from pipeline.jobs import ray_cluster
 from renderers.system_libraries import PACKAGE_OF, missing_libraries
@@ -119,7 +120,7 @@ def _limits() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free_gb = _available_bytes() / 1e9
     fits = not free_gb or free_gb >= cores
-    detail = f"{cores} cores, {free_gb:.0f} GB of memory free; a worker takes 0.5 to 1.5 GB"
+    detail = f"{number_of(cores, 'core')}, {free_gb:.0f} GB of memory free; a worker takes 0.5 to 1.5 GB"
     yield Finding("workers", "ok" if fits else "note", detail, "" if fits else f"--workers {max(1, int(free_gb))}")
 
 

@@ -1,4 +1,4 @@
-"""Geometry and cameras in, pictures out: `renderers.draw(shape, preset, **keys) -> Views`.
+"""Geometry and cameras in, pictures out: `renderers.draw(renderers.fit(shape), preset, **keys) -> Views`.
 
 Importing this package loads numpy only; a backend's library is imported when the backend is first used.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from renderers.draw_shape import Views, draw
+    from renderers.draw_shape import Views, draw, fit
+    from renderers.geometry import Mesh
 
-__all__ = ["Views", "draw"]
+__all__ = ["Mesh", "Views", "draw", "fit"]
 
 
 def __getattr__(name: str) -> Any:

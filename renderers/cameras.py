@@ -49,6 +49,10 @@ class Camera:
         object.__setattr__(self, "camera_from_world", pose)
         object.__setattr__(self, "K", K)
 
+    def __repr__(self) -> str:
+        place = ", ".join(f"{value:.2f}" for value in self.position)
+        return f"Camera({self.model}, {self.width} x {self.height}, at ({place}))"
+
     @property
     def position(self) -> np.ndarray:
         """Camera centre in the world, float64 (3,)."""

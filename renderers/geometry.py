@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from manifests.plain_text import number_of
+
 GREY = (0.7, 0.7, 0.7, 1.0)
 WRAPS = ("repeat", "clamp", "mirror")  # glTF 2.0, 5.26.3: REPEAT, CLAMP_TO_EDGE, MIRRORED_REPEAT
 
@@ -29,6 +31,10 @@ class Material:
     texture: np.ndarray | None = None
     wrap: tuple[str, str] = ("repeat", "repeat")
     alpha_cutoff: float | None = None
+
+    def __repr__(self) -> str:
+        texture = "" if self.texture is None else f", texture {self.texture.shape[1]} x {self.texture.shape[0]}"
+        return f"Material({', '.join(f'{value:.3g}' for value in self.base_color)}{texture})"
 
     def __post_init__(self) -> None:
         if not set(self.wrap) <= set(WRAPS):
@@ -50,6 +56,10 @@ class Mesh:
     v up, or None. vertex_colors: uint8 (V, 4) RGBA, or None.
 
     Raises ValueError when shapes disagree, an index is out of range, or a vertex is not finite.
+
+    >>> import renderers
+    >>> renderers.Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+    Mesh(3 vertices, 1 face, 1 material)
     """
 
     vertices: np.ndarray
@@ -83,6 +93,13 @@ class Mesh:
         object.__setattr__(self, "vertices", vertices)
         object.__setattr__(self, "faces", faces)
         object.__setattr__(self, "face_material", material)
+
+    def __repr__(self) -> str:
+        colors = ", vertex colours" if self.vertex_colors is not None else ""
+        textures = sum(material.texture is not None for material in self.materials)
+        faces, materials = number_of(len(self.faces), "face"), number_of(len(self.materials), "material")
+        textured = f", {number_of(textures, 'texture')}" if textures else ""
+        return f"Mesh({len(self.vertices):,} vertices, {faces}, {materials}{textured}{colors})"
 
     def transformed(self, matrix: np.ndarray) -> Mesh:
         """The same mesh with every vertex moved by a 4x4 similarity (column vectors)."""

@@ -27,7 +27,7 @@ except (ImportError, OSError) as error:
     why = "is missing" if isinstance(error, ModuleNotFoundError) else f"does not load ({one_line(error)})"
     raise Refused(
         f"{library} {why}: install PyTorch3D as https://github.com/facebookresearch/pytorch3d/blob/main/INSTALL.md says"
-    ) from error
+    ) from None
 
 # A pixel whose centre lies on an edge belongs to no face for PyTorch3D, so that a diagonal of pixels shows what is
 # behind. Centres as near to an edge as this count as inside: a squared distance, half the shorter side is 1.

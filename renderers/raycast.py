@@ -20,8 +20,8 @@ from renderers.view import View
 
 try:
     import open3d as o3d
-except ImportError as error:
-    raise missing("open3d", "build") from error
+except ImportError:
+    raise missing("open3d", "build") from None
 except OSError as error:  # its wheel needs system libraries
     raise Refused(f"open3d does not load ({error}): apt-get install {' '.join(PACKAGE_OF.values())}") from error
 

@@ -39,3 +39,11 @@ class View:
                 raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
         if self.rgb is None and self.depth is None and self.gray is None:
             raise ValueError("a view holds at least one picture")
+
+    def __repr__(self) -> str:
+        return f"View({self.camera.width} x {self.camera.height}: {channels_of(self)})"
+
+
+def channels_of(drawn: object) -> str:
+    """The names of the pictures that a view, or all views of a shape, hold."""
+    return ", ".join(name for name in ("rgb", "depth", "gray") if getattr(drawn, name, None) is not None)

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
+from manifests import plugins
 from manifests.dataset_info import DatasetTable
+from manifests.errors import Refused
 from manifests.records import Asset
 from pipeline.datasets.options import DatasetOptions
 from pipeline.datasets.splits import count_shortfalls
@@ -70,8 +72,12 @@ DEFAULTS: dict[str, object] = {
 
 def dataset_module(table: DatasetTable) -> Dataset:
     """The module that reads a dataset, with the default of each hook that it does not define."""
+    own = plugins.offered("DATASETS").get(table.name)
     reader = table.reader or table.name
-    module = importlib.import_module(MODULES.get(reader, f"{__name__}.{reader}"))
+    module = own[1] if own else importlib.import_module(MODULES.get(reader, f"{__name__}.{reader}"))
+    for hook in ("assets", "read"):
+        if not hasattr(module, hook):
+            raise Refused(f"dataset {table.name}: its reader has no function {hook} (docs/extending.md)")
     return cast(Dataset, SimpleNamespace(**{**DEFAULTS, **vars(module)}))
 
 

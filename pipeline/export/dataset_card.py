@@ -13,7 +13,7 @@ from typing import Any
 from manifests.dataset_info import load_table, table_names
 from manifests.install import missing
 from manifests.layout import MESHES, SHAPES, VIEWS
-from manifests.plain_text import code_span, for_markdown, for_terminal
+from manifests.plain_text import code_span, for_markdown, for_terminal, number_of
 from manifests.samples import FORMAT, JSON, MESH, POINTS
 from pipeline.export.finished_build import Build, Survey
 from pipeline.export.parquet_index import INDEX
@@ -186,7 +186,7 @@ def _what(build: Build, folder: str) -> str:
     if folder == MESHES:
         return "textured mesh (GLB) of objects that have one"
     preset = build.view_sets[folder.removeprefix(f"{VIEWS}/")].preset
-    return f"{preset.num_views} views: {', '.join(preset.channels)}; cameras"
+    return f"{number_of(preset.num_views, 'view')}: {', '.join(preset.channels)}; cameras"
 
 
 def _how_to_load(build: Build, names: dict[str, str]) -> str:
@@ -231,7 +231,7 @@ def _facts(build: Build) -> str:
     lines = [
         "## Facts\n",
         f"- source dataset: {code_span(manifest.dataset)}; {sum(c.failures for c in manifest.splits.values()):,} of "
-        f"{sum(c.assets for c in manifest.splits.values()):,} objects could not be made",
+        f"{number_of(sum(c.assets for c in manifest.splits.values()), 'object')} could not be made",
         f"- format {FORMAT}; shapes {code_span(manifest.shapes_hash)}; "
         f"list of objects {code_span(manifest.assets_hash)}",
         *(f"- views {code_span(name)}: {code_span(view_set.hash)}" for name, view_set in build.view_sets.items()),
@@ -240,7 +240,6 @@ def _facts(build: Build) -> str:
     if manifest.classes:
         shown = ", ".join(map(for_markdown, manifest.classes[:_CLASSES_SHOWN]))
         more = len(manifest.classes) - _CLASSES_SHOWN
-        lines.append(
-            f"- {len(manifest.classes)} classes, in label order: {shown}" + (f" and {more} more" if more > 0 else "")
-        )
+        others = f" and {more} more" if more > 0 else ""
+        lines.append(f"- {number_of(len(manifest.classes), 'class')}, in label order: {shown}{others}")
     return "\n".join(lines) + "\n"

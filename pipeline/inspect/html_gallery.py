@@ -14,12 +14,11 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from manifests import store
 from manifests.errors import Refused
 from manifests.layout import BuildManifest, require_manifest, shapes_tar, view_set_names, views_tar
-from manifests.plain_text import html_page
+from manifests.plain_text import html_page, number_of
 from manifests.records import Record, read_record, record_path
 from manifests.samples import COLORS, JSON, POINTS, Sample, decode_array, read_samples
 from pipeline.inspect.findings import EXAMPLES
@@ -28,6 +27,7 @@ from pipeline.sources.source_files import in_words
 
 TEMPLATE = Path(__file__).with_name("gallery.html.j2")
 CLOUD_POINTS = 1024
+LARGEST = 224  # side of a picture in the page; it shows them half as large until one is clicked
 QUALITY = 80
 MAX_FAILURES = 500
 _NO_CLASS = "no class"
@@ -63,6 +63,8 @@ def gallery(out: str, num_objects: int = 60, num_views: int = 6, split: str | No
         failures=failures,
         most_failures=MAX_FAILURES,
         tile=TILE,
+        num_views=num_views,
+        number_of=number_of,
     )
 
 
@@ -87,7 +89,7 @@ def _finished(
 
 
 def _card(shape: Sample, views: dict[str, Sample], num_views: int) -> dict[str, object]:
-    """What the page shows of one object. strips: (view set, its pictures as a data URI)."""
+    """What the page shows of one object. sets: (view set, number of its views, its pictures as (what, data URI))."""
     values = shape.json
     warned = [(w["type"], w["count"]) for w in values["warnings"]]
     for name, sample in views.items():
@@ -97,19 +99,17 @@ def _card(shape: Sample, views: dict[str, Sample], num_views: int) -> dict[str, 
         "class_name": values["class"] or _NO_CLASS,
         "warned": warned,
         "cloud": _cloud(shape),
-        "strips": [(name, _strip(view_tiles(sample, num_views))) for name, sample in views.items()],
+        "sets": [(name, len(each.json["views"]), list(_tiles(each, num_views))) for name, each in views.items()],
         **{name: values[name] for name in ("id", "split", "num_faces", "num_points")},
     }
 
 
-def _strip(tiles: list[Image.Image]) -> str:
-    """Tiles side by side as a data URI."""
-    strip = Image.new("RGB", (max(1, len(tiles)) * TILE, TILE), "white")
-    for number, tile in enumerate(tiles):
-        strip.paste(tile, (number * TILE, 0))
-    file = io.BytesIO()
-    strip.save(file, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+def _tiles(views: Sample, num_views: int) -> Iterator[tuple[str, str]]:
+    """(`rgb 0`, a data URI) of the first views' pictures."""
+    for what, tile in view_tiles(views, num_views, LARGEST):
+        file = io.BytesIO()
+        tile.save(file, "JPEG", quality=QUALITY)
+        yield what, "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _cloud(shape: Sample) -> str:
@@ -141,7 +141,7 @@ def _examples(tars: dict[str, list[tuple[str, Record]]]) -> dict[tuple[str, str]
 def _counts(manifest: BuildManifest, tars: dict[str, list[tuple[str, Record]]]) -> Iterator[tuple[str, str]]:
     """(where, what) of every count beside the objects: splits, skipped objects, warnings with examples."""
     for split, counts in manifest.splits.items():
-        yield f"split {split}", f"{counts.samples:,} objects, {counts.failures:,} failures"
+        yield f"split {split}", f"{number_of(counts.samples, 'object')}, {number_of(counts.failures, 'failure')}"
     if manifest.passed_over:
         yield "source", in_words(manifest.passed_over)
     examples = _examples(tars)

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from manifests.layout import BuildManifest, ViewSetManifest
+from manifests.plain_text import number_of
 from manifests.samples import (
     COLORS,
     FORMAT,
@@ -62,7 +63,7 @@ def view_values(sample: Sample, view_set: ViewSetManifest, deep: bool) -> dict[s
     if values.get("key") != sample.key or values.get("preset") != view_set.name:
         raise ValueError(f"its json is of the key {values.get('key')} and the view set {values.get('preset')}")
     if (len(views) != expected and not fewer) or not whole:
-        raise ValueError(f"{len(views)} views, the preset has {expected}")
+        raise ValueError(f"{number_of(len(views), 'view')}, the preset has {expected}")
     for suffix, place in pictures.items():
         try:
             if place is None:

@@ -37,7 +37,7 @@ def contact_sheet(out: str, num_objects: int = 12, num_views: int = 6, split: st
         values, first = shape.json, cloud_tile(shape)
         what = f"{shape.key}  {values['class'] or 'no class'}  ({values['split']})"
         for name in [name for name in names if name in views] or ["no views"]:
-            pictures = view_tiles(views[name], num_views) if name in views else []
+            pictures = [tile for _, tile in view_tiles(views[name], num_views)] if name in views else []
             rows.append((f"{what}  {name}", [first, *pictures]))
             first = Image.new("RGB", (TILE, TILE), "white")
     if not rows:
@@ -69,8 +69,11 @@ def objects_of(out: str, split: str, num_shards: int, names: list[str]) -> Itera
                 yield shape, found
 
 
-def view_tiles(views: Sample, num_views: int) -> list[Image.Image]:
-    """Tiles of the first views' pictures: RGB and gray as they are, depth near dark and far light, empty white."""
+def view_tiles(views: Sample, num_views: int, most: int | None = None) -> list[tuple[str, Image.Image]]:
+    """(`rgb 0`, its tile) of the first views' pictures: RGB and gray as they are, depth near dark, far light.
+
+    most: the largest side of a tile, of a smaller picture its own; without it every side is TILE.
+    """
     tiles = []
     cameras = views.json["views"]
     members = sorted((place, suffix) for suffix in views.members if (place := split_view_member(suffix)))
@@ -82,7 +85,10 @@ def view_tiles(views: Sample, num_views: int) -> list[Image.Image]:
             if channel == "depth":
                 picture = _shade(depth_of_codes(picture, cameras[view]["near"], cameras[view]["far"]))
             tile = Image.fromarray(picture).convert("RGB")
-            tiles.append(ImageOps.pad(tile, (TILE, TILE), Image.Resampling.BILINEAR, color="white"))
+            side = TILE if most is None else min(most, max(tile.size))
+            tiles.append(
+                (f"{channel} {view}", ImageOps.pad(tile, (side, side), Image.Resampling.BILINEAR, color="white"))
+            )
     return tiles
 
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from manifests.plain_text import number_of
 from manifests.records import Asset, Failure
 from manifests.rng import seed_digest
 from manifests.samples import BLOCK
@@ -171,7 +172,7 @@ def lines(found: BuildForecast, asset_memory_mb: int) -> list[str]:
     cores = os.cpu_count() or 1
     told = [] if found.input_bytes is None else [f"input: {found.input_bytes / 1e9:.3g} GB of files"]
     if found.left < found.objects:
-        told.append(f"left to do: {found.left:,} of {found.objects:,} objects")
+        told.append(f"left to do: {found.left:,} of {number_of(found.objects, 'object')}")
     for failure in found.failures:
         told.append(f"tried {failure.key}: {failure.stage}: {failure.reason}")
     if not found.costs:
@@ -180,7 +181,7 @@ def lines(found: BuildForecast, asset_memory_mb: int) -> list[str]:
         told.append(f"tried {trial.key}: {trial.seconds:.2f} s, {trial.bytes / 1e6:.2f} MB")
     told.append(f"{'workers':>8} {'time':>10} {'disk GB':>9} {'memory GB':>10} {'at most GB':>11}")
     for cost in found.costs:
-        beyond = f"   (this machine has {cores} cores)" if cost.workers > cores else ""
+        beyond = f"   (this machine has {number_of(cores, 'core')})" if cost.workers > cores else ""
         told.append(
             f"{cost.workers:>8} {_duration(cost.hours):>10} {cost.disk_gb:>9.3g} {cost.memory_gb:>10.3g} "
             f"{cost.workers * asset_memory_mb / 1000:>11.3g}{beyond}"

@@ -87,6 +87,7 @@ def write_build_manifest(plan: Plan, jobs: list[Job], finished: FinishedRecords 
         complete=finished is not None,
         versions=plan.versions,
         passed_over=plan.passed_over,
+        plugins=plan.plugins,
         seconds=round(sum(record.seconds for record in records), 3),
         max_rss_mb=max((record.max_rss_mb for record in records), default=0.0),
     )

@@ -7,6 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from manifests.plain_text import number_of
 from pipeline.shards.build_shard import JobEvent
 
 LINE_SECONDS = 10.0
@@ -21,6 +22,7 @@ class BuildProgress:
         self._total = 0
         self._objects = self._failures = 0
         self._running: dict[tuple[str, int], list[int]] = {}  # (objects, failures) of jobs that may yet be run again
+        self._died: set[tuple[str, int]] = set()
         self._bar: Progress | None = None
 
     def __enter__(self) -> BuildProgress:
@@ -46,7 +48,7 @@ class BuildProgress:
         self._total = todo
         self._started = time.monotonic()
         if there:
-            self._console.print(f"{there:,} objects are already there")
+            self._console.print(f"{number_of(there, 'object')} {'is' if there == 1 else 'are'} already there")
         if self._bar is not None:
             self._bar.add_task("objects", total=todo, rate="", failures=0)
 
@@ -56,7 +58,9 @@ class BuildProgress:
         if event.state == "again":
             objects, failures = self._running.pop(key, (0, 0))
             self._objects, self._failures = self._objects - objects, self._failures - failures
-            self._console.print(f"shard {key[0]}-{key[1]:05d}: its worker died; again, an asset at a time")
+            if key not in self._died:  # once a shard, however often it loses a worker
+                self._console.print(f"shard {key[0]}-{key[1]:05d}: its worker died; again, an asset at a time")
+            self._died.add(key)
         if event.state == "done":
             self._running.pop(key, None)
         if event.progress is not None:
@@ -75,7 +79,7 @@ class BuildProgress:
             self._bar.update(self._bar.task_ids[0], completed=objects, rate=rate, failures=failures)
         elif time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
-            line = f"{objects:,} of {self._total:,} objects, {rate}, {failures} failures"
+            line = f"{objects:,} of {number_of(self._total, 'object')}, {rate}, {number_of(failures, 'failure')}"
             if objects:  # before the first nobody knows how long the others take
                 line += f", {(self._total - objects) * seconds / objects:.0f} s left"
             self._console.print(line)

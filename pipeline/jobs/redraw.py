@@ -14,7 +14,7 @@ from pipeline.jobs.driver import OnEvent, OnStart, Task, Workers, execute
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.jobs.summary import Summary, view_set_summary
 from pipeline.plan.build_recipe import stored_recipe
-from pipeline.plan.from_build import of_build
+from pipeline.plan.from_build import of_build, require_plugins
 from pipeline.plan.plan import Job, Plan, ViewSet, existing_folder, require_frames, source_folder
 from pipeline.plan.same_build import refuse_other_view_set
 from pipeline.shards.build_shard import missing_tars
@@ -31,6 +31,7 @@ def plan_views(preset_name: str, changes: dict[str, Value], out: str, source: st
     manifest = require_manifest(out, f"--shards {out}")
     if not manifest.complete:
         raise Refused(f"--shards {out} is not finished: run its build again first")
+    require_plugins(out, manifest)
     recipe = stored_recipe(manifest.recipe, f"{out}/manifest.json")
     plan, jobs = of_build(out, manifest, recipe)
     name, preset = load_preset(preset_name, changes)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from manifests.layout import shapes_tar, views_tar
+from manifests.plain_text import number_of
 from manifests.records import Failure
 from pipeline.jobs.record_cache import FinishedRecords
 from pipeline.plan.plan import Job, Plan, ViewSet
@@ -37,7 +38,7 @@ class Summary:
     def in_words(self) -> str:
         """`9 objects, 3 failures: 1 of assets, 2 of views`."""
         failures = len(self.failures)
-        told = f"{self.samples:,} objects, {failures:,} failures"
+        told = f"{number_of(self.samples, 'object')}, {number_of(failures, 'failure')}"
         if self.of_assets is None:
             told += " of views"
         told += f" ({self.expected:,} expected)" if self.expected else ""

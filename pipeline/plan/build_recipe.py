@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
+from manifests import plugins
 from manifests.config import Value, digest, find_recipe, load_toml, merge, parse_recipe
 from manifests.dataset_info import axes_matrix, load_table
 from manifests.samples import CONTENT, FORMAT
@@ -25,11 +26,14 @@ ONCE_IN_ALL_TABLES = ("parametric", "redwood", "co3d_v1", "co3d_v2")  # and thes
 class BuildRecipe(BaseModel):
     """What to make of which dataset: the keys of every recipe. `recipe_kind` adds those that the dataset reads.
 
-    num_points: samples of a surface. fps_prefix: how many of them come first, in farthest-point order. axes: replaces
-    the dataset's own. classes: keeps these only, in this label order (for folders without classes: the candidates).
-    splits: keeps these only. views: a table of preset name -> changed keys, or a list of names.
-    Policy keys (asset_seconds without progress, asset_memory_mb a process, max_failed_fraction, allow_partial) change
-    no byte and are in no hash.
+    dataset: its table and reader. seed: of the samples and of the order of objects. num_points: samples of a surface.
+    fps_prefix: how many of them come first, in farthest-point order. normalize: what becomes the centre and the size of
+    1. axes: replaces the dataset's own. store_meshes: keeps meshes, for later views without the source. shard_size:
+    objects a shard. classes: keeps these only, in this label order (for folders without classes: the candidates).
+    splits: keeps these only. views: a table of preset name -> changed keys, or a list of names. asset_seconds: the most
+    without progress on an object. asset_memory_mb: the most that a process holds. max_failed_fraction: the share of
+    failures above which a build ends with exit code 1. allow_partial: builds a copy that lacks objects.
+    The last four are policy: they change no byte and are in no hash.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -64,9 +68,9 @@ class BuildRecipe(BaseModel):
             axes_matrix(axes)
         return axes
 
-    def __reduce__(self) -> tuple[Callable[..., BuildRecipe], tuple[dict[str, Any], str]]:
-        """Pickles the values, as `recipe_kind` makes classes that an import does not find."""
-        return stored_recipe, (self.model_dump(), "recipe")
+    def __reduce__(self) -> tuple[Callable[..., BuildRecipe], tuple[dict[str, Any], tuple[plugins.Plugin, ...]]]:
+        """Pickles the values, as `recipe_kind` makes classes that an import does not find, and the plugins."""
+        return _unpickled, (self.model_dump(), plugins.loaded())
 
     def options(self) -> DatasetOptions:
         """The keys that only the dataset reads: its own table, or this recipe itself where it has no table."""
@@ -91,10 +95,18 @@ def _view_table(views: Value) -> Value:
     return {str(name): {} for name in views} if isinstance(views, list) else views
 
 
-@cache
+def _unpickled(values: dict[str, Any], with_plugins: tuple[plugins.Plugin, ...]) -> BuildRecipe:
+    plugins.load(with_plugins)
+    return stored_recipe(values, "recipe")
+
+
 def recipe_kind(dataset: str) -> type[BuildRecipe]:
     """The class of a dataset's recipes: the keys of every recipe, then its own. Raises Refused on an unknown one."""
-    options = options_of(load_table(dataset))
+    return _kind_with(dataset, options_of(load_table(dataset)))
+
+
+@cache
+def _kind_with(dataset: str, options: type[DatasetOptions]) -> type[BuildRecipe]:
     table: dict[str, Any] = {dataset: (options, options())} if options.IN_TABLE else {}
     bases = (BuildRecipe,) if table else cast(tuple[type[BuildRecipe], ...], (options, BuildRecipe))
     return create_model("BuildRecipe", __base__=bases, **table)
@@ -135,4 +147,6 @@ def read_recipe(name: str, changes: dict[str, Value]) -> BuildRecipe:
     """A recipe file with changes applied, presets included. Raises Refused naming what does not fit."""
     values = _without_other_datasets(load_toml(find_recipe(name, RECIPES)))
     values["views"] = _view_table(values.get("views", {}))
+    if str(values.get("dataset")) in plugins.offered("DATASETS"):  # the hash and later readers know no table but ours
+        values = {"axes": load_table(values["dataset"]).axes} | values
     return _parse(merge(values, changes), f"recipe {name}")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from manifests import store
 from manifests.config import parse_toml
-from manifests.dataset_info import load_table
+from manifests.dataset_info import load_table, table_names
 from manifests.errors import Refused
 from manifests.layout import (
     ASSETS,
@@ -51,12 +51,20 @@ def of_build(out: str, manifest: BuildManifest, recipe: BuildRecipe) -> tuple[Pl
     return plan, cut_jobs(_listed_assets(out, manifest), recipe.seed, recipe.shard_size)
 
 
+def require_plugins(out: str, manifest: BuildManifest) -> None:
+    """Raises Refused, naming what to pass, where the dataset of a build is that of a plugin and not known here."""
+    if manifest.plugins and manifest.dataset not in table_names():
+        words = " ".join(f"--plugin {name}" for name in sorted(manifest.plugins))
+        raise Refused(f"{out} was built with {words}: give the same here (your own copy; the build holds none)")
+
+
 def whole_plan(out: str, source: str | None) -> tuple[Plan, list[Job]]:
     """The plan that makes every shard of a build again, with all its drawn view sets and its limits.
 
     source: the raw dataset; without it the plan has no source. Raises Refused where OUT does not say enough.
     """
     manifest = require_manifest(out, out)
+    require_plugins(out, manifest)
     plan, jobs = of_build(out, manifest, _recipe(out, manifest))
     if source is not None and plan.dataset.NEEDS_SOURCE:
         root = existing_folder(source, plan.table.name)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from manifests import store
+from manifests import plugins, store
 from manifests.dataset_info import DatasetTable, default_prompt_name, load_table
 from manifests.errors import Refused
 from manifests.layout import library_versions, meshes_tar, shapes_tar, view_set_hash, views_tar
@@ -52,7 +52,8 @@ class Plan:
 
     notes: what a person should know about the choice of objects, one line each. passed_over: suffix -> number of files
     of the source that look like shapes and are not read. followed: folders that links of the source may lead into, of
-    the block of `following` in which the plan is made; a worker begins one with them.
+    the block of `following` in which the plan is made; a worker begins one with them. plugins: name -> version of
+    those that are loaded then.
     """
 
     recipe: BuildRecipe
@@ -68,6 +69,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     passed_over: dict[str, int] = field(default_factory=dict)
     followed: tuple[str, ...] = field(default_factory=followed)
+    plugins: dict[str, str] = field(default_factory=plugins.versions)
 
     @property
     def root(self) -> Path | None:

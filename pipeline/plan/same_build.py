@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from manifests import store
+from manifests import plugins, store
 from manifests.config import first_difference
 from manifests.errors import Refused
 from manifests.layout import ASSETS, LOCK, SPLITS, VIEWS, read_manifest, read_view_set
+from manifests.plain_text import number_of
 from manifests.records import parse_assets
 from pipeline.plan.plan import Job, Plan, ViewSet, assets_file
 
@@ -30,6 +31,9 @@ def refuse_other_build(plan: Plan, jobs: list[Job]) -> None:
                 "it is, or choose another --out"
             )
         raise Refused(f"{plan.out} holds another recipe: {change}; choose another --out")
+    own = plugins.offered("DATASETS").get(plan.table.name)
+    if own is not None and manifest.plugins.get(own[0]) != plan.plugins.get(own[0]):
+        raise Refused(f"{plan.out} was built with another version of plugin {own[0]}: choose another --out")
     if manifest.assets_hash != plan.assets_hash:
         raise Refused(
             f"{plan.out} was built from another source: {_asset_difference(plan, jobs)}; choose another --out"
@@ -63,5 +67,5 @@ def _asset_difference(plan: Plan, jobs: list[Job]) -> str:
     if gone and come and gone.key == come.key:
         return f"{gone.key} was {gone.source} and is {come.source}"
     if come:
-        return f"{come.source} is new ({len(old):,} assets then, {len(new):,} now)"
-    return f"{gone.source if gone else 'the list'} is gone ({len(old):,} assets then, {len(new):,} now)"
+        return f"{come.source} is new ({number_of(len(old), 'asset')} then, {len(new):,} now)"
+    return f"{gone.source if gone else 'the list'} is gone ({number_of(len(old), 'asset')} then, {len(new):,} now)"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import io
+import traceback
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,3 +202,67 @@ def test_a_view_is_a_picture_of_its_cameras_size_and_type() -> None:
             View(wide, **wrong)
     with pytest.raises(ValueError, match="at least one picture"):
         View(wide)
+
+
+def test_a_shape_outside_the_pictures_is_told_and_fit_makes_it_right(cloud) -> None:
+    """A scene as files hold it: in millimetres and off the origin. Its points, too."""
+    scene = trimesh.Scene(textured_box())
+    scene.apply_transform(np.diag([40.0, 40.0, 40.0, 1.0]))
+    places = np.asarray(scene.dump()[0].sample(600, seed=0))
+    for shape, preset in ((scene, "rgb12"), (places, "depth10"), (places + 3, "depth10_release")):
+        with pytest.warns(UserWarning, match=r"\d+% of the shape is outside the picture of view \d+: .*renderers\.fit"):
+            renderers.draw(shape, preset, image_size=32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            views = renderers.draw(renderers.fit(shape), preset, image_size=32)
+        assert np.isfinite(views.depth).mean() > 0.1
+    with warnings.catch_warnings():  # presets that cut a sphere of radius 1 do so as released
+        warnings.simplefilter("error")
+        renderers.draw(renderers.fit(trimesh.creation.icosphere(2)), "rgb30", image_size=32)
+        renderers.draw(cloud, "pointclip10", image_size=32)
+
+
+def test_fit_is_what_a_build_does(stored) -> None:
+    glb = one_sample(stored / "meshes/all-00000.tar").members[MESH]
+    (built,) = trimesh.load_scene(io.BytesIO(glb), file_type="glb", process=False).geometry.values()
+    fitted = renderers.fit(textured_box().apply_scale(9).apply_translation([5, 6, 7]))
+    assert len(fitted.materials) == 1
+    assert fitted.materials[0].texture is not None
+    np.testing.assert_allclose(fitted.vertices.min(axis=0), built.vertices.min(axis=0), atol=0.05)  # other samples
+    np.testing.assert_allclose(fitted.vertices.max(axis=0), built.vertices.max(axis=0), atol=0.05)
+    points = np.random.default_rng(0).normal(size=(50, 3)) * 7 + 3
+    fitted_points = renderers.fit(points)
+    np.testing.assert_allclose(fitted_points.mean(axis=0), 0, atol=1e-6)
+    assert np.linalg.norm(fitted_points, axis=1).max() == pytest.approx(1)
+    with pytest.raises(ValueError, match="no extent"):
+        renderers.fit(np.ones((4, 3)))
+
+
+@pytest.mark.parametrize("name", renderers.__all__)
+def test_every_public_name_has_an_example_that_works(name) -> None:
+    found = getattr(renderers, name)
+    module = importlib.import_module(found.__module__)
+    (test,) = doctest.DocTestFinder(recurse=False).find(found, name, module, globs={})
+    assert test.examples
+    assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
+
+
+def test_what_is_drawn_shows_itself_in_one_line(cloud) -> None:
+    views = renderers.draw(cloud, "depth10", image_size=32)
+    assert repr(views) == "Views(10 views of 32 x 32: depth)"
+    assert repr(renderers.draw(cloud, "realistic10", image_size=32)).endswith(": gray)")
+    assert repr(views.cameras[0]).startswith("Camera(perspective, 32 x 32, at (")
+    assert repr(View(views.cameras[0], depth=views.depth[0])) == "View(32 x 32: depth)"
+    mesh = renderers.fit(textured_box())
+    assert repr(mesh) == "Mesh(8 vertices, 12 faces, 1 material, 1 texture)"
+    assert repr(mesh.materials[0]) == "Material(0.4, 0.4, 0.4, 1, texture 64 x 64)"
+
+
+def test_a_refusal_is_one_traceback(cloud) -> None:
+    for keys, preset in (({"image_sise": 64}, "depth10"), ({"image_size": "big"}, "depth10"), ({}, "dept10")):
+        with pytest.raises(Refused) as refused:
+            renderers.draw(cloud, preset, **keys)
+        assert "".join(traceback.format_exception(refused.value)).count("Traceback") == 1
+    with pytest.raises(ValueError) as wrong:
+        renderers.draw("a name", "depth10")
+    assert "".join(traceback.format_exception(wrong.value)).count("Traceback") == 1

@@ -88,9 +88,12 @@ def test_what_a_page_holds(page) -> None:
     assert {figure["data-set"] for figure in figures} == {"rgb12", "depth10"}
     assert len(figures) == 13 + 12  # the cloud has no mesh to draw
     assert len(elements.of("canvas")) == 13
-    with Image.open(io.BytesIO(base64.b64decode(elements.of("img")[0]["src"].partition(",")[2]))) as strip:
-        assert strip.size[1] == 112
-        assert strip.size[0] % 112 == 0
+    pictures = [image for image in elements.of("img") if image.get("src")]
+    assert len(pictures) == len(elements.of("button")) == 12 * (6 + 6) + 13 * 6  # RGB and depth; every one is shown
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0]["src"].partition(",")[2]))) as picture:
+        assert picture.size == (32, 32)
+    assert text.count("rgb12, 6 of 12 views") == 12
+    assert text.count("cloud, drag to turn") == 13
     assert "cup_broken_off" in text
     assert "cannot hold 3 vertices and 1 faces" in text
     assert "material not found" in text
@@ -180,6 +183,30 @@ def test_filters_work_in_a_browser(page, tmp_path) -> None:
     assert warned == expected
     assert 0 < len(warned) < 13
     assert "alert(1)" in everything  # as text: a dialogue would have hung the browser
+
+
+def test_a_click_enlarges_a_picture_and_a_cloud(page, tmp_path) -> None:
+    """By a script at the end of a copy of the page, as headless browsers have no hand."""
+    clicks = "document.querySelectorAll('.tiles button')[1].click(); document.querySelector('canvas').dragged = 0;"
+    clicks += "document.querySelector('canvas').click();"
+    clicked = tmp_path / "clicked.html"
+    clicked.write_text(page.read_text(encoding="utf-8") + f"<script>{clicks}</script>", encoding="utf-8")
+    elements = Elements(browse(clicked, tmp_path, "", "--dump-dom"))
+    assert "open" in elements.of("dialog")[0]
+    assert elements.of("img")[-1] == elements.of("img")[1]
+    assert [canvas["width"] for canvas in elements.of("canvas")[:2]] == ["336", "112"]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_page_is_as_wide_as_its_window(page, tmp_path, width) -> None:
+    """Tables scroll by themselves; in a frame, as a browser's own window is no narrower than 500 pixels."""
+    code = "document.title = frames[0].document.documentElement.scrollWidth"
+    frame = f'<iframe width={width} height=800 style="border:0" src="page.html" onload="{code}"></iframe>'
+    wrapped = page.parent / f"wrapped{width}.html"
+    wrapped.write_text(frame)
+    size = ("--allow-file-access-from-files", "--dump-dom", f"--window-size={width},800")
+    said = browse(wrapped, tmp_path, "", *size)
+    assert f"<title>{width}</title>" in said
 
 
 def test_the_page_shows_pictures_and_clouds(page, tmp_path) -> None:
