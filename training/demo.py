@@ -16,18 +16,20 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from manifests import store
 from manifests.cli import exit_code
 from manifests.config import parse_changes
 from manifests.errors import Refused, Stopped
-from manifests.plain_text import PlainConsole, tell
+from manifests.plain_text import PlainConsole, for_terminal, tell
 from manifests.records import json_text, read_json
 from training.child_commands import ENDING_SECONDS, Child, end
 from training.reports import report
@@ -35,6 +37,7 @@ from training.settings.fit_recipe import changes_of, keys_in, read_recipe
 
 SILENT_SECONDS = 7200.0  # of a stage
 SAMPLING_SECONDS = 0.5
+BESIDE_STATUS = 3  # columns of a terminal: a turning mark before a line, and one that stays free
 PRETRAIN_THREADS = REPORT_THREADS = 2
 ADAPT_THREADS = 1
 TRAININGS = {  # name: its recipe and method
@@ -124,8 +127,14 @@ class _Demo:
                 for stage in waiting:
                     if reason := stage.hangs():
                         raise Stopped(f"{stage.name}: {reason}; its last line: {stage.last_line()}")
-                status.update("   ".join(f"{stage.name}: {stage.last_line()[:90]}" for stage in waiting))
+                status.update(self.progress(waiting))
                 time.sleep(0.2)
+
+    def progress(self, stages: Sequence[Child]) -> Text:
+        """What each stage does, a line of the terminal each: the last line of its log."""
+        room = self.console.width - BESIDE_STATUS
+        lines = (for_terminal(f"{stage.name:<13} {stage.last_line() or 'begins'}") for stage in stages)
+        return Text("\n  ".join(line[:room] for line in lines))
 
     def _finish(self, stage: Child) -> None:
         self.seconds[stage.name] = round(time.monotonic() - stage.started, 1)

@@ -23,7 +23,7 @@ LINES: tuple[Line, ...] = ((BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURP
 ACROSS = 4  # panels in a row
 THIN = 0.5  # opacity of a line of one seed
 WIDTH = 10.0  # inches: 1000 pixels as shown, 1500 as drawn
-BESIDE = 0.7  # inches of a panel beside its axis: ticks and unit
+BESIDE = 1.0  # inches of a panel beside its axis at most: wide ticks and the unit
 SIZE = 9.0  # of titles and legends, in points
 LINE_INCHES = 0.6  # of a legend: a line and the space about it
 LOSSES = {
@@ -113,7 +113,7 @@ def _by_column(
                 values = np.array([run.columns["step"], run.columns[name]])
                 axis.plot(*values[:, ~np.isnan(values[1])], dashes, color=colour, linewidth=1.6)
         if from_zero:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         _finish(axis, title, unit if number % across == 0 else "", across)
     named = [(run.name, *line) for run, line in zip(runs, cycle(LINES), strict=False)]
     return _png(figure, named)

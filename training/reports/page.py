@@ -143,8 +143,8 @@ def verdict(values: dict[str, Any]) -> str:
         told = f"not told apart from zero-shot: {gain:+.1f} points"
     seeds = f" ({len(values['seeds'][row])} seeds)" if row in values["seeds"] else ""
     return (
-        f"{values['names'][row]}: {right} % right without labels{seeds}, {told} "
-        f"(95 % interval {low:+.1f} to {high:+.1f}), n = {number_of(values['n'], 'object')}."
+        f"{values['names'][row]}: {right}% right without labels{seeds}, {told} "
+        f"(95% interval {low:+.1f} to {high:+.1f}), n = {number_of(values['n'], 'object')}."
     )
 
 
@@ -200,8 +200,9 @@ def _pseudo_labels(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[s
         for step in (found["first"], found["last"]):
             cells = (f"{step[mode][name]:.1f}" if step[mode][name] is not None else "none" for mode, name in _QUALITY)
             rows.append((values["names"][row], str(step["step"]), *cells))
-    labels = values["pseudo_labels"].items()
-    thresholds = ", ".join(f"{values['names'][row]} {found['threshold']:g}" for row, found in labels)
+    by_row = {values["names"][row]: f"{found['threshold']:g}" for row, found in values["pseudo_labels"].items()}
+    same = set(by_row.values())
+    thresholds = min(same) if len(same) == 1 else ", ".join(f"{name} {each}" for name, each in by_row.items())
     told = {"image": "image", "points": "cloud", "joint": "joint"}
     head = (f"{told[mode]}: {'selected' if name == 'selected' else 'right'} %" for mode, name in _QUALITY)
     return (
