@@ -166,12 +166,14 @@ def run(out: Path, settings: DemoSettings, workers: int, console: Console) -> Pa
         _stages(demo, out, settings, workers)
         reporting = time.monotonic()
         torch.set_num_threads(REPORT_THREADS)
-        found = report.collect(
-            runs=[out / "self_training", out / "cross_most"],
-            shards=str(out / "target"),
-            source=str(out / "source"),
-            oracle=out / "oracle",
-        )
+        with console.status("report") as status:
+            found = report.collect(
+                runs=[out / "self_training", out / "cross_most"],
+                shards=str(out / "target"),
+                source=str(out / "source"),
+                oracle=out / "oracle",
+                on_progress=lambda words: status.update(f"report        {words}"),
+            )
     finally:
         demo.end_all()
         cost = {
