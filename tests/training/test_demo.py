@@ -97,7 +97,7 @@ def test_another_demonstration_in_the_same_folder_is_refused(tmp_path, capsys) -
 
 def test_typed_keys_win_over_those_of_quick() -> None:
     settings = DemoSettings(0, True, {"pretrain": ["optimizer.steps=7"]}, ["parametric.objects=57"])
-    assert settings.changes_of("pretrain") == ["optimizer.steps=300", "optimizer.steps=7"]
+    assert settings.changes_of("pretrain") == ["optimizer.steps=550", "optimizer.steps=7"]
     assert settings.changes_of("build_source")[-1] == "parametric.objects=57"
 
 
