@@ -51,7 +51,7 @@ QUICK = {  # name of a build or a training: its changed keys
     "build_source": ["parametric.objects=760"],
     "build_target": ["parametric.objects=855"],
     "pretrain": ["optimizer.steps=550"],  # at 300 zero-shot is 16 %, too little to learn from
-    **{name: ["optimizer.steps=70", "ema.steps=50"] for name in ("self_training", "cross_most")},
+    **{name: ["optimizer.steps=70", "ema.steps=50", "optimizer.lr=2e-3"] for name in ("self_training", "cross_most")},
     "oracle": ["optimizer.steps=60"],
 }
 
