@@ -236,7 +236,7 @@ def _embed(options: argparse.Namespace, console: Console) -> int:
 
 def _report(options: argparse.Namespace, console: Console) -> int:
     from training.reports import terminal
-    from training.reports.page import accuracy_table, gain_lines
+    from training.reports.page import accuracy_table, gain_lines, verdict
     from training.reports.report import collect, write
 
     out = store.local_path(options.out, "--out") if options.out else Path(options.runs[0]).absolute().parent
@@ -254,6 +254,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         tell(json_text(report.values))
     else:
+        tell(verdict(report.values))
         words = accuracy_table(report.values)
         title = f"{report.values['dataset']} {options.split}, n={report.values['n']}"
         PlainConsole(width=WIDTH).print(terminal.table(title, words.head, words.rows, whole=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -16,6 +17,7 @@ import trimesh
 from builders import REPOSITORY
 from training_runs import typed
 
+from manifests.plain_text import PlainConsole
 from training.demo import DemoSettings, _changes_of_trainings, _Demo, main
 
 SMALL = (
@@ -108,7 +110,7 @@ def test_another_demonstration_in_the_same_folder_is_refused(tmp_path, capsys) -
 
 def test_typed_keys_win_over_those_of_quick() -> None:
     settings = DemoSettings(0, True, {"pretrain": ["optimizer.steps=7"]}, ["parametric.objects=57"])
-    assert settings.changes_of("pretrain") == ["optimizer.steps=300", "optimizer.steps=7"]
+    assert settings.changes_of("pretrain") == ["optimizer.steps=550", "optimizer.steps=7"]
     assert settings.changes_of("build_source")[-1] == "parametric.objects=57"
 
 
@@ -136,6 +138,30 @@ def test_ending_leaves_nothing_running(tmp_path) -> None:
     sleeping = stages.start("sleeping", "http.server", "0")
     stages.end_all()
     assert sleeping.process.poll() is not None
+
+
+def test_the_status_is_a_line_of_the_terminal_a_stage(tmp_path) -> None:
+    (tmp_path / "logs").mkdir()
+    stages = _Demo(tmp_path, PlainConsole(width=80, file=io.StringIO()))
+    started = [stages.start(name, "http.server", "0") for name in ("pretrain", "build_target")]
+    stages.end_all()
+    started[0].log.write_text(f"first\n0:23:08 left  step 50/300  loss 10.2  {'right_image 0.07  ' * 9}\x1b[1m\n")
+    started[1].log.write_text("")
+    told = stages.progress(started).plain.split("\n")
+    assert told[0].startswith("pretrain      0:23:08 left  step 50/300  loss 10.2")
+    assert [line.strip() for line in told[1:]] == ["build_target  begins"]
+    assert max(map(len, told)) < 79  # a mark and a space stand before the first
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_quick_demo_adapts_without_labels(tmp_path) -> None:
+    demo(tmp_path / "demo", "--quick", "--seed", 0)
+    found = json.loads((tmp_path / "demo/report.json").read_text())
+    gain = found["gains"]["cross_most"]["zero_shot"]
+    assert found["table"]["cross_most"]["mean"] > found["table"]["zero_shot"]["mean"]
+    assert gain["interval"][0] > 0
+    assert "points over zero-shot" in (tmp_path / "demo/report.md").read_text().splitlines()[2]
 
 
 @pytest.mark.slow

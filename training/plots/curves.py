@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from training.plots.figure import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, literal, new_figure, png
+from training.plots.figure import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, literal, new_figure, png, width_of
 
 Dashes = Literal["-", "--", "-.", ":"]
 Line = tuple[str, Dashes]  # colour, dashes
@@ -23,6 +23,9 @@ LINES: tuple[Line, ...] = ((BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURP
 ACROSS = 4  # panels in a row
 THIN = 0.5  # opacity of a line of one seed
 WIDTH = 10.0  # inches: 1000 pixels as shown, 1500 as drawn
+BESIDE = 1.0  # inches of a panel beside its axis at most: wide ticks and the unit
+SIZE = 9.0  # of titles and legends, in points
+LINE_INCHES = 0.6  # of a legend: a line and the space about it
 LOSSES = {
     "cls": "pseudo-labels",
     "align": "alignment",
@@ -100,17 +103,18 @@ def _by_column(
     panels = {name: title for name, title in panels.items() if any(name in run.columns for run in runs)}
     if not panels:
         return None
+    across = min(across, len(panels))
     figure, axes = _grid(len(panels), across)
     for number, (axis, (name, title)) in enumerate(zip(axes, panels.items(), strict=True)):
         for run, (colour, dashes) in zip(runs, cycle(LINES), strict=False):
-            for columns in run.seeds:
+            for columns in (each for each in run.seeds if name in each):
                 axis.plot(columns["step"], columns[name], "-", color=colour, linewidth=0.6, alpha=THIN)
             if name in run.columns:
                 values = np.array([run.columns["step"], run.columns[name]])
                 axis.plot(*values[:, ~np.isnan(values[1])], dashes, color=colour, linewidth=1.6)
         if from_zero:
-            axis.set_ylim(bottom=0)
-        _finish(axis, title, unit if number % across == 0 else "")
+            axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
+        _finish(axis, title, unit if number % across == 0 else "", across)
     named = [(run.name, *line) for run, line in zip(runs, cycle(LINES), strict=False)]
     return _png(figure, named)
 
@@ -123,7 +127,8 @@ def pseudo_labels(runs: Sequence[Curves]) -> bytes | None:
     runs = [run for run in runs if "confident_image" in run.columns]
     if not runs:
         return None
-    figure, axes = _grid(len(runs), across=min(len(runs), 3), height=2.9)
+    across = min(len(runs), 3)
+    figure, axes = _grid(len(runs), across, height=2.9)
     named: list[tuple[str, str, Dashes]] = [
         ("label from the image", BLUE, "-"),
         ("label from the point cloud", VERMILLION, "--"),
@@ -139,7 +144,7 @@ def pseudo_labels(runs: Sequence[Curves]) -> bytes | None:
             axis.plot(run.columns["step"], 100 * share, dashes, color=colour, linewidth=1.6)
         axis.set_ylim(0, 100)
         kind = "each branch its own label" if run.own_labels else "one label for both branches"
-        _finish(axis, f"{run.name}: {kind}", "share of the batch, %" if number == 0 else "")
+        _finish(axis, f"{run.name}\n{kind}", "share of the batch, %" if number % across == 0 else "", across)
     return _png(figure, named)
 
 
@@ -154,27 +159,31 @@ def selected_by_modality(run: Curves) -> tuple[np.ndarray, np.ndarray]:
     return (image, points) if run.own_labels else (image * from_image, image * (1 - from_image))
 
 
-def _grid(count: int, across: int = ACROSS, height: float = 2.2) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, up to `across` in a row."""
-    across = min(across, count)
+def _grid(count: int, across: int, height: float = 2.2) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, `across` in a row."""
     down = -(-count // across)
     figure = new_figure(WIDTH, height * down + 0.4)
     return figure, [figure.add_subplot(down, across, number + 1) for number in range(count)]
 
 
-def _finish(axis: Axes, title: str, unit: str) -> None:
-    axis.set_title(literal(title), fontsize=10, loc="left")
+def _finish(axis: Axes, title: str, unit: str, across: int) -> None:
+    inches = WIDTH / across - BESIDE
+    axis.set_title("\n".join(literal(line, SIZE, inches) for line in title.split("\n")), fontsize=SIZE, loc="left")
     axis.set_xlabel("step", fontsize=9)
     axis.set_ylabel(unit, fontsize=9)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axis.ticklabel_format(useOffset=False, style="plain")  # each tick says its own number
     axis.locator_params(axis="x", nbins=4, integer=True)
 
 
 def _png(figure: Figure, named: Sequence[tuple[str, str, Dashes]]) -> bytes:
     """The figure with one legend of (name, colour, dashes) above its panels."""
-    lines = [(literal(name), colour, dashes) for name, colour, dashes in named]
+    lines = [(literal(name, SIZE, WIDTH - 2 * LINE_INCHES), colour, dashes) for name, colour, dashes in named]
     handles = [Line2D([], [], color=c, linestyle=d, linewidth=1.6, label=n) for n, c, d in lines]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(named), frameon=False, fontsize=10)
+    columns = int(WIDTH / (LINE_INCHES + max(width_of(name, SIZE) for name, _, _ in lines)))
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=min(len(named), columns), frameon=False, fontsize=SIZE
+    )
     return png(figure)

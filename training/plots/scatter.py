@@ -61,7 +61,7 @@ def scatter_picture(
     axis.set_yticks([])
     axis.spines[:].set_color("#cccccc")
     handles = [_mark("o", "#444444", "image (mean of views)"), _mark("^", "#444444", "point cloud")]
-    handles += [_mark("s", colours[label], literal(f"{label}  {classes[label]}")) for label in there]
+    handles += [_mark("s", colours[label], literal(f"{label}  {classes[label]}", 8)) for label in there]
     if (label_N < 0).any():
         handles.append(_mark("s", GREY, "no label"))
     figure.legend(handles=handles, loc="outside right upper", ncols=columns, frameon=False, fontsize=8)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifests.plain_text import for_markdown, html_page
+from manifests.plain_text import for_markdown, html_page, number_of
 
 COLUMNS = {"image": "Image", "image_star": "Image*", "points": "Point cloud", "mean": "Mean"}
 ZERO_SHOT, ORACLE = "zero_shot", "oracle"
-OF_SEED = "_seed_"  # in the name of a run that shares its row with others
+OURS = "cross_most"  # the method whose gains over all others are reported
 NAMES = {
     ZERO_SHOT: "zero-shot",
     "self_training": "self-training",
@@ -29,6 +29,14 @@ CAPTIONS = {
     "A tick on green is right, a cross on red is wrong.",
     "source": "Objects of the labelled source domain, on which the towers were pre-trained.",
 }
+ALTERNATIVES = {  # what a picture shows, for those who do not see it
+    "losses": "Line charts of the total loss and of each of its terms by step, a line for each run.",
+    "pseudo_labels": "Line charts of the share of a batch with a pseudo-label by step, a chart for each run.",
+    "analysis": "Line charts of entropy and biasedness of the teachers' predictions by step, a line for each run.",
+    "labelled": "Line charts of the percent right of student and teacher by step, a line for each run.",
+    "target": "Objects of the target domain in rows: views, the cloud, and each model's answers.",
+    "source": "Objects of the source domain: views and the cloud of each.",
+}
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -42,11 +50,12 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG; name: of its file beside the Markdown."""
+    """A PNG; name: of its file beside the Markdown; alternative: its words for those who do not see it."""
 
     name: str
     png: bytes
     caption: str
+    alternative: str
 
     @property
     def uri(self) -> str:
@@ -64,19 +73,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A title and sections."""
+    """A title, the verdict and sections."""
 
     title: str
+    verdict: str
     sections: tuple[Section, ...]
-
-
-def row_name(row: str) -> str:
-    """The name of a row, or of a run of one seed, for people; a second run of a method has a number."""
-    row, _, seed = row.partition(OF_SEED)
-    if seed:
-        return f"{row_name(row)}, seed {seed}"
-    method, _, number = row.rpartition("_")
-    return f"{NAMES.get(method, method)} {number}" if number.isdigit() else NAMES.get(row, row)
 
 
 def picture_file(name: str) -> str:
@@ -86,7 +87,9 @@ def picture_file(name: str) -> str:
 
 def page_of(values: dict[str, Any], pictures: dict[str, bytes]) -> Page:
     """The page about the object of report.json. pictures: PNG by name."""
-    shown = {name: Picture(picture_file(name), png, CAPTIONS[name]) for name, png in pictures.items()}
+    shown = {
+        name: Picture(picture_file(name), png, CAPTIONS[name], ALTERNATIVES[name]) for name, png in pictures.items()
+    }
     sections = [
         Section("Accuracy", _accuracy(values)),
         Section("Pseudo-labels", _pseudo_labels(values, shown)),
@@ -100,7 +103,8 @@ def page_of(values: dict[str, Any], pictures: dict[str, bytes]) -> Page:
     if "source" in shown:
         sections.append(Section("Source domain", (shown["source"],)))
     sections.append(Section("Runs", _runs(values)))
-    return Page(f"{values['dataset']}: self-training without labels of the target domain", tuple(sections))
+    title = f"{values['dataset']}: self-training without labels of the target domain"
+    return Page(title, verdict(values), tuple(sections))
 
 
 def accuracy_table(values: dict[str, Any]) -> PageTable:
@@ -115,21 +119,44 @@ def accuracy_table(values: dict[str, Any]) -> PageTable:
         return f"{found:.1f} +- {deviation[name]:.1f}" if deviation else f"{found:.1f} [{low:.1f}, {high:.1f}]"
 
     def label(row: str) -> str:
-        return row_name(row) + (f" (n={len(values['seeds'][row])})" if row in values["seeds"] else "")
+        return values["names"][row] + (f" (n={len(values['seeds'][row])})" if row in values["seeds"] else "")
 
     lines = ((label(row), *(cell(row, name) for name in COLUMNS)) for row in rows)
     return PageTable(("percent right", *COLUMNS.values()), tuple(lines))
 
 
+def verdict(values: dict[str, Any]) -> str:
+    """What the report found, in a sentence: the first run of Cross-MoST, or the first of all, against zero-shot.
+
+    A gain or a loss is said only where the whole interval is on its side of 0.
+    """
+    row = next((row for row in values["gains"] if row.startswith(OURS)), next(iter(values["gains"])))
+    found, right = values["gains"][row][ZERO_SHOT], f"{values['table'][row]['mean']:.1f}"
+    gain, (low, high) = found["gain"], found["interval"]
+    if row in values["seeds"]:
+        right = f"{right} +- {values['deviation'][row]['mean']:.1f}"
+    if low > 0:
+        told = f"{gain:+.1f} points over zero-shot"
+    elif high < 0:
+        told = f"worse than zero-shot by {-gain:.1f} points"
+    else:
+        told = f"not told apart from zero-shot: {gain:+.1f} points"
+    seeds = f" ({len(values['seeds'][row])} seeds)" if row in values["seeds"] else ""
+    return (
+        f"{values['names'][row]}: {right}% right without labels{seeds}, {told} "
+        f"(95% interval {low:+.1f} to {high:+.1f}), n = {number_of(values['n'], 'object')}."
+    )
+
+
 def gain_lines(values: dict[str, Any]) -> list[str]:
     """The signed gain of each run over others in the mean column."""
-    lines = []
+    names, lines = values["names"], []
     for row, others in values["gains"].items():
         told: list[str] = []
         for other, found in others.items():
             low, high = found["interval"]
-            told.append(f"minus {row_name(other)}: {found['gain']:+.1f} points [{low:+.1f}, {high:+.1f}]")
-        lines.append(f"{row_name(row)} {'; '.join(told)} (mean of the three columns).")
+            told.append(f"minus {names[other]}: {found['gain']:+.1f} points [{low:+.1f}, {high:+.1f}]")
+        lines.append(f"{names[row]} {'; '.join(told)} (mean of the three columns).")
     return lines
 
 
@@ -146,7 +173,8 @@ def _accuracy(values: dict[str, Any]) -> tuple[str | PageTable, ...]:
     ]
     if values["teacher"]:
         rows = (
-            (row_name(row), *(f"{cells[name]:.1f}" for name in COLUMNS)) for row, cells in values["teacher"].items()
+            (values["names"][row], *(f"{cells[name]:.1f}" for name in COLUMNS))
+            for row, cells in values["teacher"].items()
         )
         parts += ["The same of the teachers:", PageTable(("percent right", *COLUMNS.values()), tuple(rows))]
     if values["seeds"]:
@@ -155,7 +183,7 @@ def _accuracy(values: dict[str, Any]) -> tuple[str | PageTable, ...]:
             "of means; of curves the mean is drawn thick, each run thin. Each run by itself:"
         )
         single = (
-            (row_name(seed["run"]), *(f"{seed[name]:.1f}" for name in COLUMNS))
+            (values["names"][seed["run"]], *(f"{seed[name]:.1f}" for name in COLUMNS))
             for seeds in values["seeds"].values()
             for seed in seeds
         )
@@ -171,8 +199,10 @@ def _pseudo_labels(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[s
     for row, found in values["pseudo_labels"].items():
         for step in (found["first"], found["last"]):
             cells = (f"{step[mode][name]:.1f}" if step[mode][name] is not None else "none" for mode, name in _QUALITY)
-            rows.append((row_name(row), str(step["step"]), *cells))
-    thresholds = ", ".join(f"{row_name(row)} {found['threshold']:g}" for row, found in values["pseudo_labels"].items())
+            rows.append((values["names"][row], str(step["step"]), *cells))
+    by_row = {values["names"][row]: f"{found['threshold']:g}" for row, found in values["pseudo_labels"].items()}
+    same = set(by_row.values())
+    thresholds = min(same) if len(same) == 1 else ", ".join(f"{name} {each}" for name, each in by_row.items())
     told = {"image": "image", "points": "cloud", "joint": "joint"}
     head = (f"{told[mode]}: {'selected' if name == 'selected' else 'right'} %" for mode, name in _QUALITY)
     return (
@@ -190,7 +220,7 @@ _QUALITY = [(mode, name) for mode in ("image", "points", "joint") for name in ("
 def _analysis(values: dict[str, Any], shown: dict[str, Picture]) -> tuple[str | PageTable | Picture, ...]:
     figures = [(modality, name) for name in ("biasedness", "entropy") for modality in ("image", "points")]
     rows = tuple(
-        (row_name(row), *(f"{found['student'][modality][name]:.3f}" for modality, name in figures))
+        (values["names"][row], *(f"{found['student'][modality][name]:.3f}" for modality, name in figures))
         for row, found in values["analysis"].items()
     )
     told = {"image": "image", "points": "cloud"}
@@ -210,7 +240,7 @@ def _runs(values: dict[str, Any]) -> tuple[str | PageTable, ...]:
 
     rows = tuple(
         (
-            row_name(row),
+            values["names"][row],
             found["path"],
             found["init"] or "-",
             f"{found['step']:,}",
@@ -231,15 +261,14 @@ _COST = {"seconds": "seconds", "max_rss_mb": "memory, MB", "ms_per_step": "ms a 
 
 def to_markdown(page: Page) -> str:
     """The page as Markdown; pictures are files beside it."""
-    lines = [f"# {for_markdown(page.title)}", ""]
+    lines = [f"# {for_markdown(page.title)}", "", f"**{for_markdown(page.verdict)}**", ""]
     for section in page.sections:
         lines += [f"## {section.title}", ""]
         for part in section.parts:
             if isinstance(part, PageTable):
                 lines += _markdown_table(part)
             elif isinstance(part, Picture):
-                caption = for_markdown(part.caption)
-                lines += [f"![{caption}]({part.name})", "", caption]
+                lines += [f"![{for_markdown(part.alternative)}]({part.name})", "", for_markdown(part.caption)]
             else:
                 lines.append(for_markdown(part))
             lines.append("")

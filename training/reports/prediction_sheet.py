@@ -14,7 +14,6 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from manifests.plain_text import for_terminal
 from manifests.rng import seed_digest
 from manifests.samples import Sample
 from training.data.dataset import Shard, Source
@@ -23,6 +22,7 @@ from training.data.sample_index import naming
 from training.data.shard_reader import read_joined
 from training.data.whole_split import whole_cloud
 from training.evaluation.metrics import Examined
+from training.plots.figure import shortened
 from training.settings.data import DataSettings
 
 # Colours that are dark enough on white for small print.
@@ -132,30 +132,39 @@ def sheet(objects: Sequence[Shown], across: int = 1) -> bytes:
     page = Image.new("RGB", (across * cell, head + down * row + gap), "white")
     pen = ImageDraw.Draw(page)
     for number, model in enumerate(models):
-        pen.text((gap + pictures * (tile + gap) + number * column, gap), model, fill=BLACK, font=_font(14, bold=True))
+        at, bold = (gap + pictures * (tile + gap) + number * column, gap), _font(14, bold=True)
+        pen.text(at, _fitted(model, bold, column - 2 * gap), fill=BLACK, font=bold)
     for number, each in enumerate(objects):
         left, top = gap + number % across * cell, head + number // across * row
         pen.line((left, top, left + cell - 3 * gap, top), fill=RULE)
-        pen.text((left, top + gap), for_terminal(each.name), fill=BLACK, font=_font(14, bold=True))
+        bold = _font(14, bold=True)
+        pen.text((left, top + gap), _fitted(each.name, bold, cell - 4 * gap), fill=BLACK, font=bold)
         for place, picture in enumerate([*each.pictures, cloud_picture(each.points, tile)]):
             shown = Image.fromarray(picture).resize((tile, tile), Image.Resampling.BICUBIC)
             page.paste(shown, (left + place * (tile + gap), top + caption))
         for place, (_, answers) in enumerate(each.answers):
-            _write_answers(pen, (left + pictures * (tile + gap) + place * column, top + caption), answers)
+            at = left + pictures * (tile + gap) + place * column, top + caption
+            _write_answers(pen, at, answers, column - 2 * gap)
     data = io.BytesIO()
     page.save(data, format="png")
     return data.getvalue()
 
 
-def _write_answers(pen: ImageDraw.ImageDraw, place: tuple[int, int], answers: Sequence[Answer]) -> None:
+def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """One line of at most this many pixels."""
+    return shortened(text, lambda shown: font.getlength(shown) <= width)
+
+
+def _write_answers(pen: ImageDraw.ImageDraw, place: tuple[int, int], answers: Sequence[Answer], width: int) -> None:
     left, top = place
-    line = round(SHARPNESS * 17)
+    line, font = round(SHARPNESS * 17), _font(14)
     for number, answer in enumerate(answers):
         at = top + 2 * number * line + number * line // 2
         pen.text((left, at), answer.column, fill=QUIET, font=_font(12))
         mark, colour = ("✓", RIGHT) if answer.right else ("✗", WRONG)
-        told = f"{mark} {answer.predicted} {100 * answer.confidence:.0f} %"
-        pen.text((left, at + line), for_terminal(told), fill=colour, font=_font(14))
+        share = f" {100 * answer.confidence:.0f} %"
+        told = _fitted(f"{mark} {answer.predicted}", font, width - font.getlength(share)) + share
+        pen.text((left, at + line), told, fill=colour, font=font)
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

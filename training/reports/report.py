@@ -1,6 +1,7 @@
 """Reports on runs, as HTML, Markdown and JSON: accuracies, gains over zero-shot, curves and example objects.
 
 Rows: zero-shot (step 0 of the first run), each run under the name of its method, and an oracle (trained with labels).
+Several runs of a method have the names of their folders, too, and the keys that differ from the first of them.
 Runs that differ in nothing but the seed are one row: the mean of their figures, and their deviation. Columns: percent
 right of the student at its last step on single views (`image`), averaged views (`image_star`) and clouds (`points`),
 and their mean.
@@ -11,8 +12,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from manifests import store
+from manifests.config import Value
 from manifests.errors import Refused
 from manifests.layout import BuildManifest, library_versions, require_manifest
 from manifests.plain_text import number_of
@@ -35,11 +38,12 @@ from training.objectives.losses import biasedness
 from training.plots import curves
 from training.reports import page, prediction_sheet
 from training.reports.evaluation_files import write_files
-from training.reports.page import COLUMNS, OF_SEED, ORACLE, ZERO_SHOT, row_name
+from training.reports.page import COLUMNS, NAMES, ORACLE, OURS, ZERO_SHOT
 from training.weights.checkpoint import Checkpoint, open_checkpoint, step_folders
 from training.weights.run_folder import read_about
 
-OURS = "cross_most"  # the method whose gains over all others are reported
+OF_SEED = "_seed_"  # in the name of a run that shares its row with others
+_NO_KEYS = {"seed", *POLICY}  # of a recipe: they do not make another row
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,12 @@ class Report:
 class _OpenRun:
     """A run of the report. row: of its method in the tables; name: its own, which is the row's if it is alone there.
 
-    path: as given; about: its run.json; columns: of its log.
+    shown: the row's name for people; path: as given; about: its run.json; columns: of its log.
     """
 
     row: str
     name: str
+    shown: str
     path: str
     about: dict[str, Any]
     first: Checkpoint
@@ -67,7 +72,7 @@ class _OpenRun:
 
     @property
     def loss_curves(self) -> curves.Curves:
-        return curves.Curves(row_name(self.row), self.columns, self.last.recipe.pseudo_labels.mode == "own")
+        return curves.Curves(self.shown, self.columns, self.last.recipe.pseudo_labels.mode == "own")
 
 
 def paired_gain(new: Tensor, old: Tensor, z: float = NORMAL_95) -> tuple[float, float, float]:
@@ -113,11 +118,9 @@ def collect(
         values["runs"][ORACLE] = _about(str(oracle), *known)
     on_progress("pictures")
     methods = _methods(opened)
-    every = [
-        curves.mean_of_seeds(_legend(row, each), [run.loss_curves for run in each]) for row, each in methods.items()
-    ]
-    shown = {ZERO_SHOT: ZERO_SHOT} | {row: each[0].name for row, each in methods.items()}
-    seed, named = values["seed"], {row_name(name): rows[name] for name in shown.values()}
+    every = [curves.mean_of_seeds(_legend(each), [run.loss_curves for run in each]) for each in methods.values()]
+    shown = [ZERO_SHOT, *(each[0].name for each in methods.values())]
+    seed, named = values["seed"], {values["names"][name]: rows[name] for name in shown}
     drawn = {
         "losses": curves.losses(every),
         "pseudo_labels": curves.pseudo_labels(every),
@@ -158,7 +161,7 @@ def _open_runs(paths: Sequence[str | Path], shards: str, manifest: BuildManifest
         about = _same_shards(path, shards, manifest)
         if about.get("oracle") or last.recipe.method in SUPERVISED:
             raise Refused(f"{path} was trained with labels: it can be the --oracle alone")
-        opened.append(_OpenRun("", "", path, about, first, last, columns))
+        opened.append(_OpenRun("", "", "", path, about, first, last, columns))
     return _named(opened)
 
 
@@ -176,14 +179,43 @@ def _named(runs: list[_OpenRun]) -> list[_OpenRun]:
         method = each[0].last.recipe.method
         before = len({run.row for run in named if run.last.recipe.method == method})
         row = method + (f"_{before + 1}" if before else "")
+        shown = _shown(method, [other for other in methods if other[0].last.recipe.method == method], each)
+        shown += f" {row.rpartition('_')[2]}" if shown in {run.shown for run in named} else ""
         for run in each:
             name = row if len(each) == 1 else f"{row}{OF_SEED}{run.last.recipe.seed}"
-            named.append(replace(run, row=row, name=name))
+            named.append(replace(run, row=row, name=name, shown=shown))
     return named
 
 
+def _shown(method: str, rows: list[list[_OpenRun]], each: list[_OpenRun]) -> str:
+    """The name of a row. Where a method has several, with the folder of its runs and the keys that its first row lacks.
+
+    Runs of several seeds have the beginning that their folders share.
+    """
+    name = NAMES.get(method, method)
+    if len(rows) == 1:
+        return name
+    folders = [Path(run.path).absolute().name for run in each]
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*folders, strict=False))
+    folder = "".join(letters[0] for letters in same)
+    folder = folder.rstrip("-_.=") if len(each) > 1 else folder
+    old, new = (run.last.recipe.model_dump(mode="json", exclude=_NO_KEYS) for run in (rows[0][0], each[0]))
+    changed = ", ".join(_changed_keys(old, new))
+    return name + (f", {folder}" if folder else "") + (f" ({changed})" if changed else "")
+
+
+def _changed_keys(old: dict[str, Value], new: dict[str, Value], prefix: str = "") -> Iterator[str]:
+    """`key=value` of the second of two recipes, for each key in which it differs from the first."""
+    for key in dict.fromkeys([*old, *new]):
+        before, value = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(value, dict):
+            yield from _changed_keys(before, value, f"{prefix}{key}.")
+        elif before != value:
+            yield f"{prefix}{key}={value if isinstance(value, str) else json_text(value)}"
+
+
 def _differ_in_the_seed_alone(one: _OpenRun, other: _OpenRun) -> bool:
-    first, second = ((run.last.step, run.last.recipe.model_dump(exclude={"seed", *POLICY})) for run in (one, other))
+    first, second = ((run.last.step, run.last.recipe.model_dump(exclude=_NO_KEYS)) for run in (one, other))
     return first == second and one.last.recipe.seed != other.last.recipe.seed
 
 
@@ -192,8 +224,8 @@ def _methods(runs: Sequence[_OpenRun]) -> dict[str, list[_OpenRun]]:
     return {row: [run for run in runs if run.row == row] for row in dict.fromkeys(run.row for run in runs)}
 
 
-def _legend(row: str, runs: Sequence[_OpenRun]) -> str:
-    return row_name(row) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
+def _legend(runs: Sequence[_OpenRun]) -> str:
+    return runs[0].shown + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
 
 
 def _open_oracle(path: str, shards: str, manifest: BuildManifest) -> tuple[Checkpoint, dict[str, Any]]:
@@ -274,11 +306,14 @@ def _values(
         row: _mean([scores[run.name] for run in each]) for row, each in methods.items()
     }
     taught = {row: [each for run in runs if (each := rows[run.name].teacher)] for row, runs in methods.items()}
+    names = {row: NAMES[row] for row in (ZERO_SHOT, ORACLE)} | {run.row: run.shown for run in runs}
+    names |= {run.name: f"{run.shown}, seed {run.last.recipe.seed}" for run in runs if run.name != run.row}
     taught = {ZERO_SHOT: [some.teacher] if some.teacher else []} | taught
     return {
         "dataset": dataset,
         "split": split,
         "n": len(some.keys),
+        "names": names,
         "table": {row: _table(score) for row, score in scores.items()},
         "interval": {row: _intervals(score) for row, score in scores.items()},
         "oracle": oracle and _table(oracle) | {"interval": _intervals(oracle)},

@@ -25,7 +25,7 @@ from training.evaluation.evaluate import Unlabelled
 from training.evaluation.metrics import COLUMNS, SplitAnswers, pseudo_label_quality, wilson
 from training.plots.curves import Curves, losses, mean_of_seeds, selected_by_modality
 from training.reports import report
-from training.reports.page import Page, PageTable, Section, gain_lines, page_of, row_name, to_html, to_markdown
+from training.reports.page import Page, PageTable, Section, gain_lines, page_of, to_html, to_markdown
 from training.reports.prediction_sheet import RIGHT, WRONG, Answer, Shown, sheet, spread
 from training.reports.report import collect, paired_gain, write
 from training.settings.fit_recipe import saved_recipe
@@ -82,7 +82,7 @@ def test_curves_know_whose_labels_a_run_has(method: str, mode: str, own: bool) -
     recipe = saved_recipe({"method": method} | values, "a run")
     last = Checkpoint(Path("run"), 4, recipe, (), (), "d")
     values = {"confident_image": [0.5], "confident_points": [0.3], "from_image": [0.2]}
-    curves = report._OpenRun(method, method, "run", {}, last, last, values).loss_curves
+    curves = report._OpenRun(method, method, method, "run", {}, last, last, values).loss_curves
     image, points = selected_by_modality(curves)
     assert (image[0], points[0]) == pytest.approx((0.5, 0.3) if own else (0.1, 0.4))
 
@@ -232,7 +232,8 @@ def test_files_of_a_report(collected, tmp_path) -> None:
 
 def test_losing_is_said_as_it_is() -> None:
     gains = {"cross_most": {"zero_shot": {"gain": -2.25, "interval": [-4.0, -0.5]}}}
-    assert gain_lines({"gains": gains}) == [
+    names = {"zero_shot": "zero-shot", "cross_most": "Cross-MoST"}
+    assert gain_lines({"gains": gains, "names": names}) == [
         "Cross-MoST minus zero-shot: -2.2 points [-4.0, -0.5] (mean of the three columns)."
     ]
 
@@ -246,7 +247,10 @@ def test_a_second_run_of_a_method_and_no_labels(runs, shards, monkeypatch) -> No
     monkeypatch.setattr(report, "teacher_labels", unlabelled)
     found = collect([runs["two"], runs["two"]], str(shards))
     assert list(found.values["table"]) == ["zero_shot", "cross_most", "cross_most_2"]
-    assert row_name("cross_most_2") == "Cross-MoST 2"
+    assert [found.values["names"][row] for row in ("cross_most", "cross_most_2")] == [
+        "Cross-MoST, two",
+        "Cross-MoST, two 2",
+    ]
     assert (found.values["pseudo_labels"], found.values["oracle"]) == (None, None)
     assert set(found.pictures) == {"losses", "pseudo_labels", "analysis", "target"}
     assert "is not known" in to_markdown(page_of(found.values | {"seconds": None, "max_rss_mb": None}, found.pictures))
@@ -324,7 +328,7 @@ def test_the_mean_of_curves_by_hand() -> None:
 
 
 def test_what_is_shown_is_escaped() -> None:
-    page = Page("a < b", (Section("s", (PageTable(("x", "*"), (("<i>|", "1"),)), "5 * 3\u202e")),))
+    page = Page("a < b", "<b>", (Section("s", (PageTable(("x", "*"), (("<i>|", "1"),)), "5 * 3\u202e")),))
     assert "<title>a &lt; b</title>" in to_html(page)
     assert r"<p>5 * 3\u202e</p>" in to_html(page)
     assert "<td>&lt;i&gt;|</td>" in to_html(page)
