@@ -42,10 +42,10 @@ from training.weights.checkpoint import (
     without_pretrained,
 )
 from training.weights.open_models import text_prompts
-from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about
+from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about, with_its_plugins
 
 ORDERED = 1024  # the first points of a longer cloud, in farthest-point order as in shards; the rest is random
-_ABOUT = ("dataset", "classes", "prompt_names", "pixel_mean", "pixel_deviation")
+_ABOUT = ("dataset", "classes", "prompt_names", "pixel_mean", "pixel_deviation", "plugins")
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,9 @@ def _read_file(path: Path) -> tuple[Checkpoint, dict[str, Any], dict[str, Tensor
         about, values = parse_json(header["run"]), parse_json(header["recipe"])
     except ValueError as error:
         raise Refused(f"{path}: {error}") from error
-    about, recipe = parse_about(about, str(path)), checkpoint_recipe(values, str(path))
+    about = parse_about(about, str(path))
+    with with_its_plugins(about, str(path)):
+        recipe = checkpoint_recipe(values, str(path))
     step = about.get("step")
     if not isinstance(step, int):
         raise Refused(f"{path} is damaged: step: {str(step)[:40]!r} is no number")
