@@ -125,7 +125,7 @@ def test_a_term_of_two_processes_is_that_of_one(page, shards) -> None:
     words = ["fit", "small_cross_most", "--shards", str(shards), "--plugin", "spread.py", *FEW, *POINTS]
     words += ["weights.spread=5", "points.drop_path=0", "optimizer.lr=0.001"]
     fit(shards, "one", *words[4:6], *words[6 + len(FEW) :])
-    command = torchrun(2, str(REPOSITORY / "tests/support/tiny_towers.py"), *words, "--run", "two")
+    command = torchrun(2, "--", REPOSITORY / "tests/support/tiny_towers.py", *words, "--run", "two")
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
     subprocess.run(command, env=environment, check=True, timeout=280)
     close(page / "one", page / "two")
