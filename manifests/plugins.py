@@ -1,4 +1,4 @@
-"""Plugins: datasets and view presets of a person's own, from outside the package.
+"""Plugins: a person's own datasets, view presets, loss terms, methods and backbones, from outside the package.
 
 `--plugin FILE.py` loads a file, `--plugin NAME` an entry point of the group `cross_most.plugins` of an installed
 package. What a plugin offers stands in a table of the name of its kind, such as `PRESETS = {name: keys}`
@@ -23,7 +23,7 @@ from typing import Any
 from manifests.errors import Refused, one_line, with_type
 
 GROUP = "cross_most.plugins"
-KINDS = ("DATASETS", "PRESETS")
+KINDS = ("DATASETS", "PRESETS", "TERMS", "METHODS", "BACKBONES")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def _module(plugin: Plugin) -> ModuleType:
         where = f", line {lines[-1]}" if lines else ""
         raise Refused(f"--plugin {plugin.name}{where}: {with_type(error)}") from error
     if not any(isinstance(getattr(module, kind, None), dict) for kind in KINDS):
-        raise Refused(f"--plugin {plugin.name}: it has no table {' or '.join(KINDS)} (docs/extending.md)")
+        raise Refused(
+            f"--plugin {plugin.name}: it has no table {', '.join(KINDS[:-1])} or {KINDS[-1]} (docs/extending.md)"
+        )
     return module
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from manifests import store
+from manifests import plugins, store
 from manifests.cli import exit_code, parse_arguments, recipe_lines, recipe_titles
 from manifests.config import find_recipe, parse_changes
 from manifests.errors import Refused
@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None, prog: str = PROGRAM) -> int:
         def work() -> int:
             if several:
                 _join_processes(options.command, after_the_last_word)
-            return COMMANDS[options.command](options, console)
+            with plugins.using(getattr(options, "plugin", ())):
+                return COMMANDS[options.command](options, console)
 
         return exit_code(work, console, "train", "stopped; the last checkpoint is kept, run the same again to go on")
 
@@ -273,7 +274,7 @@ def _table(options: argparse.Namespace, console: Console) -> int:
     table = with_preset(read_table(options.table), options.preset)
     builds, changes = builds_of(options.shards, table.every_row), parse_changes(options.changes)
     place = Place(store.local_path(options.run, "--run"), options.device, options.processes, console.print)
-    place = replace(place, slots=_slots(options))
+    place = replace(place, slots=_slots(options), plugins=tuple(options.plugin))
     after = pretraining(table, builds, changes, options.recipe)
     rows = resolve(table.rows, builds, changes, options.recipe, options.seeds, after, place.folder)
     names = {row.name for row in chosen(table, options.rows)}

@@ -58,6 +58,7 @@ def _fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--shards", required=True, help="a finished build")
     fit.add_argument("--run", required=True, help="folder of this run; a run that was stopped goes on")
     _add_preset(fit)
+    _add_plugin(fit)
     _add_device(fit)
     fit.add_argument("--dry-run", action="store_true", help="steps, memory and time from one measured step; no writing")
     fit.add_argument("--json", action="store_true", help="with --dry-run: print it as one JSON object")
@@ -82,6 +83,7 @@ def _evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--recipe", default="", help="of weights without a run: its towers, views and precision")
     evaluate.add_argument("--shards", required=True, help="a finished build with labels")
     _add_split(evaluate)
+    _add_plugin(evaluate)
     _add_device(evaluate)
     evaluate.add_argument("--classes-from-text", action="store_true", help="a classifier from the shards' class names")
     evaluate.add_argument(
@@ -106,6 +108,7 @@ def _embed(embed: argparse.ArgumentParser) -> None:
     _add_who(embed)
     embed.add_argument("--per-view", action="store_true", help="also the features of every view")
     embed.add_argument("--picture", choices=("tsne", "umap"), help="also FILE.tsne.png or FILE.umap.png")
+    _add_plugin(embed)
     _add_device(embed)
     _add_precision(embed)
     _add_workers(embed)
@@ -125,6 +128,7 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--axes", default="", help="of FILEs, such as y,z,x where +Z is up; default: as trained")
     predict.add_argument("--html", metavar="PAGE", help="a page in one file: each object with its three best answers")
     _add_who(predict)
+    _add_plugin(predict)
     _add_device(predict)
     _add_precision(predict)
     predict.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that draw FILEs; 0: one")
@@ -143,6 +147,7 @@ def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("--oracle", metavar="RUN", help="a run that was trained with labels: an upper bound")
     _add_split(report)
     report.add_argument("--out", metavar="DIR", help="default: the folder that holds the first RUN")
+    _add_plugin(report)
     _add_device(report)
     report.add_argument("--json", action="store_true", help="print report.json")
 
@@ -161,6 +166,7 @@ def _table(table: argparse.ArgumentParser) -> None:
     table.add_argument("--rows", default="", metavar="a,b", help="these rows alone, by name; * and ? match")
     table.add_argument("--recipe", default="", help="the base of every row in place of its own")
     _add_preset(table)
+    _add_plugin(table)
     _add_device(table)
     table.add_argument(
         "--seeds", type=_numbers, default=(), metavar="0,1,2", help="each row with each: mean +- deviation"
@@ -174,6 +180,7 @@ def _table(table: argparse.ArgumentParser) -> None:
 def _weights(weights: argparse.ArgumentParser) -> None:
     weights.add_argument("file", nargs="?", help="a weights file of any kind, a run or one of its checkpoints")
     weights.add_argument("--where", action="store_true", help="instead of a file: where public ones are had")
+    _add_plugin(weights)
     weights.add_argument("--take", default="student", choices=("student", "teacher"), help="of a file that holds both")
     weights.add_argument("--out", metavar="FILE", help="also write a run or checkpoint as one .safetensors file")
     _add_json(weights)
@@ -200,6 +207,17 @@ def _add_who(command: argparse.ArgumentParser) -> None:
 
 def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+
+
+def _add_plugin(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="run loss terms, methods or backbones of your own (docs/extending.md), or NAME of an installed one; again "
+        "for more",
+    )
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ from training.evaluation.given_pictures import Prepared, as_uint8, is_prepared, 
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
 from training.models.point_bert import farthest_points
-from training.settings.fit_recipe import checkpoint_recipe
+from training.settings.checkpoint_recipe import checkpoint_recipe
 from training.settings.model import Who
 from training.weights.checkpoint import (
     Checkpoint,
@@ -44,11 +44,11 @@ from training.weights.checkpoint import (
     without_pretrained,
 )
 from training.weights.open_models import text_prompts, warn_of_new_words
-from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about
+from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about, with_its_plugins
 
 SHOWN = 3  # answers in the line that shows them
 ORDERED = 1024  # the first points of a longer cloud, in farthest-point order as in shards; the rest is random
-_ABOUT = ("dataset", "classes", "prompt_names", "pixel_mean", "pixel_deviation")
+_ABOUT = ("dataset", "classes", "prompt_names", "pixel_mean", "pixel_deviation", "plugins")
 
 
 @dataclass(frozen=True)
@@ -371,7 +371,9 @@ def _read_file(path: Path) -> tuple[Checkpoint, dict[str, Any], dict[str, Tensor
         about, values = parse_json(header["run"]), parse_json(header["recipe"])
     except ValueError as error:
         raise Refused(f"{path}: {error}") from error
-    about, recipe = parse_about(about, str(path)), checkpoint_recipe(values, str(path))
+    about = parse_about(about, str(path))
+    with with_its_plugins(about, str(path)):
+        recipe = checkpoint_recipe(values, str(path))
     step = about.get("step")
     if not isinstance(step, int):
         raise Refused(f"{path} is damaged: step: {str(step)[:40]!r} is no number")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from manifests import store
+from manifests import plugins, store
 from manifests.config import first_difference, load_toml, to_toml
 from manifests.errors import Refused
 from manifests.layout import library_versions
@@ -32,11 +32,12 @@ from training.loop.vain_training import ConfidentShares, warn_of_random_towers
 from training.models.clip import ImageTower, pixel_statistics
 from training.models.cross_modal import CrossModalModel
 from training.models.precision import require_precision
-from training.objectives import SUPERVISED
-from training.settings.fit_recipe import POLICY_OF_DATA, FitRecipe, TaughtRecipe, as_begun, saved_recipe
+from training.objectives import is_supervised
+from training.settings.checkpoint_recipe import POLICY_OF_DATA
+from training.settings.fit_recipe import FitRecipe, TaughtRecipe, as_begun, saved_recipe
 from training.weights.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.weights.pretrained import Loaded
-from training.weights.run_folder import CLASSES, read_about
+from training.weights.run_folder import CLASSES, read_about, with_its_plugins
 
 POLICY = ("save_every", "keep_last", "tensorboard", "eval_every", "activation_checkpointing")
 Judge = Callable[[int, dict[str, CrossModalModel]], dict[str, float]]  # of a step and its models
@@ -113,8 +114,13 @@ def _as_begun(folder: Path, recipe: FitRecipe) -> FitRecipe:
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise Refused(f"--run {folder} is not empty and no run (it has no {RECIPE})")
         return recipe
-    saved = load_toml(known)
-    begun, recipe = saved_recipe(saved, str(known)), as_begun(recipe, saved, f"--run {folder}")
+    about, saved = read_about(folder), load_toml(known)
+    for name, version in plugins.versions().items():
+        if about.get("plugins", {}).get(name, version) != version:
+            raise Refused(f"--run {folder} began with another version of plugin {name}: choose another --run")
+    with with_its_plugins(about, f"--run {folder}"):
+        begun = saved_recipe(saved, str(known))
+    recipe = as_begun(recipe, saved, f"--run {folder}")
     change = first_difference(_decisive(begun), _decisive(recipe))
     if change:
         raise Refused(f"--run {folder} holds a run of another recipe: {change}; choose another --run")
@@ -170,7 +176,7 @@ def _set_up(
     built = without_pretrained(recipe) if step_folders(folder) else recipe
     student, text = build_model(built, source.manifest.prompt_names, on_weights)
     form = _form_of(student.image, recipe)
-    kind = SupervisedSamples if recipe.method in SUPERVISED else UnlabelledSamples
+    kind = SupervisedSamples if is_supervised(recipe.method) else UnlabelledSamples
     place = distributed.rank(), distributed.world()
     pin = device.type == "cuda"
     settings = recipe.data.model_copy(update={"workers": readers})
@@ -229,6 +235,8 @@ def _write_run_files(state: Run, text: nn.Module, sources: list[Loaded]) -> None
         "pixel_deviation": samples.deviation,
         "weights": [source.summary() for source in sources],
     }
+    if plugins.loaded():
+        about["plugins"] = plugins.versions()
     try:
         store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
         store.write_bytes(str(state.folder / CLASSES), json_text(about, indent=1).encode())

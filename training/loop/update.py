@@ -7,15 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from manifests.errors import Stopped
+from manifests.errors import Refused, Stopped
 from training import distributed
 from training.loop.data_parallel import averaged
 from training.loop.metric_log import Log
 from training.models.cross_modal import CrossModalModel, parameter_groups
 from training.models.ema_teacher import Teacher
+from training.models.global_batch_norm import GlobalBatchNorm1d
 from training.models.precision import settle
-from training.objectives import METHODS
+from training.objectives import step_of
 from training.settings.fit_recipe import FitRecipe, OptimizerSettings, TaughtRecipe
 
 SMALLEST_SCALE = 1.0  # of the loss, with precision=fp16: gradients that overflow without any scaling
@@ -53,7 +55,7 @@ class Updates:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        self._step = averaged(METHODS[self.recipe.method], self.student)
+        self._step = averaged(step_of(self.recipe.method), self.student)
         device = next(self.student.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.recipe.precision == "fp16")
 
@@ -114,6 +116,7 @@ class Updates:
 def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int) -> Updates:
     """The optimiser of a student that is already on its device, and its teacher where the method has one."""
     settings = recipe.optimizer
+    _refuse_batch_norms(student, recipe)
     student.precision = recipe.precision
     settle(recipe.precision)
     student.parts = settings.accumulate
@@ -124,6 +127,16 @@ def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int)
         for model in (student,) if teacher is None else (student, teacher.model):
             model.compile_towers()
     return Updates(recipe, student, teacher, adamw(student, settings), *steps_of(settings, steps_an_epoch))
+
+
+def _refuse_batch_norms(student: CrossModalModel, recipe: FitRecipe) -> None:
+    """Raises Refused where batch norms of the point tower would learn from another batch than the whole one."""
+    norms = [each for each in student.points.modules() if isinstance(each, _BatchNorm) and each.training]
+    what = f"points.backbone={recipe.points.backbone} learns batch norms, which need"
+    if norms and recipe.optimizer.accumulate > 1:
+        raise Refused(f"optimizer.accumulate={recipe.optimizer.accumulate}: {what} the whole batch at once")
+    if distributed.world() > 1 and not all(isinstance(each, GlobalBatchNorm1d) for each in norms):
+        raise Refused(f"{what} the batch of all processes: use GlobalBatchNorm1d (docs/extending.md)")
 
 
 def adamw(student: CrossModalModel, settings: OptimizerSettings) -> torch.optim.AdamW:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from training.models.clip import ImageTokens, ImageTower, TextTower
 from training.models.in_parts import in_parts
-from training.models.point_bert import PointTokens, PointTower
+from training.models.point_backbone import PointBackbone, PointTokens
 from training.models.precision import inside_towers
 from training.settings.model import Precision
 
@@ -44,7 +44,7 @@ class CrossModalModel(nn.Module):
     def __init__(
         self,
         image: ImageTower,
-        points: PointTower,
+        points: PointBackbone,
         classifier: Tensor,
         logit_scale: float,
         separate: bool = False,
@@ -74,16 +74,13 @@ class CrossModalModel(nn.Module):
     def compile_towers(self) -> None:
         """Compiles the slow parts of both towers in place, by torch.compile; the names of weights do not change.
 
-        Another shape than that of the run's batches is compiled once more. Of farthest-point sampling only a step is
-        compiled: the loop has as many steps as there are groups.
+        Another shape than that of the run's batches is compiled once more.
         """
         for block in self.image.blocks.children() if hasattr(self.image.visual, "trunk") else ():
             block.compile()
         if not hasattr(self.image.visual, "trunk"):
             self.image.visual.transformer.compile()
-        self.points.farther = torch.compile(self.points.farther)
-        self.points.encoder.compile()
-        self.points.encode = torch.compile(self.points.encode)  # type: ignore[method-assign]  # it hides the method
+        self.points.compile_inside()
 
     def text_and_captions(self) -> tuple[TextTower, Tensor]:
         """The text tower and the captions of a method that trains it; others have neither."""
@@ -120,7 +117,7 @@ class CrossModalModel(nn.Module):
             return in_parts(self.parts, self.points.tokenize, points, again=False)
 
     def encode(self, centres: Tensor, tokens: Tensor, mask_draw: Tensor | None = None) -> PointTokens:
-        """The point tower's pass over tokens; mask_draw as of PointTower."""
+        """The point tower's pass over tokens; mask_draw as of PointBackbone."""
         with self.inside_towers(tokens.device):
             kept = self.points.drawn_paths(tokens) if self.parts > 1 else None
             return in_parts(self.parts, self.points.encode, centres, tokens, mask_draw, kept)

@@ -6,7 +6,6 @@ Shape letters: B clouds, N points, G groups, S points a group, D token width, E 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,23 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from training.models.global_batch_norm import GlobalBatchNorm1d
+from training.models.point_backbone import PointBackbone, PointTokens, new_projection
 from training.models.precision import project, widened
 from training.settings.model import PointSettings
 
 LARGEST_DISTANCES = 2**26  # of centres to points, 256 MB in float32; 512 groups of 512 clouds would take 8.6 GB
-
-
-@dataclass(frozen=True)
-class PointTokens:
-    """Output of a pass: feature (B, E), not normalised; tokens (B, G, D) after the last norm; cls (B, D);
-    original (B, G, D), the input tokens before any mask; mask float (B, G), 1 where masked.
-    """
-
-    feature: Tensor
-    tokens: Tensor
-    cls: Tensor
-    original: Tensor
-    mask: Tensor
 
 
 def farther(axes: Tensor, nearest: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +126,7 @@ class MiniPointNet(nn.Module):
         return self.second_conv(torch.cat([whole, local], dim=1)).max(dim=2).values.reshape(b, g, -1)
 
 
-class PointTower(nn.Module):
+class PointTower(PointBackbone):
     """Point-BERT: group tokens, position added before every block, readout [CLS; max over tokens] -> projection f^P."""
 
     def __init__(self, settings: PointSettings, embed_dim: int) -> None:
@@ -147,7 +134,6 @@ class PointTower(nn.Module):
         s = settings
         self.settings = s
         self.farther = farther
-        self.checkpointing = False  # of blocks: their activations are computed again in backward
         self.encoder = MiniPointNet(s.tokenizer_width, s.tokenizer_widths)
         self.reduce_dim = nn.Linear(s.tokenizer_width, s.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, s.width))
@@ -161,7 +147,7 @@ class PointTower(nn.Module):
             block.norm1.eps = block.norm2.eps = 1e-5  # type: ignore[assignment]  # timm has no types for them
         self.norm = nn.LayerNorm(s.width)
         self.lm_head = nn.Linear(s.width, s.width)
-        self.projection = nn.Parameter(torch.randn(2 * s.width, embed_dim) * embed_dim**-0.5)
+        self.projection = new_projection(2 * s.width, embed_dim)
         self.own_projection = nn.Parameter(torch.randn(s.width, embed_dim) * s.width**-0.5)
         for token in (self.cls_token, self.cls_pos, self.mask_token):
             trunc_normal_(token, std=0.02)
@@ -228,6 +214,12 @@ class PointTower(nn.Module):
     def reconstruct(self, tokens: Tensor) -> Tensor:
         """Predicts the input tokens (B, G, D) from the output tokens."""
         return self.lm_head(tokens)
+
+    def compile_inside(self) -> None:
+        """Compiles tokenizer, blocks and a step of farthest-point sampling, which has as many steps as groups."""
+        self.farther = torch.compile(self.farther)
+        self.encoder.compile()
+        self.encode = torch.compile(self.encode)  # type: ignore[method-assign]  # it hides the method
 
 
 def _through(block: nn.Module, x: Tensor, paths: Tensor | None) -> Tensor:

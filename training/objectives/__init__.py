@@ -7,6 +7,7 @@ get None.
 
 from training.objectives import cross_most, crosspoint, pretrain, self_training, supervised
 from training.objectives.step import StepFunction
+from training.settings.from_plugins import methods
 
 METHODS: dict[str, StepFunction] = {
     "cross_most": cross_most.step,
@@ -16,3 +17,13 @@ METHODS: dict[str, StepFunction] = {
     "supervised": supervised.step,
 }
 SUPERVISED = frozenset({"pretrain", "supervised"})
+
+
+def step_of(method: str) -> StepFunction:
+    """The step of a method, ours or a plugin's."""
+    return METHODS[method] if method in METHODS else methods()[method].step
+
+
+def is_supervised(method: str) -> bool:
+    """Whether a method, ours or a plugin's, is given labels: SUPERVISED says so, or the plugin's row."""
+    return method in SUPERVISED or (method not in METHODS and methods()[method].supervised)

@@ -15,11 +15,11 @@ from torch.nn.functional import normalize
 from training.data.batch import Batch
 from training.models.clip import ImageTokens, pixel_mask
 from training.models.cross_modal import CrossModalModel
-from training.models.point_bert import PointTokens
+from training.models.point_backbone import PointTokens
 from training.models.precision import widened
 from training.objectives import losses
 from training.objectives.pseudo_labels import PseudoLabels, pseudo_labels
-from training.objectives.step import Step, weigh
+from training.objectives.step import Step, plugin_terms, weigh
 from training.settings.fit_recipe import CrossMostRecipe, TaughtRecipe
 
 
@@ -27,7 +27,7 @@ def step(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, recip
     """All six losses of one batch. The teacher sees weak views, unmasked, in eval mode."""
     branches, settings = teach(student, teacher, batch, recipe), recipe.align
     align = losses.alignment(branches.image, branches.points, settings.temperature, settings.reduction, settings.gather)
-    terms = branches.terms | {"align": align}
+    terms = branches.terms | {"align": align} | plugin_terms(student, teacher, batch, branches)
     return weigh(terms, recipe.weights.model_dump(), branches.figures, branches.counts)
 
 
@@ -36,6 +36,7 @@ class Branches:
     """What pseudo-labels teach both branches: every term but L_align, figures for the log, the student's features.
 
     image, points: unit features (B, E) that L_cls sees: of masked views with one pass, of unmasked views with two.
+    image_logits, points_logits: (B, C) of these. labels: what the teacher says.
     """
 
     terms: dict[str, Tensor]
@@ -43,6 +44,9 @@ class Branches:
     counts: dict[str, Tensor]
     image: Tensor
     points: Tensor
+    image_logits: Tensor
+    points_logits: Tensor
+    labels: PseudoLabels
 
 
 def teach(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, recipe: TaughtRecipe) -> Branches:
@@ -68,7 +72,8 @@ def teach(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, reci
         "fair": losses.fairness(image_out) + losses.fairness(points_out),
     }
     figures = _figures(labels, image_logits, points_logits, student)
-    return Branches(terms, figures, _counts(labels, image_logits, points_logits), image_feature, points_feature)
+    counts = _counts(labels, image_logits, points_logits)
+    return Branches(terms, figures, counts, image_feature, points_feature, image_out, points_out, labels)
 
 
 @dataclass(frozen=True)

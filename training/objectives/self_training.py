@@ -11,11 +11,12 @@ from __future__ import annotations
 from training.data.batch import Batch
 from training.models.cross_modal import CrossModalModel
 from training.objectives import cross_most
-from training.objectives.step import Step, weigh
+from training.objectives.step import Step, plugin_terms, weigh
 from training.settings.fit_recipe import SelfTrainingRecipe
 
 
 def step(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, recipe: SelfTrainingRecipe) -> Step:
     """L_cls, L_fair, L_mim, L_mpm and L_lg-align of one batch, each branch by its own pseudo-labels."""
     branches = cross_most.teach(student, teacher, batch, recipe)
-    return weigh(branches.terms, recipe.weights.model_dump(), branches.figures, branches.counts)
+    terms = branches.terms | plugin_terms(student, teacher, batch, branches)
+    return weigh(terms, recipe.weights.model_dump(), branches.figures, branches.counts)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from manifests.errors import Stopped
+from training.settings import from_plugins
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,19 @@ class Step:
 
 
 StepFunction = Callable[..., Step]  # of student, teacher, batch and recipe, each of the method's own type
+
+
+def plugin_terms(student: nn.Module, teacher: nn.Module, batch: Any, branches: Any) -> dict[str, Tensor]:
+    """The terms of loaded plugins by name, of whole batches also where the towers take a batch in parts.
+
+    branches: training.objectives.cross_most.Branches. Raises Stopped where a term is no scalar.
+    """
+    found = {name: row.loss(student, teacher, batch, branches) for name, row in from_plugins.terms().items()}
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            form = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"[:40]
+            raise Stopped(f"the term {name} of a plugin gives {form}; a loss is a scalar tensor, such as a mean")
+    return found
 
 
 def weigh(

@@ -32,7 +32,8 @@ from manifests.process_info import end_with_parent, environment
 from manifests.records import json_text
 from training.child_commands import ENDING_SECONDS, Watch, end
 from training.paper_tables.table_rows import HEADS, Judged
-from training.settings.fit_recipe import FitRecipe, checkpoint_data
+from training.settings.checkpoint_recipe import checkpoint_data
+from training.settings.fit_recipe import FitRecipe
 
 FIRST = "checkpoints/step-00000000"
 POLL_SECONDS = 0.1
@@ -80,7 +81,8 @@ def _own_data(recipe: FitRecipe) -> dict[str, Value]:
 class Place:
     """Where and how rows are run. processes: of one fit, by torchrun. say: a line; status: what goes on now.
 
-    slots: for each run that is trained at once, the variables of its commands' environment. stopping: set to end all.
+    slots: for each run that is trained at once, the variables of its commands' environment. plugins: as `--plugin` of
+    the table names them, and of its commands. stopping: set to end all.
     """
 
     folder: Path
@@ -89,6 +91,7 @@ class Place:
     say: Callable[[str], None] = lambda line: None
     status: Callable[[str], None] = lambda line: None
     slots: tuple[dict[str, str], ...] = ({},)
+    plugins: tuple[str, ...] = ()
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def program(self, processes: int = 1) -> list[str]:
@@ -102,7 +105,7 @@ class Place:
         """Trains the row's run, or goes on with it."""
         recipe = str(self.folder / "recipes" / f"{judged.row.run}.toml")
         places = ["--shards", str(judged.shards), "--run", str(self.folder / judged.row.run), "--device", self.device]
-        return [*self.program(self.processes), "fit", recipe, *places]
+        return [*self.program(self.processes), "fit", recipe, *places, *self._with_plugins()]
 
     def evaluate_command(self, judged: Judged) -> list[str]:
         """Judges the row's checkpoint."""
@@ -110,7 +113,10 @@ class Place:
         checkpoint = str(run / FIRST if judged.row.step == "first" else run)
         changes = assignments(_own_data(judged.recipe) | judged.row.evaluate, "data.")
         places = ["--shards", str(judged.shards), "--device", self.device, "--json"]
-        return [*self.program(), "evaluate", checkpoint, *places, *changes]
+        return [*self.program(), "evaluate", checkpoint, *places, *changes, *self._with_plugins()]
+
+    def _with_plugins(self) -> list[str]:
+        return [word for name in self.plugins for word in ("--plugin", name)]
 
     def result_path(self, judged: Judged) -> Path:
         """The file with a row's figures."""

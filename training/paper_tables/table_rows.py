@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from manifests import store
+from manifests import plugins, store
 from manifests.config import (
     Settings,
     Value,
@@ -30,7 +30,7 @@ from manifests.config import (
 )
 from manifests.errors import Refused
 from manifests.layout import MANIFEST, read_view_set, require_manifest
-from training.settings.fit_recipe import READ_BY, FitRecipe, changes_of, keys_in, method_of, read_recipe
+from training.settings.fit_recipe import FitRecipe, changes_of, keys_in, keys_of_method, method_of, read_recipe
 
 TABLES = Path(__file__).parent.parent / "recipes" / "tables"
 Name = Annotated[str, Field(pattern="^[a-z0-9_-]+$")]
@@ -193,7 +193,7 @@ def resolve(
                 raise Refused(f"rows {names}, but differ in {change}")
     methods = sorted({each.recipe.method for judged in found for each in (judged, judged.after) if each})
     for key in keys_in(changes):
-        if found and not any(key in READ_BY[method] for method in methods):
+        if found and not any(key in keys_of_method(method) for method in methods):
             raise Refused(f"{key}: no row of this table reads it; its methods are {', '.join(methods)}")
     return found
 
@@ -257,6 +257,7 @@ def _identity(judged: Judged) -> str:
             "assets": manifest.assets_hash,
             "views": view_set and view_set.hash,
             **({"after": after.identity} if after else {}),
+            **({"plugins": plugins.versions()} if plugins.loaded() else {}),
         }
     )
 

@@ -33,7 +33,7 @@ from training.evaluation.evaluate import Unlabelled, examine, teacher_labels
 from training.evaluation.metrics import NORMAL_95, Examined, SplitAnswers, percent, wilson
 from training.loop.fit import LIBRARIES, POLICY
 from training.loop.metric_log import LOG
-from training.objectives import SUPERVISED
+from training.objectives import is_supervised
 from training.objectives.losses import biasedness
 from training.plots import curves
 from training.reports import page, prediction_sheet
@@ -159,7 +159,7 @@ def _open_runs(paths: Sequence[str | Path], shards: str, manifest: BuildManifest
         if last.recipe.data.classes:
             raise Refused(f"{path} knows a part of the classes (data.classes); `training evaluate` judges such runs")
         about = _same_shards(path, shards, manifest)
-        if about.get("oracle") or last.recipe.method in SUPERVISED:
+        if about.get("oracle") or is_supervised(last.recipe.method):
             raise Refused(f"{path} was trained with labels: it can be the --oracle alone")
         opened.append(_OpenRun("", "", "", path, about, first, last, columns))
     return _named(opened)
@@ -233,7 +233,7 @@ def _open_oracle(path: str, shards: str, manifest: BuildManifest) -> tuple[Check
     if not step_folders(Path(path)):
         raise Refused(f"--oracle {path} is no run (it has no checkpoints)")
     about = _same_shards(path, shards, manifest)
-    if not about.get("oracle") and checkpoint.recipe.method not in SUPERVISED:
+    if not about.get("oracle") and not is_supervised(checkpoint.recipe.method):
         raise Refused(f"--oracle {path} was trained without labels (method={checkpoint.recipe.method})")
     return checkpoint, about
 

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, Field, model_validator
 
 from manifests.config import Settings, Value, find_recipe, load_toml, merge, nearest_key, parse_recipe, unknown_name
 from manifests.errors import Refused
-from training.settings import objective
+from training.settings import from_plugins, objective
 from training.settings.data import (
-    MVCNN,
     AugmentSettings,
     DataSettings,
     LabelledAugmentSettings,
     PictureAugmentSettings,
 )
-from training.settings.model import ImageSettings, InitSettings, PointSettings, Precision, TextSettings
+from training.settings.from_plugins import backbone_of, every_backbone
+from training.settings.model import (
+    DEFAULT_BACKBONE,
+    ImageSettings,
+    InitSettings,
+    PointSettings,
+    Precision,
+    TextSettings,
+)
 from training.settings.prompts import DEFAULT_PROMPTS, Prompts, names_a_file
 from training.settings.recipe_presets import RECIPES, read_preset
 
 log = logging.getLogger(__name__)
-POLICY_OF_DATA = ("workers", "cache", "cache_gb")  # of the machine, not of the run
 
 
 class OptimizerSettings(Settings):
@@ -87,7 +94,7 @@ class FitRecipe(Settings):
 
     @model_validator(mode="after")
     def _points_for_groups(self) -> FitRecipe:
-        wanted = max(self.points.groups, self.points.group_size)
+        wanted = self.points.fewest_points
         if self.data.num_points < wanted:
             raise ValueError(f"data.num_points={self.data.num_points} is fewer than the {wanted} that points.* needs")
         return self
@@ -100,7 +107,7 @@ class FitRecipe(Settings):
 
     @model_validator(mode="after")
     def _batch_norm_of_whole_batches(self) -> FitRecipe:
-        if self.optimizer.accumulate > 1 and not self.points.freeze_tokenizer:
+        if self.optimizer.accumulate > 1 and self.points.learns_batch_norms:
             raise ValueError(
                 f"optimizer.accumulate={self.optimizer.accumulate}: the batch norms of a trained tokenizer need the "
                 "whole batch at once; use points.freeze_tokenizer=true, or activation_checkpointing=true"
@@ -128,6 +135,17 @@ class TaughtRecipe(ClassifierRecipe):
     lg_align: objective.LocalGlobalSettings = objective.LocalGlobalSettings()
     ema: objective.EMASettings = objective.EMASettings()
     augment: AugmentSettings = AugmentSettings()
+
+    @model_validator(mode="after")
+    def _tokens_for_masked_losses(self) -> TaughtRecipe:
+        weights = getattr(self, "weights", None)
+        needed = {f"weights.{name}": getattr(weights, name, 0) for name in ("mpm", "lg_align")}
+        if not self.points.has_tokens and any(needed.values()):
+            words = " ".join(f"{key}=0" for key, weight in needed.items() if weight)
+            raise ValueError(f"points.backbone={self.points.backbone} has no tokens to mask: {words}")
+        if not self.points.has_tokens and self.lg_align.points == "own":
+            raise ValueError(f"points.backbone={self.points.backbone} has no tokens to project: lg_align.points=tower")
+        return self
 
 
 class CrossMostRecipe(TaughtRecipe):
@@ -206,6 +224,33 @@ def keys_of(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from keys_of(field.annotation, f"{prefix}{name}.")
 
 
+@cache
+def _keys_of(kind: type[FitRecipe]) -> frozenset[str]:
+    return frozenset(keys_of(kind))
+
+
+def read_by(backbone: str = DEFAULT_BACKBONE) -> dict[str, frozenset[str]]:
+    """method -> the keys that it reads with this backbone, with those of loaded plugins."""
+    return {name: _keys_of(kind) for name, kind in recipe_kinds(backbone).items()}
+
+
+def recipe_kinds(backbone: str = DEFAULT_BACKBONE) -> dict[str, type[FitRecipe]]:
+    """method -> the class of its recipes with this backbone, ours and those of loaded plugins, with plugins' terms."""
+    kinds = RECIPE_OF | {name: cast(type[FitRecipe], row.recipe) for name, row in from_plugins.methods().items()}
+    return {name: from_plugins.completed(kind, backbone) for name, kind in kinds.items()}
+
+
+def keys_of_method(method: str) -> frozenset[str]:
+    """The keys that a method reads with one backbone or another."""
+    return frozenset[str]().union(*(read_by(each)[method] for each in every_backbone()))
+
+
+def _other_keys(method: str, backbone: str) -> frozenset[str]:
+    """The keys that only other methods or backbones read."""
+    every = frozenset[str]().union(*(keys for each in every_backbone() for keys in read_by(each).values()))
+    return every - read_by(backbone)[method]
+
+
 def keys_in(values: dict[str, Value], prefix: str = "") -> Iterator[str]:
     """The dotted keys of plain values: of what is in a table, not of the table."""
     for name, value in values.items():
@@ -219,25 +264,27 @@ EARLIER: dict[str, Value] = {  # what runs did that were saved before these keys
     "image": {"normalize": "preset"},
     "augment": {"weak_crop": "middle", "points_fill": "repeat"},
 }
-READ_BY = {method: frozenset(keys_of(kind)) for method, kind in RECIPE_OF.items()}
+READ_BY = {method: frozenset(keys_of(kind)) for method, kind in RECIPE_OF.items()}  # without plugins
 EVERY_KEY = frozenset[str]().union(*READ_BY.values())
 
 
 def read_recipe(name: str, changes: dict[str, Value], preset: str = "") -> FitRecipe:
     """A recipe file with changes applied. preset: its keys are taken for the file's own (settings/recipe_presets.py).
 
-    A change of `method` drops those keys of the file that the other method does not read: the file was written for its
-    own. Raises Refused naming what does not fit: also a key of another method, in `changes` or in a file of its method.
+    A change of `method` or `points.backbone` drops those keys of the file that the other one does not read: the file
+    was written for its own. Raises Refused naming what does not fit: also a key of another method, in `changes` or in
+    a file of its method.
     """
     values, where = load_toml(find_recipe(name, RECIPES)), f"recipe {name}"
-    method = _method_of(merge(values, changes), where)
+    method, backbone = _method_of(merge(values, changes), where), backbone_of(merge(values, changes), where)
     if preset:
         values = merge(values, read_preset(preset, name, _method_of(values, where)))
-    if values.get("method", DEFAULT_METHOD) != method or _has_every_table(values):
-        values = _without(values, EVERY_KEY - READ_BY[method])
+    own = values.get("method", DEFAULT_METHOD) == method and backbone_of(values, where) == backbone
+    if not own or _has_every_table(values):
+        values = _without(values, _other_keys(method, backbone))
     merged = merge(values, changes)
-    _refuse_other_keys(merged, method, where)
-    return parse_recipe(RECIPE_OF[method], merged, where)
+    _refuse_other_keys(merged, method, backbone, where)
+    return parse_recipe(recipe_kinds(backbone)[method], merged, where)
 
 
 def method_of(name: str, changes: dict[str, Value]) -> str:
@@ -247,8 +294,9 @@ def method_of(name: str, changes: dict[str, Value]) -> str:
 
 def _method_of(values: dict[str, Value], where: str) -> str:
     method = values.get("method", DEFAULT_METHOD)
-    if not isinstance(method, str) or method not in RECIPE_OF:
-        raise Refused(f"{where}: {unknown_name('method', str(method), list(RECIPE_OF))}")
+    known = list(recipe_kinds())
+    if not isinstance(method, str) or method not in known:
+        raise Refused(f"{where}: {unknown_name('method', str(method), known)}")
     return method
 
 
@@ -266,17 +314,20 @@ def _without(values: dict[str, Value], keys: frozenset[str], prefix: str = "") -
     }
 
 
-def _refuse_other_keys(values: dict[str, Value], method: str, where: str, prefix: str = "") -> None:
-    """Raises Refused for the first key that other methods read and this one does not."""
+def _refuse_other_keys(values: dict[str, Value], method: str, backbone: str, where: str, prefix: str = "") -> None:
+    """Raises Refused for the first key that other methods or backbones read and this one does not."""
+    reads, others = read_by(backbone), _other_keys(method, backbone)
     for name, value in values.items():
         key = prefix + name
         if isinstance(value, dict) and value:
-            _refuse_other_keys(value, method, where, f"{key}.")
-        elif key in EVERY_KEY - READ_BY[method]:
-            readers = " and ".join(other for other, keys in READ_BY.items() if key in keys)
-            table = prefix if prefix[:-1] in READ_BY[method] else ""
-            read = [known for known in sorted(READ_BY[method]) if known.rpartition(".")[0] == table[:-1]]
-            near = nearest_key(key, READ_BY[method])
+            _refuse_other_keys(value, method, backbone, where, f"{key}.")
+        elif key in others:
+            of = [other for other, keys in reads.items() if key in keys]
+            of = of or [f"points.backbone={other}" for other in every_backbone() if key in read_by(other)[method]]
+            readers = " and ".join(of)
+            table = prefix if prefix[:-1] in reads[method] else ""
+            read = [known for known in sorted(reads[method]) if known.rpartition(".")[0] == table[:-1]]
+            near = nearest_key(key, reads[method])
             hint = f"; did you mean {near}?" if near and near.rpartition(".")[2] == name else ""
             raise Refused(f"{where}: {key} is a key of {readers}{hint}; method={method} reads {', '.join(read)}")
 
@@ -286,7 +337,7 @@ def changes_of(method: str, changes: dict[str, Value]) -> dict[str, Value]:
 
     A key that no method reads stays, so that `read_recipe` refuses it.
     """
-    return _without(changes, EVERY_KEY - READ_BY[method])
+    return _without(changes, _other_keys(method, DEFAULT_BACKBONE) - keys_of_method(method))
 
 
 def saved_recipe(values: dict[str, Value], where: str) -> FitRecipe:
@@ -298,8 +349,10 @@ def saved_recipe(values: dict[str, Value], where: str) -> FitRecipe:
     prompts = values.get("prompts")
     if isinstance(prompts, str) and names_a_file(prompts):
         raise Refused(f"{where}: prompts={prompts[:60]!r} names a file, and a saved recipe has its prompts written out")
-    method = _method_of(values, where)
-    return parse_recipe(RECIPE_OF[method], _without(merge(EARLIER, values), EVERY_KEY - READ_BY[method]), where)
+    method, backbone = _method_of(values, where), backbone_of(values, where)
+    values = _without(merge(EARLIER | from_plugins.earlier(), values), _other_keys(method, backbone))
+    kind = recipe_kinds(backbone)[method]
+    return parse_recipe(kind, from_plugins.without_idle_weights(values, kind, where), where)
 
 
 def as_begun(recipe: FitRecipe, saved: dict[str, Value], where: str) -> FitRecipe:
@@ -308,40 +361,12 @@ def as_begun(recipe: FitRecipe, saved: dict[str, Value], where: str) -> FitRecip
     saved: the run's own recipe, as it stands in its file. Only a key that the command leaves at its default is set.
     """
     changes: dict[str, Value] = {}
-    for table, keys in EARLIER.items():
+    for table, keys in (EARLIER | from_plugins.earlier()).items():
         inside = saved.get(table, {})
         for key, value in cast(dict[str, Value], keys).items():
-            settings = getattr(recipe, table)
-            field = type(settings).model_fields.get(key)
+            settings = getattr(recipe, table, None)
+            field = getattr(type(settings), "model_fields", {}).get(key)
             if field is not None and key not in inside and getattr(settings, key) == field.default:
                 log.warning("%s was begun before %s.%s was a key: it goes on with %s", where, table, key, value)
                 changes = merge(changes, {table: {key: value}})
     return parse_recipe(type(recipe), merge(recipe.model_dump(mode="json"), changes), where) if changes else recipe
-
-
-def travelling_recipe(recipe: FitRecipe) -> FitRecipe:
-    """A recipe as it goes with a checkpoint: without the keys about the machine that trained."""
-    defaults = {name: DataSettings.model_fields[name].default for name in POLICY_OF_DATA}
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=defaults)})
-
-
-def checkpoint_data(recipe: FitRecipe) -> DataSettings:
-    """The table `data` of a checkpoint: without the keys about a machine, and without a file of objects."""
-    data = travelling_recipe(recipe).data
-    return data if data.objects == MVCNN else data.model_copy(update={"objects": ""})
-
-
-def checkpoint_recipe(values: dict[str, Value], where: str) -> FitRecipe:
-    """The recipe of a checkpoint, which may come from somebody else: it never says what this machine reads or writes.
-
-    The command line gives the keys about the machine and a list of objects. The recipe names the weights that training
-    began with, and they are never read. Raises Refused as `saved_recipe` does.
-    """
-    recipe = saved_recipe(values, where)
-    used = checkpoint_data(recipe)
-    if recipe.data.cache:
-        log.warning("%s: data.cache=%r is not used: a cache is named on the command line", where, recipe.data.cache)
-    if recipe.data.objects != used.objects:
-        words = "%s: data.objects=%r is not read: name the file on the command line, or all objects are used"
-        log.warning(words, where, recipe.data.objects)
-    return recipe.model_copy(update={"data": used})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,10 +45,31 @@ class TextSettings(Settings):
 
 
 Positive = Annotated[int, Field(ge=1)]
+DEFAULT_BACKBONE = "point_bert"
 
 
-class PointSettings(Settings):
-    """Sizes of the point tower. Defaults: Cross-MoST as released (64 groups of 32, 12 blocks of width 384).
+class BackboneSettings(Settings):
+    """Keys of a point tower; each backbone has its own, in a subclass whose keys all have defaults.
+
+    has_tokens: its tokens can be masked, for L_mpm and L_lg-align.
+    """
+
+    has_tokens: ClassVar[bool] = False
+    backbone: str = DEFAULT_BACKBONE
+
+    @property
+    def fewest_points(self) -> int:
+        """The smallest cloud that the tower takes."""
+        return 1
+
+    @property
+    def learns_batch_norms(self) -> bool:
+        """Whether a batch cannot be taken in parts; of a plugin's tower its modules tell (training/loop/update.py)."""
+        return False
+
+
+class PointSettings(BackboneSettings):
+    """Sizes of Point-BERT. Defaults: Cross-MoST as released (64 groups of 32, 12 blocks of width 384).
 
     groups: sub-clouds, a token each. group_size: points of one. tokenizer_widths: channels of the mini-PointNet's three
     inner convolutions. tokenizer_width: of a token. width: of the transformer. depth: its blocks. heads: of its
@@ -57,6 +78,8 @@ class PointSettings(Settings):
     batch norms moving).
     """
 
+    has_tokens: ClassVar[bool] = True
+    backbone: Literal["point_bert"] = "point_bert"
     groups: Positive = 64
     group_size: Positive = 32
     tokenizer_widths: tuple[Positive, Positive, Positive] = (128, 256, 512)
@@ -72,6 +95,21 @@ class PointSettings(Settings):
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
         return self
+
+    @property
+    def fewest_points(self) -> int:
+        """Each group is of different points, and each centre is another point."""
+        return max(self.groups, self.group_size)
+
+    @property
+    def learns_batch_norms(self) -> bool:
+        """Those of the mini-PointNet."""
+        return not self.freeze_tokenizer
+
+
+BACKBONE_SETTINGS: dict[str, type[BackboneSettings]] = {  # towers: training/models/backbones.py
+    "point_bert": PointSettings,
+}
 
 
 class InitSettings(Settings):

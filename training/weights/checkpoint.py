@@ -22,18 +22,23 @@ from manifests.plain_text import number_of
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
 from training.objectives import crosspoint, pretrain
-from training.settings.fit_recipe import (
-    ClassifierRecipe,
-    CrossPointRecipe,
-    FitRecipe,
-    PretrainRecipe,
-    checkpoint_recipe,
-    travelling_recipe,
-)
+from training.settings import from_plugins
+from training.settings.checkpoint_recipe import checkpoint_recipe, travelling_recipe
+from training.settings.fit_recipe import ClassifierRecipe, CrossPointRecipe, FitRecipe, PretrainRecipe
 from training.settings.model import InitSettings
 from training.weights.formats import below, first_not_finite, require_finite
 from training.weights.pretrained import Loaded, initial_towers
-from training.weights.run_folder import MODEL, RECIPE, STATE, TEACHER, TEXT, last_step, read_about, step_folders
+from training.weights.run_folder import (
+    MODEL,
+    RECIPE,
+    STATE,
+    TEACHER,
+    TEXT,
+    last_step,
+    read_about,
+    step_folders,
+    with_its_plugins,
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,9 @@ def build_model(
             pretrain.freeze(model, recipe)
         if isinstance(recipe, CrossPointRecipe):
             crosspoint.freeze(model, recipe.crosspoint)
+        own = from_plugins.methods().get(recipe.method)
+        if own is not None and own.freeze is not None:
+            own.freeze(model, recipe)
         if recipe.logit_scale == "frozen":
             model.freeze_scale()
     return model, text
@@ -171,10 +179,12 @@ def open_checkpoint(path: str) -> Checkpoint:
     about, step = read_about(run), folder.name.rpartition("-")[2]
     if not step.isdecimal():
         raise Refused(f"{folder} is no checkpoint: its name does not end in a step")
+    with with_its_plugins(about, str(run)):
+        recipe = checkpoint_recipe(load_toml(folder / RECIPE), str(folder / RECIPE))
     return Checkpoint(
         folder=folder,
         step=int(step),
-        recipe=checkpoint_recipe(load_toml(folder / RECIPE), str(folder / RECIPE)),
+        recipe=recipe,
         classes=tuple(about["classes"]),
         prompt_names=tuple(about["prompt_names"]),
         dataset=about["dataset"],

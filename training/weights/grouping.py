@@ -9,6 +9,7 @@ from pathlib import Path
 
 from manifests.errors import Refused
 from training.settings.fit_recipe import FitRecipe
+from training.settings.model import PointSettings
 from training.weights.formats import WeightsFile
 from training.weights.run_folder import recipe_of_file
 from training.weights.tensor_names import DVAE, OURS, POINT_BERT, RELEASED, ULIP, ULIP2
@@ -67,6 +68,8 @@ def hold_grouping(what: str, weights: WeightsFile, recipe: FitRecipe) -> None:
 
     Warns where weights of others did, where clouds have another number of points, and where a file does not say.
     """
+    if not isinstance(recipe.points, PointSettings):
+        return  # another backbone has no groups
     then, now = grouping_of(weights), Grouping(recipe.points.groups, recipe.points.group_size, recipe.data.num_points)
     if then is None:
         log.warning("%s does not say from which groups of points it learned; this recipe has %s", what, now)
@@ -85,13 +88,13 @@ def hold_grouping(what: str, weights: WeightsFile, recipe: FitRecipe) -> None:
 
 def warn_of_other_clouds(recipe: FitRecipe, num_points: int) -> None:
     """Warns where a model is asked about clouds of another number of points than it learned from."""
-    then = Grouping(recipe.points.groups, recipe.points.group_size, recipe.data.num_points)
-    now = Grouping(then.groups, then.size, num_points)
+    groups = (recipe.points.groups, recipe.points.group_size) if isinstance(recipe.points, PointSettings) else (0, 0)
+    then, now = Grouping(*groups, recipe.data.num_points), Grouping(*groups, num_points)
     if now != then:
         words = "data.num_points=%d: the checkpoint learned from clouds of %s points%s"
         log.warning(words, num_points, f"{then.points:,}", _reach(now, then))
 
 
 def _reach(now: Grouping, then: Grouping) -> str:
-    ratio = now.radius_over(then)
+    ratio = now.radius_over(then) if then.size else 1.0  # of another backbone than Point-BERT
     return "" if ratio == 1 else f": a group reaches about {ratio:.2g} times as far"

@@ -19,6 +19,7 @@ from torch.nn.functional import cosine_similarity
 
 from manifests.errors import Refused, one_line
 from manifests.plain_text import number_of
+from training.models.backbones import point_tower
 from training.models.clip import (
     SPACES,
     ImageTower,
@@ -30,9 +31,9 @@ from training.models.clip import (
     resize_positions,
 )
 from training.models.hub import cached, require_answer
-from training.models.point_bert import PointTower
+from training.models.point_backbone import PointBackbone
 from training.settings.fit_recipe import FitRecipe
-from training.settings.model import ImageSettings, InitSettings, Who
+from training.settings.model import DEFAULT_BACKBONE, ImageSettings, InitSettings, PointSettings, Who
 from training.weights.formats import WeightsFile, below, read_weights_file, require_finite
 from training.weights.grouping import hold_grouping
 from training.weights.run_folder import MODEL, TEACHER, TEXT, last_step, recipe_of_file
@@ -50,7 +51,7 @@ _HUB_FILES = (  # the last two are of transformers where a repository has no oth
 _READ_HERE = 3  # the first ones
 _SIZES = {  # keys that the weights depend on; not all of them show in a shape
     "image": ("model", "stem", "image_size"),
-    "points": ("tokenizer_widths", "tokenizer_width", "width", "depth", "heads"),
+    "points": ("backbone", "tokenizer_widths", "tokenizer_width", "width", "depth", "heads"),
 }
 _OPTIONAL = {  # what pre-trained towers of others do not have; it keeps its random start
     "image": ("mask_token", "ln_patch.", "decoder."),
@@ -99,7 +100,7 @@ class Towers:
     """
 
     image: ImageTower
-    points: PointTower
+    points: PointBackbone
     text: TextTower
     scale: float
     classifier: Tensor | None = None
@@ -111,7 +112,7 @@ def initial_towers(recipe: FitRecipe) -> Towers:
     """Towers with the weights that the recipe names; the other weights are random. Raises Refused."""
     settings, init = recipe.image, recipe.init
     image, text, scale = build_towers(settings.model_copy(update={"pretrained": ""}))
-    towers = Towers(image, PointTower(recipe.points, image.embed_dim), text, scale)
+    towers = Towers(image, point_tower(recipe.points, image.embed_dim), text, scale)
     sources = {
         "image.pretrained": (settings.pretrained, ("image",)),
         "init.all": (init.all, ("image", "points")),
@@ -211,10 +212,11 @@ def _refuse_other_sizes(what: str, weights: WeightsFile, parts: Iterable[str], r
     if begun is None:
         return
     for table in parts:
-        now = getattr(recipe, table).model_dump(mode="json")
-        for name in _SIZES[table]:
-            own = begun.get(table)
-            old = own.get(name, now[name]) if isinstance(own, dict) else now[name]
+        now, own = getattr(recipe, table).model_dump(mode="json"), begun.get(table)
+        own = {"backbone": DEFAULT_BACKBONE} | (own if isinstance(own, dict) else {})
+        every = table == "points" and not isinstance(recipe.points, PointSettings)
+        for name in now if every else _SIZES[table]:
+            old = own.get(name, now[name])
             if old != now[name]:
                 raise Refused(f"{what} has {table}.{name}={old}, this recipe {now[name]}")
 

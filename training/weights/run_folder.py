@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from manifests import plugins
 from manifests.config import load_toml
 from manifests.errors import Refused, first_problem
 from manifests.records import parse_json, read_json
+
+log = logging.getLogger(__name__)
 
 MODEL, TEACHER, STATE = "model.safetensors", "teacher.safetensors", "state.pt"
 RECIPE, CLASSES = "recipe.toml", "run.json"
@@ -48,6 +54,26 @@ def recipe_of_file(file: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+@contextmanager
+def with_its_plugins(about: dict[str, Any], where: str) -> Iterator[None]:
+    """For a block that reads the recipe of a run. about: its run.json, which says with which plugins it was trained.
+
+    None of them is run. Where one is not loaded and the recipe is refused, Refused names what to give; where another
+    version of one is loaded, a warning does.
+    """
+    begun, now = about.get("plugins", {}), plugins.versions()
+    for name in [name for name in begun if name in now and now[name] != begun[name]]:
+        log.warning("%s was trained with another version of plugin %s", where, name)
+    try:
+        yield
+    except Refused as error:
+        lacking = [name for name in begun if name not in now]
+        if not lacking:
+            raise
+        words = " ".join(f"--plugin {' '.join(name.split())[:100]}" for name in sorted(lacking)[:5])
+        raise Refused(f"{where} was trained with {words}: give the same here") from error
+
+
 class _About(BaseModel):
     """What other files of a run rely on in run.json; the rest of it is for people."""
 
@@ -62,6 +88,7 @@ class _About(BaseModel):
     pixel_mean: tuple[float, float, float] | None = None
     pixel_deviation: tuple[float, float, float] | None = None
     seconds: float = 0.0
+    plugins: dict[str, str] = {}
 
 
 def read_about(run: Path) -> dict[str, Any]:

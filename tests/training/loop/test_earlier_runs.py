@@ -32,6 +32,7 @@ SINCE = {  # keys that the stored run's recipe does not have yet, and what runs 
     "optimizer.accumulate": 1,
     "activation_checkpointing": False,
     "eval_every": 0,
+    "points.backbone": "point_bert",
 }
 LAST = "checkpoints/step-00000006"
 FEW = (

@@ -1,0 +1,33 @@
+"""The backbones of the point tower by name (`points.backbone`), ours and those of plugins.
+
+A new one of ours is a file here with a PointBackbone, a row in TOWERS, and in training/settings/model.py its keys and a
+row in BACKBONE_SETTINGS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.nn import Parameter
+
+from manifests.errors import Refused
+from training.models.point_backbone import PointBackbone
+from training.models.point_bert import PointTower
+from training.settings.from_plugins import backbones
+from training.settings.model import BackboneSettings
+
+TOWERS: dict[str, Callable[[Any, int], PointBackbone]] = {"point_bert": PointTower}
+
+
+def point_tower(settings: BackboneSettings, embed_dim: int) -> PointBackbone:
+    """A new tower of these settings, with random weights. Raises Refused where a plugin's is none."""
+    towers = TOWERS | {name: row.tower for name, row in backbones().items()}
+    tower = towers[settings.backbone](settings, embed_dim)
+    matrix = getattr(tower, "projection", None)
+    if not isinstance(tower, PointBackbone) or not isinstance(matrix, Parameter) or matrix.shape[1:] != (embed_dim,):
+        raise Refused(
+            f"points.backbone={settings.backbone}: its tower is no PointBackbone with a projection (width, "
+            f"{embed_dim}), which new_projection makes (docs/extending.md)"
+        )
+    return tower
