@@ -19,6 +19,9 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "literal_eval"}
 FORBIDDEN_NAMES = {"os.system", "os.popen", "torch.jit.load", "torch.hub.load", "pickle.load", "subprocess.getoutput"}
 
 
+RUN_WHERE_A_PERSON_NAMES_IT = {"manifests/plugins.py": {"exec", "compile"}}  # --plugin FILE.py
+
+
 def problems(source: str) -> list[str]:
     """Lines of a module that could run what a file holds."""
     found = []
@@ -43,7 +46,8 @@ def problems(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_no_code_of_a_file_is_run(path) -> None:
-    assert problems(path.read_text()) == []
+    run = RUN_WHERE_A_PERSON_NAMES_IT.get(str(path.relative_to(REPOSITORY)), set())
+    assert [each for each in problems(path.read_text()) if each.partition(": ")[2] not in run] == []
 
 
 def test_the_scan_sees_what_it_forbids() -> None:

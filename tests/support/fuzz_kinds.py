@@ -877,7 +877,7 @@ def _table(case: Path, path: Path) -> bool:
     for each in judged[:3]:
         store.write_bytes(str(place.folder / "recipes" / f"{each.row.run}.toml"), b"")
         store.write_bytes(str(place.result_path(each)), b"")
-    comparison = compare(path.stem, table, {each.row.name: known_outcome(each, place) for each in judged})
+    comparison = compare(path.stem, table, {each.row.name: {0: known_outcome(each, place)} for each in judged})
     cells(comparison)
     write(comparison, place.folder)
     return True
@@ -894,7 +894,7 @@ def _result(case: Path, path: Path) -> bool:
     target = place.result_path(judged)
     target.parent.mkdir(parents=True)
     shutil.copyfile(path, target, follow_symlinks=False) if path.is_file() else None
-    comparison = compare("own", Table(title="Own", rows=(row,)), {"a": known_outcome(judged, place)})
+    comparison = compare("own", Table(title="Own", rows=(row,)), {"a": {0: known_outcome(judged, place)}})
     cells(comparison)
     write(comparison, place.folder)
     return True

@@ -15,7 +15,7 @@ import webdataset as wds
 
 from manifests.samples import encode_json, read_samples
 from training.__main__ import main
-from training.evaluation.evaluate import examine
+from training.evaluation.evaluate import Options, examine
 from training.weights.checkpoint import open_checkpoint
 
 ONE_STEP = (
@@ -47,9 +47,9 @@ def typed(*arguments: object, code: int = 0) -> tuple[str, str]:
     return out.getvalue(), err.getvalue().strip()
 
 
-def evaluated(checkpoint: Path | str, shards: Path | str) -> dict[str, Any]:
+def evaluated(checkpoint: Path | str, shards: Path | str, prompts: tuple[str, ...] = ()) -> dict[str, Any]:
     """The object that `evaluate --json` prints."""
-    return examine([open_checkpoint(str(checkpoint))], str(shards))[0].result()
+    return examine([open_checkpoint(str(checkpoint))], str(shards), options=Options(prompts=prompts))[0].result()
 
 
 def relabelled(shards: Path, out: Path, label_of: Callable[[str, int], int | None]) -> Path:

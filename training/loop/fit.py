@@ -114,7 +114,7 @@ def _as_begun(folder: Path, recipe: FitRecipe) -> FitRecipe:
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise Refused(f"--run {folder} is not empty and no run (it has no {RECIPE})")
         return recipe
-    about, saved = read_about(folder), load_toml(known)
+    about, saved = read_about(folder) if (folder / CLASSES).is_file() else {}, load_toml(known)
     for name, version in plugins.versions().items():
         if about.get("plugins", {}).get(name, version) != version:
             raise Refused(f"--run {folder} began with another version of plugin {name}: choose another --run")

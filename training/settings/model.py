@@ -71,11 +71,11 @@ class BackboneSettings(Settings):
 class PointSettings(BackboneSettings):
     """Sizes of Point-BERT. Defaults: Cross-MoST as released (64 groups of 32, 12 blocks of width 384).
 
-    groups: sub-clouds, a token each. group_size: points of one. tokenizer_widths: channels of the mini-PointNet's three
-    inner convolutions. tokenizer_width: of a token. width: of the transformer. depth: its blocks. heads: of its
-    attention. drop_path: share of samples that skip the last block, less in those before. freeze_tokenizer: the
-    mini-PointNet is not trained and its batch norms stay in eval mode (released code freezes the weights and leaves the
-    batch norms moving).
+    backbone: the network; those of plugins have keys of their own. groups: sub-clouds, a token each. group_size: points
+    of one. tokenizer_widths: channels of the mini-PointNet's three inner convolutions. tokenizer_width: of a token.
+    width: of the transformer. depth: its blocks. heads: of its attention. drop_path: share of samples that skip the
+    last block, less in those before. freeze_tokenizer: the mini-PointNet is not trained and its batch norms stay in
+    eval mode (released code freezes the weights and leaves the batch norms moving).
     """
 
     has_tokens: ClassVar[bool] = True

@@ -288,7 +288,10 @@ def test_a_build_without_classes_is_embedded_and_predicted_and_evaluate_says_so(
     assert "2 objects, 128 features each" in told
     asked = ("--shards", out, "--split", "all")
     assert {row["label"] for row in rows(run, *asked, "--classes", "mug,chair")} <= {"mug", "chair"}
-    for more in ((), ("--classes", "mug,chair"), ("--classes-from-text",), ("--without-labels",)):
+    named = ("--classes", "mug,chair")
+    assert "--without-labels gives what can be said" in typed("evaluate", run, *asked, *named, code=2)[1]
+    assert "n=2" in typed("evaluate", run, *asked, *named, "--classes-from-text", "--without-labels")[0]
+    for more in ((), ("--classes-from-text",), ("--without-labels",)):
         assert (
             "names no class to be right about: `predict --classes A,B` and `embed`"
             in (typed("evaluate", run, *asked, *more, code=2)[1])

@@ -239,7 +239,7 @@ def test_what_it_gives_is_where_cross_most_begins(shards, ulip, tmp_path) -> Non
     begun, given = weights_of(run, 0), weights_of(ulip, 3)
     for name in ("image.visual.proj", "points.projection", "logit_scale", "classifier"):
         torch.testing.assert_close(begun[name], given[name])
-    before = evaluated(ulip, shards)
+    before = evaluated(ulip, shards, ("{}",))
     after = evaluated(run / "checkpoints/step-00000000", shards)
     assert after["student"] == before["student"]
 

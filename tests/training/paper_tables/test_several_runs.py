@@ -342,7 +342,7 @@ def test_weights_in_the_cache(shards, tmp_path, monkeypatch, cached: bool) -> No
     """As the hub's cache has them."""
     from training.models import clip
 
-    monkeypatch.setattr(clip, "try_to_load_from_cache", lambda repository, name: "/x" if cached else None)
+    monkeypatch.setattr(clip, "cached", lambda repository, files: Path("/x") if cached else None)
     row = Row(name="a", label="a", recipe="modelnet40", run="a")
     judged = resolve([row], Builds({"modelnet40": str(shards)}, (), None), {"data": {"num_points": 64}})
     found = [each for each in missing.missing(judged, Place(tmp_path)) if each.what.startswith("weights")]
