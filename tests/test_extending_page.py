@@ -82,6 +82,7 @@ def test_the_files_of_the_page_are_built_drawn_and_checked(shelf, capsys) -> Non
     assert "shelf" not in table_names()  # a command's plugins end with it
 
 
+@pytest.mark.slow
 def test_workers_and_child_processes_get_the_plugin(shelf) -> None:
     """A worker of Ray, and children for the shards of an object that ends its process; the file is gone by then."""
     text = (shelf / "shelf.py").read_text() + OPTIONS

@@ -124,6 +124,7 @@ def test_a_key_goes_to_the_trainings_that_read_it(tmp_path, capsys) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_named_and_the_others_end(tmp_path) -> None:
     message = demo(tmp_path / "demo", "--workers", 0, *SMALL, "data.split=absent", code=3).stderr
     assert "pretrain failed (" in message

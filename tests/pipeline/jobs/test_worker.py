@@ -56,6 +56,7 @@ def longest_folder(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_workers_cost_time_only_and_all_ports_are_on_loopback(planted_tree, tmp_path, request) -> None:
     commands, out, draw = plant(planted_tree), tmp_path / "out", random.Random(0)
     commands("build", "planted", "--out", tmp_path / "unbroken", "--workers", 0)

@@ -352,6 +352,7 @@ def test_weights_in_the_cache(shards, tmp_path, monkeypatch, cached: bool) -> No
     assert not any(each.stops for each in found)
 
 
+@pytest.mark.slow
 def test_a_table_with_seeds_and_its_pretraining(shards, tmp_path, capfd) -> None:
     """The real commands, two at once: one pre-training, a run of each seed, and mean and deviation of their figures."""
     small_table(tmp_path)
