@@ -33,9 +33,9 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
 
 @pytest.fixture(scope="module")
 def pretrained(journey: Journey) -> Journey:
-    """After the first two commands of the pre-training's header, and with its weights as one file."""
+    """After the first two commands of the pre-training's header."""
     build, fit, _ = of_header(RECIPES / "pretrain.toml")
-    for command in (build, fit, "python -m training weights runs/pretrain --out POINTS.pt"):
+    for command in (build, fit):
         journey.type(command)
     return journey
 
