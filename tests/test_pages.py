@@ -93,8 +93,12 @@ def test_the_site_has_no_broken_link(tmp_path) -> None:
     assert "classify" in (tmp_path / "site/api/index.html").read_text()
 
 
-def test_the_readme_is_short() -> None:
-    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 100
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    assert len(text.splitlines()) <= 100
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert len(links) > 15
+    assert [link for link in links if not (REPOSITORY / link).is_file()] == []
 
 
 @pytest.mark.slow
