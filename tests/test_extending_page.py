@@ -152,6 +152,7 @@ def test_a_wrong_plugin_is_refused_in_one_line(text, words, tmp_path, monkeypatc
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_installed_plugin_is_given_by_its_name(shelf) -> None:
     """A package with an entry point, as pip would leave it, in a folder of the path."""
     site = shelf / "site"

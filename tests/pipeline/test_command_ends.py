@@ -154,6 +154,7 @@ def test_without_argcomplete_a_shell_gets_no_traceback(tmp_path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_workers_are_as_nice_as_their_driver() -> None:
     """Ray's own choice is 15 more, with which other programs of a shared machine take nearly all its time."""
     code = "import os; from pipeline.jobs import ray_cluster\n"

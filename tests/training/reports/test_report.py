@@ -336,6 +336,7 @@ def test_what_is_shown_is_escaped() -> None:
     assert r"5 \* 3" in to_markdown(page)
 
 
+@pytest.mark.slow
 def test_report_as_a_person_types_it(training, runs, shards, tmp_path) -> None:
     for name in ("one", "two"):
         shutil.copytree(runs[name], tmp_path / name)

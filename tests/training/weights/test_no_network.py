@@ -39,6 +39,7 @@ def network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize("source", ["openai", "hf-hub:someone/clip"])
+@pytest.mark.slow
 def test_what_cannot_be_fetched_is_one_line_in_time(network, shards, tmp_path, source: str) -> None:
     begun = time.monotonic()
     changes = ("image.model=ViT-B-32-quickgelu", "points.depth=1", f"init.image={source}", "mask.image_cell=32")
