@@ -182,6 +182,17 @@ def version_words() -> str:
     return f"{words} (commit {commit})"
 
 
+def add_plugin(command: argparse.ArgumentParser, what: str) -> None:
+    """`--plugin`, which runs something of one's own in a command (manifests/plugins.py)."""
+    command.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help=f"run {what} of your own (docs/extending.md), or NAME of an installed one; again for more",
+    )
+
+
 def completed_by(action: argparse.Action, names: Callable[[], Iterable[str]]) -> None:
     """Lets a shell offer names for an argument; they are looked up only then."""
     action.completer = lambda **_: names()  # type: ignore[attr-defined]  # where argcomplete looks

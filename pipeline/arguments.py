@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from manifests.cli import ShowVersion, completed_by, with_examples
+from manifests.cli import ShowVersion, add_plugin, completed_by, with_examples
 
 PROGRAM = "python -m pipeline"
 RETRY_KINDS = ("timeout", "memory", "crash", "data")
@@ -145,14 +145,7 @@ def _add_follow_links(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plugin(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="run a dataset reader or view presets of your own (docs/extending.md), or NAME of an installed one; again "
-        "for more",
-    )
+    add_plugin(parser, "a dataset reader or view presets")
 
 
 def _add_retry(parser: argparse.ArgumentParser) -> None:

@@ -54,7 +54,7 @@ def test_the_programs_take_every_command(page: Path, capsys) -> None:
 
 
 def require_known_recipe(options: argparse.Namespace) -> None:
-    """Reads a recipe with the keys of a command; one that is a placeholder, of the page's own files, is left."""
+    """Reads a recipe with the keys of a command; a placeholder and a recipe of the page's own are left out."""
     written = {"scans"}  # docs/architecture.md
     recipe = getattr(options, "recipe", "")
     if not recipe.islower() or recipe.endswith(".toml") or recipe in written or options.plugin:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from manifests.cli import ShowVersion, with_examples
+from manifests.cli import ShowVersion, add_plugin, with_examples
 
 A_RUN = "a run (its last step) or one of its checkpoints/step-* folders"
 
@@ -210,14 +210,7 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 
 
 def _add_plugin(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="run loss terms, methods or backbones of your own (docs/extending.md), or NAME of an installed one; again "
-        "for more",
-    )
+    add_plugin(command, "loss terms, methods or backbones")
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

@@ -35,7 +35,6 @@ from training.weights.checkpoint import (
 from training.weights.run_folder import last_step, read_about
 
 log = logging.getLogger(__name__)
-WHO = ("student", "teacher")
 CPU = torch.device("cpu")
 
 

@@ -22,6 +22,7 @@ from training.settings.fit_recipe import (
     read_recipe,
     saved_recipe,
 )
+from training.settings.from_plugins import SHIPPED_METHODS
 
 LEAVES = sorted(key for key in EVERY_KEY if not any(other.startswith(f"{key}.") for other in EVERY_KEY))
 PAGE = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8")
@@ -215,3 +216,7 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(to_toml(recipe.model_dump(mode="json")))
         assert saved_recipe(load_toml(tmp_path / f"{name}.toml"), name) == recipe
         assert read_recipe(str(tmp_path / f"{name}.toml"), {}) == recipe
+
+
+def test_plugins_cannot_take_the_name_of_a_method_of_ours() -> None:
+    assert set(SHIPPED_METHODS) == set(RECIPE_OF)
