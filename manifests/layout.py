@@ -137,6 +137,14 @@ def read_view_set(out: str, name: str) -> ViewSetManifest | None:
     return found
 
 
+def asked_view_set(out: str, name: str) -> ViewSetManifest | None:
+    """As read_view_set, of a view set that a person named. Raises Refused where its manifest is damaged."""
+    try:
+        return read_view_set(out, name)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
 def _typed(adapter: TypeAdapter[Any], values: dict[str, Any], path: str) -> Any:
     if values.get("format") != FORMAT:
         raise ValueError(f"{path}: format {str(values.get('format'))[:20]!r}, this version reads {FORMAT}")

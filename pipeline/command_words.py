@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import shlex
 from collections import Counter
@@ -71,11 +72,17 @@ def next_lines(plan: Plan, view_set: str | None = None) -> Iterator[str]:
 
 
 def same_views(plan: Plan) -> Iterator[str]:
-    """A warning for each view set of OUT that holds the very views of one of the plan's under another name."""
+    """A warning for each view set of OUT that holds the very views of one of the plan's under another name.
+
+    One whose manifest is damaged is passed over: `check` reports it.
+    """
+    others = {}
+    for name in view_set_names(plan.out):
+        with contextlib.suppress(ValueError):
+            others[name] = read_view_set(plan.out, name)
     for view_set in plan.view_sets:
-        for name in view_set_names(plan.out):
-            known = read_view_set(plan.out, name) if name != view_set.name else None
-            if known is not None and known.hash == view_set.hash:
+        for name, known in others.items():
+            if known is not None and name != view_set.name and known.hash == view_set.hash:
                 yield f"views/{name} already holds the same views as {view_set.name}: drawn twice, stored twice"
 
 

@@ -67,6 +67,8 @@ def test_the_same_views_under_another_name_are_noticed(tmp_path, capsys) -> None
     assert main([*line, "image_size=24", "name=c"]) == 0
     assert "already holds" not in capsys.readouterr().err.partition("views/b: ")[2]
     assert read_view_set(str(tmp_path / "out"), "b") is not None
+    (tmp_path / "out/views/a/manifest.json").write_text("{")
+    assert main([*line, "image_size=20", "name=d"]) == 0  # damage of another set is the business of `check`
 
 
 def test_inspect_alone_writes_a_page_of_its_own(tmp_path, capsys, monkeypatch) -> None:

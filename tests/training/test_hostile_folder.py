@@ -24,7 +24,7 @@ name = "row"
 label = "row"
 recipe = "small_cross_most"
 run = "run"
-changes = {init = {all = "/nowhere"}}
+changes = {init = {all = "WEIGHTS"}}
 """
 
 
@@ -68,11 +68,13 @@ def test_predict_runs_no_module_of_the_folder(run, hostile) -> None:
 
 @pytest.mark.slow
 def test_a_table_runs_no_module_of_the_folder(shards, hostile, tmp_path) -> None:
-    """Its fits are processes of their own; this one refuses weights that are not there."""
-    (tmp_path / "table.toml").write_text(TABLE)
+    """Its fits are processes of their own; this one refuses a file that holds no weights."""
+    weights = tmp_path / "weights.safetensors"
+    weights.write_text("no weights")
+    (tmp_path / "table.toml").write_text(TABLE.replace("WEIGHTS", str(weights)))
     options = ("--shards", shards, "--run", tmp_path / "runs")
     _, err = typed("training", hostile, "table", tmp_path / "table.toml", *options, code=1)
-    assert "fit, exit 2: init.all=/nowhere" in err
+    assert f"fit, exit 2: init.all={weights}" in err
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from manifests.errors import Refused
 from manifests.layout import (
     BuildManifest,
     ViewSetManifest,
-    read_view_set,
+    asked_view_set,
     require_manifest,
     shapes_tar,
     view_set_names,
@@ -99,10 +99,7 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: S
     """
     out = store.absolute(shards)
     manifest = require_manifest(out, f"--shards {shards}")
-    try:
-        view_set = read_view_set(out, settings.views)
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    view_set = asked_view_set(out, settings.views)
     if not manifest.complete and not settings.allow_incomplete:
         raise Refused(
             f"--shards {shards} is not finished: run its build again, or insist with data.allow_incomplete=true"

@@ -12,7 +12,7 @@ import torch
 from manifests import store
 from manifests.config import Settings, Value, merge, parse_recipe
 from manifests.errors import Refused
-from manifests.layout import read_view_set, require_manifest, view_set_names
+from manifests.layout import asked_view_set, require_manifest, view_set_names
 from training.evaluation.classifier import load, written_here
 from training.models.clip import is_tag
 from training.settings.fit_recipe import CrossMostRecipe, FitRecipe, PretrainRecipe, read_recipe
@@ -148,7 +148,7 @@ def _data(shards: str, data: dict[str, Value], asked: dict[str, Value], from_rec
         if len(names) != 1:
             raise Refused(f"data.views=NAME is needed: {shards} has {', '.join(names) or 'no view set'}")
         data = data | {"views": names[0]}
-    found = read_view_set(out, data["views"]) if data["views"] in names else None
+    found = asked_view_set(out, data["views"]) if data["views"] in names else None
     if found is not None and "channel" not in asked and "rgb" not in found.preset.channels and not from_recipe:
         data = data | {"channel": found.preset.channels[0]}
     return data

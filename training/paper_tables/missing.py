@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from manifests.layout import read_view_set, require_manifest, view_set_names
+from manifests.layout import asked_view_set, require_manifest, view_set_names
 from manifests.presets import preset_names
 from training.models.clip import is_cached, is_tag
 from training.paper_tables.runner import Place, known_outcome, with_pretraining
@@ -52,7 +52,7 @@ def _of_shards(judged: Judged) -> Iterator[Missing]:
         yield Missing(f"no build of {variant}", _build_command(judged.row.recipe), True)
         return
     manifest = require_manifest(shards, f"--shards {shards}")
-    view_set = read_view_set(shards, data.views)
+    view_set = asked_view_set(shards, data.views)
     if not manifest.complete and not data.allow_incomplete:
         yield Missing(
             f"{shards} is not finished", f"{_build_command(judged.row.recipe)}, or data.allow_incomplete=true", True

@@ -29,7 +29,7 @@ from manifests.config import (
     unknown_name,
 )
 from manifests.errors import Refused
-from manifests.layout import MANIFEST, read_view_set, require_manifest
+from manifests.layout import MANIFEST, asked_view_set, require_manifest
 from training.settings.fit_recipe import FitRecipe, changes_of, keys_in, keys_of_method, method_of, read_recipe
 
 TABLES = Path(__file__).parent.parent / "recipes" / "tables"
@@ -241,10 +241,7 @@ def _identity(judged: Judged) -> str:
     if shards is None:
         return ""
     manifest = require_manifest(shards, f"--shards {shards}")
-    try:
-        view_set = read_view_set(shards, recipe.data.views)
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    view_set = asked_view_set(shards, recipe.data.views)
     values = recipe.model_dump(mode="json", exclude_defaults=True)
     if after is not None:  # wherever its folder is
         values["init"] = {key: value for key, value in values["init"].items() if key not in ("points", "all")}

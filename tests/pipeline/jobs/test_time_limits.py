@@ -151,7 +151,10 @@ def short_limits(tree: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_stopped_worker_costs_time_only(planted_tree, tmp_path, times: int) -> None:
-    """The second and third are careful ones. The kernel's alarm does not end a process that is stopped."""
+    """The second and third are careful ones. The kernel's alarm does not end a process that is stopped.
+
+    The shard is told of once, however often it loses a worker.
+    """
     short_limits(planted_tree)
     commands, out = plant(planted_tree, shard_size=40), tmp_path / "out"
     commands("build", "planted", "--out", tmp_path / "unbroken", "--workers", 0, "asset_seconds=5")
@@ -175,7 +178,7 @@ def test_a_stopped_worker_costs_time_only(planted_tree, tmp_path, times: int) ->
         wait_for(stop_one, 90)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert err.count("again, an asset at a time") == times
+    assert err.count("again, an asset at a time") == 1
     assert all(started(pid) is None for pid in stopped)
     assert tar_hashes(out) == tar_hashes(tmp_path / "unbroken")
     assert json.loads(commands("check", out, "--json").stdout)["ok"]
