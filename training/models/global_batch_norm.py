@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from manifests.errors import Stopped
 from training import distributed
 
 
@@ -21,10 +22,12 @@ class OverProcesses(_BatchNorm):
     momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
-        """x normalised. In one process, or in eval mode, exactly torch's. Raises ValueError where training has a single
+        """x normalised. In one process, or in eval mode, exactly torch's. Raises Stopped where training has a single
         value of each channel, whose deviation is 0."""
         if self.training and x.numel() // x.shape[1] * distributed.world() == 1:
-            raise ValueError("batch normalisation learns from two clouds or more at a time: this batch has one")
+            raise Stopped(
+                "batch norms learn from two clouds or more at a time, this batch has one: optimizer.batch_size"
+            )
         if not self.training or distributed.world() == 1:
             return super().forward(x)
         return self._over_processes(x)
