@@ -13,7 +13,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import leaky_relu, linear
+from torch.utils.checkpoint import checkpoint
 
 from training import distributed
 from training.models.global_batch_norm import GlobalBatchNorm2d
@@ -45,34 +46,42 @@ class EdgeConv(nn.Module):
         return cast(GlobalBatchNorm2d, self.get_submodule("1"))
 
     def forward(self, features: Tensor, neighbours: Tensor) -> Tensor:
-        """(B, N, D) of features (B, N, C) and the indices (B, N, k) of each point's neighbours."""
-        with torch.autocast(features.device.type, enabled=False):
-            norm = self.norm
-            sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(norm.weight.dtype)
-            weight = cast(nn.Conv2d, self.get_submodule("0")).weight.flatten(1) * sign[:, None]
-            first, second = weight.chunk(2, dim=1)
-            ends, starts = features @ first.T, features @ (second - first).T
-            if self.training:
-                ends, starts, scale = self._centred(ends, starts, neighbours, sign)
-            else:
-                starts = starts - norm.running_mean * sign
-                scale = norm.scale(norm.running_mean, norm.running_var, 0)
-            farthest = over_neighbours(ends, neighbours, "max") + starts
-            return leaky_relu(farthest * (scale * sign) + norm.bias, SLOPE)
+        """(B, N, D) of features (B, N, C) and the indices (B, N, k) of each point's neighbours.
 
-    def _centred(self, ends: Tensor, starts: Tensor, neighbours: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """u and v (B, N, D) with mean 0 of u_j + v_i over all edges of all processes; and the norm's scale."""
-        k = neighbours.shape[2]
-        edges = neighbours.numel() * distributed.world()
-        sums = over_neighbours(ends, neighbours, "sum")
-        means = distributed.summed(torch.stack([sums.sum(dim=(0, 1)), k * starts.sum(dim=(0, 1))])) / edges
-        ends, starts, sums = ends - means[0], starts - means[1], sums - k * means[0]
-        each = neighbours.flatten(1)
-        used = torch.zeros_like(ends[..., 0]).scatter_add_(1, each, torch.ones_like(each, dtype=ends.dtype))
-        squares = torch.einsum("bn,bnd,bnd->d", used, ends, ends)
-        squares = squares + torch.einsum("bnd,bnd->d", starts, k * starts + 2 * sums)
-        variance = (distributed.summed(squares) / edges).clamp(min=0)  # a sum of three that rounding may leave below 0
-        return ends, starts, self.norm.scale(means.sum(dim=0) * sign, variance, edges)
+        Backward computes it again: that takes little time, and else its own memory would be that of six outputs.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            given = (features, neighbours, self.training)
+            found, mean, variance = checkpoint(self._edges, *given, use_reentrant=False, preserve_rng_state=False)
+        if self.training:
+            self.norm.follow(mean.detach(), variance.detach(), neighbours.numel() * distributed.world())
+        return found
+
+    def _edges(self, features: Tensor, neighbours: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, and mean and variance (D,) of the product over all edges; of no training the running ones."""
+        norm = self.norm
+        sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(norm.weight.dtype)
+        weight = cast(nn.Conv2d, self.get_submodule("0")).weight.flatten(1) * sign[:, None]
+        first, second = weight.chunk(2, dim=1)
+        ends, starts = features @ first.T, features @ (second - first).T
+        mean, variance = norm.running_mean * sign, norm.running_var
+        if training:
+            mean, variance = _over_edges(ends, starts, neighbours)
+        scale = norm.weight * sign * torch.rsqrt(variance + norm.eps)
+        farthest = over_neighbours(ends, neighbours, "max") + (starts - mean)
+        return leaky_relu(farthest * scale + norm.bias, SLOPE, inplace=True), mean * sign, variance
+
+
+def _over_edges(ends: Tensor, starts: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (D,) of u_j + v_i over all edges of all processes, of u and v (B, N, D)."""
+    k, edges = neighbours.shape[2], neighbours.numel() * distributed.world()
+    sums, each = over_neighbours(ends, neighbours, "sum"), neighbours.flatten(1)
+    means = distributed.summed(torch.stack([sums.sum(dim=(0, 1)), k * starts.sum(dim=(0, 1))])) / edges
+    ends, starts, sums = ends - means[0], starts - means[1], sums - k * means[0]
+    used = torch.zeros_like(ends[..., 0]).scatter_add_(1, each, torch.ones_like(each, dtype=ends.dtype))
+    squares = (used[..., None] * ends * ends + starts * (k * starts + 2 * sums)).sum(dim=(0, 1))
+    variance = (distributed.summed(squares) / edges).clamp(min=0)  # a sum of three that rounding may leave below 0
+    return means.sum(dim=0), variance
 
 
 class Dgcnn(PointBackbone):
@@ -86,7 +95,7 @@ class Dgcnn(PointBackbone):
         for number, (before, after) in enumerate(pairwise((3, *settings.widths)), start=1):
             self.add_module(f"conv{number}", EdgeConv(before, after))
         last = nn.Conv1d(sum(settings.widths), settings.emb_dims, 1, bias=False)
-        self.conv5 = nn.Sequential(last, nn.BatchNorm1d(settings.emb_dims), nn.LeakyReLU(SLOPE))
+        self.conv5 = nn.Sequential(last, nn.BatchNorm1d(settings.emb_dims), nn.LeakyReLU(SLOPE, inplace=True))
         self.projection = new_projection(2 * settings.emb_dims, embed_dim)
 
     def represent(self, points: Tensor) -> Tensor:
@@ -95,8 +104,11 @@ class Dgcnn(PointBackbone):
         for number in range(1, 5):
             conv = self.get_submodule(f"conv{number}")
             found.append(conv(found[-1], nearest_neighbours(found[-1], self.k)))
-        x = self.conv5(torch.cat(found[1:], dim=2).transpose(1, 2))
-        return torch.cat([x.max(dim=2).values, x.mean(dim=2)], dim=1)
+        conv, norm, activation = self.conv5
+        weight = cast(nn.Conv1d, conv).weight.flatten(1)
+        x = linear(torch.cat(found[1:], dim=2).flatten(0, 1), weight)  # a convolution would copy it, channels first
+        x = activation(norm(x)).unflatten(0, points.shape[:2])
+        return torch.cat([x.max(dim=1).values, x.mean(dim=1)], dim=1)
 
     def classification_head(self, classes: int) -> nn.Module:
         """Three linear layers."""

@@ -26,7 +26,7 @@ class OverProcesses(_BatchNorm):
         value of each channel, whose deviation is 0."""
         if self.training and x.numel() // x.shape[1] * distributed.world() == 1:
             raise Stopped(
-                "batch norms learn from two clouds or more at a time, this batch has one: optimizer.batch_size"
+                "batch norms learn from two clouds or more, this batch has one: optimizer.batch_size=2 or more"
             )
         if not self.training or distributed.world() == 1:
             return super().forward(x)
@@ -41,21 +41,17 @@ class OverProcesses(_BatchNorm):
         mean = distributed.summed(wide.sum(dim=others)) / count
         centred = wide - mean.view(each)
         variance = distributed.summed(centred.square().sum(dim=others)) / count
-        return (centred * self.scale(mean, variance, count).view(each) + self.bias.view(each)).to(x.dtype)
-
-    def scale(self, mean: Tensor, variance: Tensor, count: int) -> Tensor:
-        """(C,) by which centred values are multiplied. In training the running statistics follow `mean` and `variance`
-        (C,), not corrected, of `count` values a channel."""
-        if self.training:
-            self._follow(mean.detach(), variance.detach() * count / (count - 1))
-        return self.weight * torch.rsqrt(variance + self.eps)
+        self.follow(mean.detach(), variance.detach(), count)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale.view(each) + self.bias.view(each)).to(x.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """The running statistics, as torch keeps them."""
+    def follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """The running statistics, as torch keeps them, after `count` values a channel with this mean and variance (C,),
+        not corrected."""
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
 
 
 class GlobalBatchNorm1d(OverProcesses, nn.BatchNorm1d):
