@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from builders import REPOSITORY
 from safetensors.torch import load_file
 from tiny_towers import tiny
 from training_runs import typed
 
 import training
 from training.models.backbones import TOWERS
+from training.settings.backbone_rows import BACKBONE_SETTINGS
 
 UNMASKED = ("weights.mpm=0", "weights.lg_align=0")
 RECIPES = {  # recipe -> keys without which a backbone without tokens is refused
@@ -95,3 +98,14 @@ def test_what_does_not_go_with_a_backbone_is_one_line(shards, tmp_path) -> None:
     one = ("points.backbone=pointnet_tnet", *UNMASKED, "optimizer.batch_size=1")
     said = refused(*one, code=3).splitlines()[-1]
     assert said == "batch norms learn from two clouds or more, this batch has one: optimizer.batch_size=2 or more"
+
+
+def test_the_page_has_every_backbone_with_its_size() -> None:
+    page = (REPOSITORY / "docs/backbones.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\d+ \| [\d.]+) \|", page, re.MULTILINE))
+    assert rows.keys() >= TOWERS.keys()
+    for backbone, make in TOWERS.items():
+        tower = make(BACKBONE_SETTINGS[backbone](), 8)
+        weights = (*tower.named_parameters(), *tower.classification_head(40).named_parameters())
+        count = sum(weight.numel() for name, weight in weights if name not in ("projection", "own_projection"))
+        assert rows[backbone] == f"{tower.projection.shape[0]} | {count / 1e6:.2f}", backbone
