@@ -198,7 +198,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         towers = {key: changes[key] for key in TOWER_KEYS if key in changes} | {"data": how.changes}
         device = _device(options.device)
         about = (device, options.precision, options.recipe, lambda lines: console.print(*lines, sep="\n"))
-        opened = open_judged(source, options.shards, towers, *about)
+        opened = open_judged(source, options.shards, towers, *about, options.other_neighbours)
     with _objects_bar(console) as on_progress:
         (found,) = judge([opened], options.shards, options.split, device, how, on_progress)
     if not distributed.leads():
@@ -217,12 +217,14 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
 def _embed(options: argparse.Namespace, console: Console) -> int:
     from training import distributed
     from training.evaluation.embed import embed, require, write
+    from training.evaluation.judged_models import with_points
     from training.weights.checkpoint import open_checkpoint
 
     with distributed.together():
         require(options.out, options.picture)
-        data, device = typed_changes(options)["data"], _device(options.device)
-        checkpoint = open_checkpoint(options.checkpoint)
+        changes, device = typed_changes(options, ("data", "points")), _device(options.device)
+        data, points = changes["data"], changes.get("points", {})
+        checkpoint = with_points(open_checkpoint(options.checkpoint), points, options.other_neighbours)
     with _objects_bar(console) as on_progress:
         how = (options.split, options.who, device, options.per_view, options.workers, data, options.precision)
         found = embed(checkpoint, options.shards, *how, on_progress)

@@ -92,6 +92,7 @@ def _evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--candidates", choices=("subset", "all"), help="with --classes: answers are among these, or among all classes"
     )
+    _add_other_neighbours(evaluate)
     evaluate.add_argument("--without-labels", action="store_true", help="read no label: the label-free analysis alone")
     _add_precision(evaluate)
     evaluate.add_argument("--out", metavar="DIR", help="confusion matrices, histograms and per-class figures")
@@ -102,6 +103,7 @@ def _evaluate(evaluate: argparse.ArgumentParser) -> None:
 def _embed(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("checkpoint", help=A_RUN)
     embed.add_argument("changes", nargs="*", metavar="data.key=value", help="such as data.classes=medium")
+    _add_other_neighbours(embed)
     embed.add_argument("--shards", required=True, help="a finished build; no label is needed")
     embed.add_argument("--out", required=True, metavar="FILE.npz", help="keys, labels and features of every object")
     _add_split(embed)
@@ -225,6 +227,11 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
         choices=("fp32", "bf16", "fp16"),
         help="of the towers; default: as trained on CUDA, fp32 on the CPU",
     )
+
+
+def _add_other_neighbours(command: argparse.ArgumentParser) -> None:
+    words = "keys such as points.k=15 of a run may differ from those it learned with"
+    command.add_argument("--other-neighbours", action="store_true", help=words)
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:

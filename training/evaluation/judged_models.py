@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,10 +15,19 @@ from manifests.errors import Refused
 from manifests.layout import asked_view_set, require_manifest, view_set_names
 from training.evaluation.classifier import load, written_here
 from training.models.clip import is_tag
-from training.settings.fit_recipe import CrossMostRecipe, FitRecipe, PretrainRecipe, read_recipe
+from training.settings.fit_recipe import (
+    DEFAULT_METHOD,
+    CrossMostRecipe,
+    FitRecipe,
+    PretrainRecipe,
+    read_recipe,
+    recipe_kinds,
+)
+from training.settings.from_plugins import backbone_of
 from training.settings.model import Precision
 from training.settings.prompts import Prompts
 from training.weights.checkpoint import Checkpoint, build_model, open_checkpoint
+from training.weights.grouping import as_asked
 from training.weights.open_models import Opened, as_trained, open_models, rest, text_prompts
 from training.weights.pretrained import HUB, Loaded, read_source
 from training.weights.run_folder import MODEL
@@ -45,20 +54,23 @@ def open_judged(
     precision: Precision | None = None,
     recipe: str = "",
     say: Callable[[list[str]], None] = lambda lines: None,
+    other_neighbours: bool = False,
 ) -> Opened:
     """Opens a run, a checkpoint or a file of `Classifier.save`, which bring their towers; or weights that do not.
 
     source: a path, or of weights also `hf-hub:...`, a tag of open_clip for image.model, or MODEL:TAG; empty where
     `init.*` among the changes names all. changes: keys of TOWER_KEYS and of `data`. recipe: one whose towers, weights
     and data are used where no change says otherwise; by default the full-size towers, without weights. say: is given
-    lines about the weights. Raises Refused naming the key that is missing or does not fit.
+    lines about the weights. other_neighbours: as of `with_points`. Raises Refused naming the key that is missing or
+    does not fit.
     """
-    path, base = Path(source), _base(recipe)
+    path, base = Path(source), _base(recipe, changes)
     bare = not source or path.is_file() or source.startswith(HUB) or _tag(source, base, changes) is not None
     own = path.is_file() and written_here(path)
     if bare and not own:
         return _open_bare(source, shards, changes, base, bool(recipe), device, precision, say)
-    given = [f"{key}=..." for key in TOWER_KEYS if key in changes] + (["--recipe"] if recipe else [])
+    keys = TOWER_KEYS if own else TOWER_KEYS[:-1]  # a checkpoint's points can be given other neighbours
+    given = [f"{key}=..." for key in keys if key in changes] + (["--recipe"] if recipe else [])
     if given:
         raise Refused(f"{given[0]} is for weights without a run: {source} brings its own towers")
     if not path.exists():
@@ -68,7 +80,8 @@ def open_judged(
             f"image.model={model}"
         )
     if not own:
-        return open_models(open_checkpoint(source), precision=precision, device=device)
+        checkpoint = with_points(open_checkpoint(source), changes.get("points", {}), other_neighbours)
+        return open_models(checkpoint, precision=precision, device=device)
     found = load(path, device=device)
     precision = as_trained(found.checkpoint.recipe, device, precision)
     rest([found.model], precision)
@@ -76,10 +89,19 @@ def open_judged(
     return Opened(found.checkpoint, {"student": found.model}, found.text, precision, True, prompts)
 
 
-def _base(recipe: str) -> dict[str, Value]:
-    """Plain values of what a recipe says of towers, weights, data and prompts."""
+def with_points(checkpoint: Checkpoint, points: dict[str, Value], asked: bool) -> Checkpoint:
+    """A checkpoint judged with other neighbours of points than it learned with, where --other-neighbours asks for it.
+    Raises Refused as `as_asked` does."""
+    return replace(checkpoint, recipe=as_asked(checkpoint.recipe, points, asked, str(checkpoint.folder)))
+
+
+def _base(recipe: str, changes: dict[str, Value]) -> dict[str, Value]:
+    """Plain values of what a recipe says of towers, weights, data and prompts, without the keys of another backbone
+    than the changes name."""
     found: FitRecipe = read_recipe(recipe, {}) if recipe else CrossMostRecipe()
     values = found.model_dump(mode="json", include={*TOWER_KEYS, "data", "seed", "precision"})
+    if backbone_of(merge(values, changes), "evaluate") != found.points.backbone:
+        del values["points"]
     return values | {"prompts": list(text_prompts(found))}
 
 
@@ -106,7 +128,7 @@ def _open_bare(
         if both := named[table].keys() & changes.get(table, {}).keys():
             raise Refused(f"{table}.{min(both)}={changes[table][min(both)]}: {source} says it already")
     data = _data(shards, merge(base["data"], changes.get("data", {})), changes.get("data", {}), from_recipe)
-    recipe = parse_recipe(CrossMostRecipe, merge(merge(base, changes), named) | {"data": data}, "evaluate")
+    recipe = _as_recipe(merge(merge(base, changes), named) | {"data": data})
     what = source or "init.*"
     if not (recipe.init.all or recipe.init.image or recipe.image.pretrained):
         raise Refused(
@@ -135,10 +157,16 @@ def _named(source: str, base: dict[str, Value], changes: dict[str, Value]) -> di
     if (found := _tag(source, base, changes)) is not None:
         model, tag = found
         return {"init": {"image": tag}} | ({"image": {"model": model}} if ":" in source else {})
-    settings = parse_recipe(CrossMostRecipe, merge(base, changes), "evaluate")
+    settings = _as_recipe(merge(base, changes))
     weights = read_source("init.all", source, settings.image, settings.init.take)
     held = [part for part in ("image", "points") if weights.below(f"{part}.")]
     return {"init": {held[0] if len(held) == 1 else "all": source}}
+
+
+def _as_recipe(values: dict[str, Value]) -> CrossMostRecipe:
+    """A recipe of these towers, of any backbone: no loss is computed, so those of tokens, which it may lack, are 0."""
+    kind = recipe_kinds(backbone_of(values, "evaluate"))[DEFAULT_METHOD]
+    return cast(CrossMostRecipe, parse_recipe(kind, values | {"weights": {"mpm": 0, "lg_align": 0}}, "evaluate"))
 
 
 def _data(shards: str, data: dict[str, Value], asked: dict[str, Value], from_recipe: bool) -> dict[str, Value]:

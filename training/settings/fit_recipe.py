@@ -108,9 +108,12 @@ class FitRecipe(Settings):
     @model_validator(mode="after")
     def _batch_norm_of_whole_batches(self) -> FitRecipe:
         if self.optimizer.accumulate > 1 and self.points.learns_batch_norms:
+            bert = isinstance(self.points, PointSettings)
+            whose = "a trained tokenizer" if bert else f"points.backbone={self.points.backbone}"
+            other = "; use points.freeze_tokenizer=true, or activation_checkpointing=true" if bert else ""
             raise ValueError(
-                f"optimizer.accumulate={self.optimizer.accumulate}: the batch norms of a trained tokenizer need the "
-                "whole batch at once; use points.freeze_tokenizer=true, or activation_checkpointing=true"
+                f"optimizer.accumulate={self.optimizer.accumulate}: the batch norms of {whose} need the "
+                f"whole batch at once{other}"
             )
         return self
 

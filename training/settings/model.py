@@ -107,11 +107,6 @@ class PointSettings(BackboneSettings):
         return not self.freeze_tokenizer
 
 
-BACKBONE_SETTINGS: dict[str, type[BackboneSettings]] = {  # towers: training/models/backbones.py
-    "point_bert": PointSettings,
-}
-
-
 class InitSettings(Settings):
     """Weights to begin with. Each is a path (a file, a run of ours, one of its checkpoints) or
     `hf-hub:owner/repository[@revision][/file]`; `image` may also be an open_clip tag. Kinds of files:
@@ -122,7 +117,9 @@ class InitSettings(Settings):
     text tower, logit scale. points: point tower, which without begins at random. take: the model to take from
     a file that holds both (released code evaluates its student). other_space: points whose projection is aligned to
     another image tower than this run's, such as ULIP's to SLIP's, are refused, kept as they are, or get a random
-    projection. classifier: made from `text`, or taken from the `file` of `all`, for the same classes in the same order.
+    projection. other_neighbours: points that learned with other neighbours than this recipe's (points.k, radii,
+    sub-clouds: no weight shows them) are refused, or kept as they are. classifier: made from `text`, or taken from the
+    `file` of `all`, for the same classes in the same order.
     """
 
     all: str = ""
@@ -130,4 +127,5 @@ class InitSettings(Settings):
     points: str = ""
     take: Who = "student"
     other_space: Literal["refuse", "keep", "drop"] = "refuse"
+    other_neighbours: Literal["refuse", "keep"] = "refuse"
     classifier: Literal["text", "file"] = "text"

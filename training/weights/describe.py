@@ -11,9 +11,11 @@ from torch import Tensor
 
 from manifests.plain_text import number_of
 from training.settings.model import Who
+from training.weights.formats import WeightsFile
 from training.weights.grouping import Grouping, grouping_of
+from training.weights.network_names import names_of
 from training.weights.pretrained import read_path, some
-from training.weights.tensor_names import DVAE, KINDS, OTHER_TOWERS
+from training.weights.tensor_names import DVAE, KINDS, OTHER_TOWERS, POINT_NETWORK
 
 _SIZES = {  # tower -> size -> a tensor and its axis
     "image": {
@@ -47,12 +49,13 @@ def describe(path: str, who: Who = "student") -> dict[str, Any]:
         inside = weights.below(f"{part}.")
         if inside:
             towers[part] = {"tensors": len(inside), "parameters": _count(inside.values())} | _sizes(part, inside)
-            missing += [] if weights.kind == DVAE else [f"{part}.{name}" for name in _missing(part, inside)]
+            missing += [f"{part}.{name}" for name in _missing(weights, part, inside)]
     grouping = grouping_of(weights)
     about: dict[str, Any] = {
         "path": path,
         "kind": weights.kind,
         "what": KINDS[weights.kind],
+        "backbone": weights.backbone if weights.kind == POINT_NETWORK else None,
         "space": weights.space,
         "usable": weights.kind not in OTHER_TOWERS,
         "reason": OTHER_TOWERS.get(weights.kind, ""),
@@ -73,9 +76,11 @@ def in_words(about: dict[str, Any]) -> list[str]:
     if not about["usable"]:
         return [*lines, f"  not usable here: {about['reason']}"]
     for part, holds in about["towers"].items():
-        sizes = ", ".join(f"{name} {value}" for name, value in holds.items() if name not in ("tensors", "parameters"))
+        sizes = "".join(f", {name} {value}" for name, value in holds.items() if name not in ("tensors", "parameters"))
+        sizes += f", points.backbone={about['backbone']}" if about["backbone"] else ""
         keys = {"image": "init.image", "points": "init.points", "text": "with init.image"}[part]
-        lines.append(f"  {part} tower: {holds['tensors']} tensors, {holds['parameters']:,} numbers; {sizes} ({keys})")
+        counted = f"{holds['tensors']} tensors, {holds['parameters']:,} numbers"
+        lines.append(f"  {part} tower: {counted};{sizes.removeprefix(',')} ({keys})")
     if about["grouping"]:
         lines.append(f"  points learned from {Grouping(**about['grouping'])}")
     lines.append(f"  embedding space: {about['space']}")
@@ -90,8 +95,14 @@ def in_words(about: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _missing(part: str, inside: dict[str, Tensor]) -> list[str]:
+def _missing(weights: WeightsFile, part: str, inside: dict[str, Tensor]) -> list[str]:
     """What a tower needs and a file does not hold: first tensors, and those that its other blocks have."""
+    if weights.kind == POINT_NETWORK:
+        known = names_of(weights.backbone)
+        needed = {known.ours(name) for name in known.tower if not name.endswith("num_batches_tracked")}
+        return sorted(needed - set(inside))
+    if weights.kind == DVAE:
+        return []
     below, first = _BELOW[part], _BLOCKS[part]
     if any(name.startswith(("visual.trunk.", "clip.text.")) for name in inside):
         return []  # towers of timm and their text towers have other names

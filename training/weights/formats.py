@@ -16,7 +16,8 @@ from torch import Tensor
 
 from manifests.errors import Refused
 from training.models.clip import SPACES
-from training.settings.model import Who
+from training.settings.model import DEFAULT_BACKBONE, Who
+from training.weights.network_names import names_of, network_of
 from training.weights.safe_load import _SIZES_OF_CLIP, read_tensors
 from training.weights.tensor_names import (
     DVAE,
@@ -26,6 +27,7 @@ from training.weights.tensor_names import (
     OPENSHAPE,
     OURS,
     POINT_BERT,
+    POINT_NETWORK,
     RELEASED,
     SLIP,
     TRANSFORMERS,
@@ -42,7 +44,8 @@ class WeightsFile:
     `logit_scale`.
 
     left_over: tensors without a place in our towers, by their names in the file. projection: (D, E) of the image tower
-    that the embedding space belongs to, if the file holds it; space says the same in words.
+    that the embedding space belongs to, if the file holds it; space says the same in words. backbone: the value of
+    points.backbone for the points of other people's files.
     """
 
     path: str
@@ -51,6 +54,7 @@ class WeightsFile:
     tensors: dict[str, Tensor]
     left_over: tuple[str, ...]
     projection: Tensor | None = None
+    backbone: str = DEFAULT_BACKBONE
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         """The tensors of one tower, by their names inside it."""
@@ -79,13 +83,14 @@ def read_weights_file(path: str | Path, who: Who = "student") -> WeightsFile:
             "of the same weights (open_clip_model.safetensors or open_clip_pytorch_model.bin), OpenAI's .pt, or a tag "
             "of open_clip (init.image=openai)"
         )
-    tensors, left_over = _rename(kind, given)
+    backbone = network_of(given) if kind == POINT_NETWORK else DEFAULT_BACKBONE
+    tensors, left_over = _of_network(backbone, given) if kind == POINT_NETWORK else _rename(kind, given)
     for name, dims in (("logit_scale", None), ("classifier", 2)):
         value = tensors.get(name)
         if value is not None and (value.numel() != 1 if dims is None else value.ndim != dims):
             raise Refused(f"{path}: {name} is {tuple(value.shape)}")
     require_finite(tensors, path)
-    return WeightsFile(str(path), kind, _space(kind, given), tensors, left_over, _projection(kind, given))
+    return WeightsFile(str(path), kind, _space(kind, given), tensors, left_over, _projection(kind, given), backbone)
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -118,6 +123,15 @@ def _rename(kind: str, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], tup
         else:
             left_over.append(name)
     return tensors, tuple(left_over)
+
+
+def _of_network(backbone: str, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """As `_rename`, of a point network. Of a tensor with two names the name that ours has is taken."""
+    known = names_of(backbone)
+    ours = {name: known.ours(name) for name in given}
+    again = {name for name in given if known.only(name) != name and known.only(name) in given}
+    tensors = {f"points.{our}": given[name] for name, our in ours.items() if our and name not in again}
+    return tensors, tuple(name for name, our in ours.items() if not our)
 
 
 def _ours(name: str) -> str:
@@ -192,7 +206,7 @@ def _space(kind: str, given: dict[str, Tensor]) -> str:
     """In words, to which image tower a file's features are aligned."""
     if kind == ULIP:
         return "SLIP's ViT-B/16" if "visual.cls_token" in given else "an image tower that the file does not hold"
-    if kind in (POINT_BERT, DVAE):
+    if kind in (POINT_BERT, DVAE, POINT_NETWORK):
         return "an image tower that the file does not hold" if "pc_projection" in given else "none"
     names = {
         ULIP2: "open_clip's ViT-bigG-14",

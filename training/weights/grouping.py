@@ -7,7 +7,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from manifests.config import Value, merge, parse_recipe
 from manifests.errors import Refused
+from training.models.backbones import point_tower
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import PointSettings
 from training.weights.formats import WeightsFile
@@ -15,6 +19,7 @@ from training.weights.run_folder import recipe_of_file
 from training.weights.tensor_names import DVAE, OURS, POINT_BERT, RELEASED, ULIP, ULIP2
 
 log = logging.getLogger(__name__)
+IN_WEIGHTS = ("backbone", "tokenizer_widths", "tokenizer_width", "width", "depth", "heads")  # of points.*, by name
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,47 @@ def hold_grouping(what: str, weights: WeightsFile, recipe: FitRecipe) -> None:
     if then == now:
         return
     regrouped = (then.groups, then.size) != (now.groups, now.size)
-    if regrouped and weights.kind == OURS:
+    if regrouped and weights.kind == OURS and recipe.init.other_neighbours == "refuse":
         raise Refused(
             f"{what} learned from {then.groups} groups of {then.size} points, this recipe has {now.groups} of "
-            f"{now.size}: {then.keys} goes on with its own"
+            f"{now.size}: {then.keys} goes on with its own, init.other_neighbours=keep with these"
         )
     own = f"; its own are {then.keys}" if regrouped else ""
     log.warning("%s learned from %s, this recipe has %s%s%s", what, then, now, _reach(now, then), own)
+
+
+def as_asked(recipe: FitRecipe, points: dict[str, Value], asked: bool, what: str) -> FitRecipe:
+    """The recipe of a checkpoint, with the keys of `points` that a command gives: they say which points a layer sees.
+
+    asked: whether --other-neighbours was said. Raises Refused without it, and for a key that the weights depend on.
+    """
+    if not points:
+        return recipe
+    values = recipe.model_dump(mode="json")
+    then = values["points"]
+    changed = parse_recipe(type(recipe), merge(values, {"points": points}), what)
+    for key, now in changed.points.model_dump(mode="json").items():
+        if now == then[key]:
+            continue
+        if not shows_in_no_weight(recipe, key, now):
+            raise Refused(f"points.{key}={now}: {what} has points.{key}={then[key]}, on which its weights depend")
+        if not asked:
+            raise Refused(
+                f"points.{key}={now}: {what} learned with points.{key}={then[key]}; --other-neighbours judges it with "
+                "others"
+            )
+        log.warning("points.%s=%s: %s learned with %s", key, now, what, then[key])
+    return changed
+
+
+def shows_in_no_weight(recipe: FitRecipe, key: str, value: Value) -> bool:
+    """Whether weights of a recipe fit the same tower with another value of a key of `points`."""
+    if key in IN_WEIGHTS:
+        return False
+    other = recipe.points.model_copy(update={key: value})
+    with torch.random.fork_rng(devices=[]):
+        shapes = [{n: v.shape for n, v in point_tower(each, 1).state_dict().items()} for each in (recipe.points, other)]
+    return shapes[0] == shapes[1]
 
 
 def warn_of_other_clouds(recipe: FitRecipe, num_points: int) -> None:

@@ -6,6 +6,7 @@ tensor that does not fit.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,11 +36,12 @@ from training.models.point_backbone import PointBackbone
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import DEFAULT_BACKBONE, ImageSettings, InitSettings, PointSettings, Who
 from training.weights.formats import WeightsFile, below, read_weights_file, require_finite
-from training.weights.grouping import hold_grouping
+from training.weights.grouping import IN_WEIGHTS, hold_grouping, shows_in_no_weight
 from training.weights.run_folder import MODEL, TEACHER, TEXT, last_step, recipe_of_file
 from training.weights.safe_load import read_tensors
-from training.weights.tensor_names import DVAE, KINDS, OPEN_CLIP, OPENAI, OTHER_TOWERS, OURS, RELEASED
+from training.weights.tensor_names import DVAE, KINDS, OPEN_CLIP, OPENAI, OTHER_TOWERS, OURS, POINT_NETWORK, RELEASED
 
+log = logging.getLogger(__name__)
 HUB = "hf-hub:"
 _HUB_FILES = (  # the last two are of transformers where a repository has no other: they are refused by that name
     "open_clip_model.safetensors",
@@ -51,7 +53,7 @@ _HUB_FILES = (  # the last two are of transformers where a repository has no oth
 _READ_HERE = 3  # the first ones
 _SIZES = {  # keys that the weights depend on; not all of them show in a shape
     "image": ("model", "stem", "image_size"),
-    "points": ("backbone", "tokenizer_widths", "tokenizer_width", "width", "depth", "heads"),
+    "points": IN_WEIGHTS,
 }
 _OPTIONAL = {  # what pre-trained towers of others do not have; it keeps its random start
     "image": ("mask_token", "ln_patch.", "decoder."),
@@ -124,6 +126,7 @@ def initial_towers(recipe: FitRecipe) -> Towers:
             weights = read_source(key, source, settings, init.take)
             if "image" in parts and weights.kind in (OPENAI, RELEASED):
                 refuse_gelu(settings.model, f"{key}={source} ({KINDS[weights.kind]})")
+            _refuse_other_backbone(f"{key}={source} ({KINDS[weights.kind]})", weights, parts, recipe)
             _refuse_other_sizes(f"{key}={source}", weights, parts, recipe)
             _take(towers, weights, key, source, parts, init)
             if "points" in parts:
@@ -206,6 +209,19 @@ def _from_hub(key: str, source: str) -> Path:
     raise Refused(f"{key}={source}: not in the hub's cache, and the hub has or gives no such file")
 
 
+def _refuse_other_backbone(what: str, weights: WeightsFile, parts: Iterable[str], recipe: FitRecipe) -> None:
+    """Other people's points are of one network; the weights of ours say theirs in the next check."""
+    own, now = weights.backbone, recipe.points.backbone
+    if "points" not in parts or weights.kind == OURS or not weights.below("points."):
+        return
+    if own != now:
+        raise Refused(f"{what} is of points.backbone={own}, this recipe has points.backbone={now}")
+    if weights.kind == POINT_NETWORK and recipe.points.fewest_points > 1:
+        keys = recipe.points.model_dump(mode="json", exclude={"backbone"})
+        words = " ".join(f"points.{key}={value}" for key, value in keys.items())
+        log.warning("%s does not say from which neighbours of a point it learned; this recipe has %s", what, words)
+
+
 def _refuse_other_sizes(what: str, weights: WeightsFile, parts: Iterable[str], recipe: FitRecipe) -> None:
     """Weights of ours know their sizes: they are compared with the recipe's, also where no shape shows them (heads)."""
     begun = recipe_of_file(Path(weights.path)) if weights.kind == OURS else None
@@ -217,8 +233,14 @@ def _refuse_other_sizes(what: str, weights: WeightsFile, parts: Iterable[str], r
         every = table == "points" and not isinstance(recipe.points, PointSettings)
         for name in now if every else _SIZES[table]:
             old = own.get(name, now[name])
-            if old != now[name]:
-                raise Refused(f"{what} has {table}.{name}={old}, this recipe {now[name]}")
+            if old == now[name]:
+                continue
+            words = f"{what} has {table}.{name}={old}, this recipe {now[name]}"
+            if not every or not shows_in_no_weight(recipe, name, old):
+                raise Refused(words)
+            if recipe.init.other_neighbours == "refuse":
+                raise Refused(f"{words}: init.other_neighbours=keep takes the weights with it")
+            log.warning("%s", words)
 
 
 def _take(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from training.weights.network_names import network_of
+
 OURS, OPENAI, OPEN_CLIP, RELEASED = "ours", "openai_clip", "open_clip", "cross_most_released"
 ULIP, ULIP2, POINT_BERT, DVAE = "ulip", "ulip2", "point_bert", "dvae"
 SLIP, OPENSHAPE, UNI3D, TRANSFORMERS = "slip", "openshape", "uni3d", "transformers"
+POINT_NETWORK = "point_network"
 KINDS = {  # kind -> what it is, in words
     OURS: "a checkpoint of this program",
     OPENAI: "CLIP as OpenAI published it",
@@ -20,6 +23,7 @@ KINDS = {  # kind -> what it is, in words
     OPENSHAPE: "OpenShape's point encoder",
     UNI3D: "Uni3D's point encoder",
     TRANSFORMERS: "CLIP in the format of transformers",
+    POINT_NETWORK: "a point network of its authors",
 }
 OTHER_TOWERS = {  # kinds whose tensors fit no tower of ours, and why
     SLIP: "its image tower is timm's ViT with a bias in the patches and no first norm, not a CLIP ViT",
@@ -55,4 +59,4 @@ def recognise(names: Iterable[str]) -> str:
         return TRANSFORMERS
     if some("visual."):
         return OPENAI if "input_resolution" in names else OPEN_CLIP
-    return ""
+    return POINT_NETWORK if network_of(names) else ""

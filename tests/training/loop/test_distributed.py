@@ -17,7 +17,9 @@ from manifests.errors import Refused, Stopped
 from training import distributed
 from training.data.dataset import open_source
 from training.data.loader import Form, UnlabelledSamples
+from training.models.dgcnn import EdgeConv
 from training.models.global_batch_norm import GlobalBatchNorm1d
+from training.models.nearest import nearest_neighbours
 from training.settings.data import AugmentSettings, DataSettings
 
 ENVIRONMENT = dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
@@ -100,7 +102,9 @@ import json, sys, torch
 from training import distributed as d
 from manifests.errors import Refused, Stopped
 from training.data.sample_index import DamagedShard
+from training.models.dgcnn import EdgeConv
 from training.models.global_batch_norm import GlobalBatchNorm1d
+from training.models.nearest import nearest_neighbours
 
 d.start()
 found = {
@@ -133,6 +137,12 @@ x = (3 + 2 * torch.randn(6, 4, 5, generator=generator, dtype=torch.float64)).req
 half = slice(3 * d.rank(), 3 * d.rank() + 3)
 (norm(x[half]).pow(3).sum() / d.world()).backward()
 found["norm"] = [x.grad[half].tolist(), norm.running_mean.tolist(), norm.running_var.tolist()]
+torch.manual_seed(0)
+conv, clouds = EdgeConv(3, 4).double(), torch.randn(6, 9, 3, dtype=torch.float64)
+edges = conv(clouds[half], nearest_neighbours(clouds[half], 4))
+edges.pow(3).sum().backward()
+found["edges"] = [edges.tolist(), conv.get_submodule("0").weight.grad.tolist(), conv.norm.running_mean.tolist()]
+found["edges"].append(conv.norm.running_var.tolist())
 everybody = d.gather_values(found)
 if d.leads():
     print("FOUND", json.dumps(everybody), file=sys.stderr)
@@ -199,6 +209,19 @@ def test_batch_norm_over_processes_is_that_of_the_whole_batch(primitives) -> Non
         torch.testing.assert_close(gradient, gradients[0][3 * number : 3 * number + 3])
         torch.testing.assert_close(mean, norm.running_mean)
         torch.testing.assert_close(variance, norm.running_var)
+
+
+def test_an_edge_convolution_over_processes_is_that_of_the_whole_batch(primitives) -> None:
+    torch.manual_seed(0)
+    conv, clouds = EdgeConv(3, 4).double(), torch.randn(6, 9, 3, dtype=torch.float64)
+    edges = conv(clouds, nearest_neighbours(clouds, 4))
+    edges.pow(3).sum().backward()
+    found = [[torch.tensor(value, dtype=torch.float64) for value in each["edges"]] for each in primitives]
+    torch.testing.assert_close(torch.cat([each[0] for each in found]), edges)
+    torch.testing.assert_close(found[0][1] + found[1][1], conv.get_submodule("0").weight.grad)
+    for each in found:
+        torch.testing.assert_close(each[2], conv.norm.running_mean)
+        torch.testing.assert_close(each[3], conv.norm.running_var)
 
 
 def test_alone_nothing_is_exchanged() -> None:

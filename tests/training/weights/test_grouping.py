@@ -55,7 +55,7 @@ def test_weights_of_ours_that_are_grouped_otherwise_are_refused(run, shards, tmp
     kind = "(a checkpoint of this program)"
     assert line == (
         f"{key}={source} {kind} learned from 24 groups of 12 points, this recipe has 16 of 18: points.groups=24 "
-        "points.group_size=12 goes on with its own"
+        "points.group_size=12 goes on with its own, init.other_neighbours=keep with these"
     )
     assert not (tmp_path / "run").exists()
 

@@ -1,0 +1,13 @@
+"""The keys of each backbone of the point tower, by the name that `points.backbone` has."""
+
+from __future__ import annotations
+
+from training.settings.model import BackboneSettings, PointSettings
+from training.settings.point_networks import DgcnnSettings, PointNetSettings, TransformedPointNetSettings
+
+BACKBONE_SETTINGS: dict[str, type[BackboneSettings]] = {  # towers: training/models/backbones.py
+    "point_bert": PointSettings,
+    "pointnet": PointNetSettings,
+    "pointnet_tnet": TransformedPointNetSettings,
+    "dgcnn": DgcnnSettings,
+}
