@@ -1,7 +1,7 @@
 """The backbones of the point tower by name (`points.backbone`), ours and those of plugins.
 
-A new one of ours is a file here with a PointBackbone, a row in TOWERS, and in training/settings/model.py its keys and a
-row in BACKBONE_SETTINGS.
+A new one of ours is a file here with a PointBackbone, a row in TOWERS, and in training/settings the class of its keys
+and a row in BACKBONE_SETTINGS (backbone_rows.py).
 """
 
 from __future__ import annotations
@@ -14,10 +14,21 @@ from torch.nn import Parameter
 from manifests.errors import Refused
 from training.models.point_backbone import PointBackbone
 from training.models.point_bert import PointTower
+from training.models.pointmlp import PointMlp
+from training.models.pointnet2 import MultiScalePointNet2, PointCmtPointNet2, SingleScalePointNet2
+from training.models.rscnn import RelationShapeNet
 from training.settings.from_plugins import backbones
 from training.settings.model import BackboneSettings
 
-TOWERS: dict[str, Callable[[Any, int], PointBackbone]] = {"point_bert": PointTower}
+TOWERS: dict[str, Callable[[Any, int], PointBackbone]] = {
+    "point_bert": PointTower,
+    "pointnet2_ssg": SingleScalePointNet2,
+    "pointnet2_msg": MultiScalePointNet2,
+    "pointnet2_pointcmt": PointCmtPointNet2,
+    "rscnn": RelationShapeNet,
+    "pointmlp": PointMlp,
+    "pointmlp_elite": PointMlp,
+}
 
 
 def point_tower(settings: BackboneSettings, embed_dim: int) -> PointBackbone:

@@ -107,11 +107,6 @@ class PointSettings(BackboneSettings):
         return not self.freeze_tokenizer
 
 
-BACKBONE_SETTINGS: dict[str, type[BackboneSettings]] = {  # towers: training/models/backbones.py
-    "point_bert": PointSettings,
-}
-
-
 class InitSettings(Settings):
     """Weights to begin with. Each is a path (a file, a run of ours, one of its checkpoints) or
     `hf-hub:owner/repository[@revision][/file]`; `image` may also be an open_clip tag. Kinds of files:
