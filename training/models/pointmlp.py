@@ -18,7 +18,7 @@ from training.models.pointnet2 import OverGroups, PointSetBackbone, channels_fir
 from training.settings.point_set_networks import PointMlpSettings
 
 
-class Embedding(nn.Module):
+class PointLayer(nn.Module):
     """One layer, with its norm and a ReLU."""
 
     def __init__(self, incoming: int, width: int) -> None:
@@ -70,7 +70,7 @@ class BeforeMaximum(OverGroups):
 
     def __init__(self, incoming: int, width: int, blocks: int, inner: int) -> None:
         super().__init__()
-        self.transfer = Embedding(2 * incoming, width)
+        self.transfer = PointLayer(2 * incoming, width)
         self.operation = nn.Sequential(*(Residual(width, inner) for _ in range(blocks)))
 
     def forward(self, rows: Tensor, centres: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class PointMlp(PointSetBackbone):
         super().__init__(settings, widths[-1], embed_dim)
         self.settings = s
         inner = [int(width * s.inner) for width in widths[1:]]
-        self.embedding = Embedding(3, s.embedding)
+        self.embedding = PointLayer(3, s.embedding)
         self.local_grouper_list = nn.ModuleList(map(GeometricAffine, widths[:-1]))
         self.pre_blocks_list = nn.ModuleList(map(BeforeMaximum, widths[:-1], widths[1:], s.before, inner))
         self.pos_blocks_list = nn.ModuleList(map(AfterMaximum, widths[1:], s.after, inner))
