@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from training.settings.model import BackboneSettings, PointSettings
 from training.settings.point_networks import DgcnnSettings, PointNetSettings, TransformedPointNetSettings
+from training.settings.point_set_networks import (
+    MultiScaleSettings,
+    PointCmtSettings,
+    PointMlpEliteSettings,
+    PointMlpSettings,
+    RelationShapeSettings,
+    SingleScaleSettings,
+)
 
 BACKBONE_SETTINGS: dict[str, type[BackboneSettings]] = {  # towers: training/models/backbones.py
     "point_bert": PointSettings,
     "pointnet": PointNetSettings,
     "pointnet_tnet": TransformedPointNetSettings,
     "dgcnn": DgcnnSettings,
+    "pointnet2_ssg": SingleScaleSettings,
+    "pointnet2_msg": MultiScaleSettings,
+    "pointnet2_pointcmt": PointCmtSettings,
+    "rscnn": RelationShapeSettings,
+    "pointmlp": PointMlpSettings,
+    "pointmlp_elite": PointMlpEliteSettings,
 }
