@@ -194,6 +194,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
             workers=options.workers,
             changes=changes["data"] | typed_candidates(options, changes),
             prompts=asked_prompts(changes["prompts"]) if "prompts" in changes else (),
+            votes=options.votes,
         )
         towers = {key: changes[key] for key in TOWER_KEYS if key in changes} | {"data": how.changes}
         device = _device(options.device)

@@ -235,6 +235,10 @@ def _open_oracle(path: str, shards: str, manifest: BuildManifest) -> tuple[Check
     about = _same_shards(path, shards, manifest)
     if not about.get("oracle") and not is_supervised(checkpoint.recipe.method):
         raise Refused(f"--oracle {path} was trained without labels (method={checkpoint.recipe.method})")
+    if len(checkpoint.recipe.towers) < 2:
+        raise Refused(
+            f"--oracle {path} trained {checkpoint.recipe.towers[0]} alone: an oracle has supervised.towers=both"
+        )
     return checkpoint, about
 
 
