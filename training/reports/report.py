@@ -39,6 +39,7 @@ from training.plots import curves
 from training.reports import page, prediction_sheet
 from training.reports.evaluation_files import write_files
 from training.reports.page import COLUMNS, NAMES, ORACLE, OURS, ZERO_SHOT
+from training.reports.row_terms import terms_of
 from training.weights.checkpoint import Checkpoint, open_checkpoint, step_folders
 from training.weights.run_folder import read_about
 
@@ -116,6 +117,7 @@ def collect(
     values = _values(opened, rows, labels, manifest.dataset, split)
     if known is not None:
         values["runs"][ORACLE] = _about(str(oracle), *known)
+        values["rows"][ORACLE] = terms_of(known[0].recipe, manifest.dataset, [known[0].recipe.seed])
     on_progress("pictures")
     methods = _methods(opened)
     every = [curves.mean_of_seeds(_legend(each), [run.loss_curves for run in each]) for each in methods.values()]
@@ -222,6 +224,10 @@ def _differ_in_the_seed_alone(one: _OpenRun, other: _OpenRun) -> bool:
 def _methods(runs: Sequence[_OpenRun]) -> dict[str, list[_OpenRun]]:
     """The runs of each row."""
     return {row: [run for run in runs if run.row == row] for row in dict.fromkeys(run.row for run in runs)}
+
+
+def _seeds(runs: Sequence[_OpenRun]) -> list[int]:
+    return [run.last.recipe.seed for run in runs]
 
 
 def _legend(runs: Sequence[_OpenRun]) -> str:
@@ -331,6 +337,8 @@ def _values(
         "analysis": {row: each.result()["analysis"] for row, each in rows.items()},
         "labels_biasedness": _labels_biasedness(some),
         "runs": {run.name: _about(run.path, run.last, run.about) for run in runs},
+        "rows": {ZERO_SHOT: terms_of(runs[0].first.recipe, dataset, [runs[0].first.recipe.seed], "first")}
+        | {row: terms_of(each[0].last.recipe, dataset, _seeds(each)) for row, each in methods.items()},
         "seed": runs[-1].last.recipe.seed,
         "versions": library_versions(*LIBRARIES, "matplotlib"),
     }
