@@ -16,7 +16,8 @@ from manifests.config import names_in
 from pipeline.plan.build_recipe import RECIPES as BUILDS
 from training.settings.fit_recipe import RECIPES, read_recipe
 
-FULL_SIZE = [name for name in names_in(RECIPES) if not name.startswith("small_") and name != "pretrain"]
+LARGE = [name for name in names_in(RECIPES) if not name.startswith("small_")]
+FULL_SIZE = [name for name in LARGE if read_recipe(name, {}).method == "cross_most"]
 LAST = "checkpoints/step-00000002/model.safetensors"
 TABLE_1 = of_header(RECIPES / "tables" / "table_1.toml")
 

@@ -194,6 +194,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
             workers=options.workers,
             changes=changes["data"] | typed_candidates(options, changes),
             prompts=asked_prompts(changes["prompts"]) if "prompts" in changes else (),
+            votes=options.votes,
         )
         towers = {key: changes[key] for key in TOWER_KEYS if key in changes} | {"data": how.changes}
         device = _device(options.device)
@@ -241,6 +242,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from training.reports import terminal
     from training.reports.page import accuracy_table, gain_lines, verdict
     from training.reports.report import collect, write
+    from training.reports.row_terms import term_lines
 
     out = store.local_path(options.out, "--out") if options.out else Path(options.runs[0]).absolute().parent
     with console.status("reading the runs") as status:
@@ -261,7 +263,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
         words = accuracy_table(report.values)
         title = f"{report.values['dataset']} {options.split}, n={report.values['n']}"
         PlainConsole(width=WIDTH).print(terminal.table(title, words.head, words.rows, whole=True))
-        tell(*gain_lines(report.values))
+        tell(*gain_lines(report.values), *term_lines(report.values))
     console.print(str(path))
     return 0
 

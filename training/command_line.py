@@ -93,6 +93,9 @@ def _evaluate(evaluate: argparse.ArgumentParser) -> None:
         "--candidates", choices=("subset", "all"), help="with --classes: answers are among these, or among all classes"
     )
     _add_other_neighbours(evaluate)
+    evaluate.add_argument(
+        "--votes", type=_some, default=1, metavar="N", help="clouds: mean logits of N passes, all but one scaled anew"
+    )
     evaluate.add_argument("--without-labels", action="store_true", help="read no label: the label-free analysis alone")
     _add_precision(evaluate)
     evaluate.add_argument("--out", metavar="DIR", help="confusion matrices, histograms and per-class figures")

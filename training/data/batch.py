@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from training.data.point_augment import strong_clouds, turned_clouds, ulip_clouds, weak_clouds
+from training.data.point_augment import LABELLED, strong_clouds, weak_clouds
 from training.settings.data import AugmentSettings, LabelledAugmentSettings
 
 
@@ -116,7 +116,7 @@ class RawLabelledBatch:
         """The batch on a device."""
         here = _moved(self, device)
         images = normalized(here.images, self.mean, self.deviation)
-        augmented = {"turned": turned_clouds, "ulip": ulip_clouds}[self.augment.labelled_points]
+        augmented = LABELLED[self.augment.labelled_points]
         return LabelledBatch(self.keys, images, augmented(here.points, here.seed), here.label)
 
 

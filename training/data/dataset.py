@@ -21,8 +21,9 @@ from manifests.layout import (
     view_set_names,
     views_tar,
 )
-from manifests.picture_mapping import Statistics, mean_and_deviation
+from manifests.picture_mapping import NORMALIZE, Statistics, mean_and_deviation
 from manifests.plain_text import number_of
+from manifests.presets import AnyViews
 from manifests.records import Record, read_record, record_path
 from training.data.sample_index import Places, places_of
 from training.data.shard_cache import Cache, open_cache
@@ -63,17 +64,24 @@ class Source:
     manifest: of the build, with the candidate classes alone. left_out: number of shapes without views. labels: for each
     class of the build its number among the candidates, or None if it is not a candidate. absent: why an object has no
     shape or no views, by key. pixels: the mean and deviation that normalise its pictures. viewless: objects that the
-    view set skips by its rule (no mesh to draw), whose shapes can be read all the same.
+    view set skips by its rule (no mesh to draw), whose shapes can be read all the same. view_set: None where no picture
+    is asked for; the shards are then those of the shapes alone.
     """
 
     manifest: BuildManifest
-    view_set: ViewSetManifest
+    view_set: ViewSetManifest | None
     shards: tuple[Shard, ...]
     left_out: int
     labels: tuple[int | None, ...]
     absent: dict[str, str]
     pixels: Statistics
     viewless: tuple[Shard, ...] = ()
+
+    @property
+    def preset(self) -> AnyViews:
+        """Of the view set; a source without pictures has none."""
+        assert self.view_set is not None
+        return self.view_set.preset
 
     @property
     def total(self) -> int:
@@ -91,15 +99,21 @@ class _JoinedShard:
     viewless: Shard | None = None
 
 
-def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: Statistics | None = None) -> Source:
+def open_source(
+    shards: str,
+    settings: DataSettings,
+    warn: bool = True,
+    tower: Statistics | None = None,
+    pictures: bool = True,
+) -> Source:
     """Joins the records of a split with those of a view set; reads no tar.
 
-    warn: logs how many objects are left out. tower: the pictures' mean and deviation, or None for the preset's. Raises
-    Refused when there is no build, or it is not finished, or the split, the view set or a record is missing.
+    warn: logs how many objects are left out. tower: the pictures' mean and deviation, or None for the preset's.
+    pictures: else the shapes alone are read, of all objects, and no view set is needed. Raises Refused when there is no
+    build, or it is not finished, or the split, the view set or a record is missing.
     """
     out = store.absolute(shards)
     manifest = require_manifest(out, f"--shards {shards}")
-    view_set = asked_view_set(out, settings.views)
     if not manifest.complete and not settings.allow_incomplete:
         raise Refused(
             f"--shards {shards} is not finished: run its build again, or insist with data.allow_incomplete=true"
@@ -107,18 +121,7 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: S
     if settings.split not in manifest.splits:
         has = ", ".join(manifest.splits)
         raise Refused(f"data.split={settings.split} (of fit; --split of others): {shards} has {has}")
-    if view_set is None:
-        names = ", ".join(view_set_names(out)) or "none"
-        raise Refused(f"data.views={settings.views}: {shards} has no such view set (it has: {names})")
-    if settings.channel not in view_set.preset.channels:
-        has = ", ".join(view_set.preset.channels)
-        raise Refused(f"data.channel={settings.channel}: view set {settings.views} has {has}")
-    if 0 < view_set.preset.num_views < settings.num_views:
-        raise Refused(
-            f"data.num_views={settings.num_views}: view set {settings.views} has {view_set.preset.num_views} views"
-        )
-    if view_set.shapes_hash != manifest.shapes_hash:
-        raise Refused(f"{out}/views/{settings.views} was drawn from other shapes: delete it and draw it again")
+    view_set = _view_set(out, shards, settings, manifest) if pictures else None
     subset = subset_of(out, manifest, settings.split, settings.classes, settings.candidates, settings.objects)
     joined: list[Shard] = []
     viewless: list[Shard] = []
@@ -143,19 +146,37 @@ def open_source(shards: str, settings: DataSettings, warn: bool = True, tower: S
         largest = max(places.size for shard in joined for places in (shard.shapes_places, shard.views_places))
         cache = open_cache(settings.cache, settings.cache_gb, largest)
         joined = [replace(shard, cache=cache) for shard in joined]
-    pixels = mean_and_deviation(settings.channel, view_set.preset, tower)
+    pixels = mean_and_deviation(settings.channel, view_set.preset, tower) if view_set else NORMALIZE["clip"]
     return Source(subset.manifest, view_set, tuple(joined), left_out, subset.labels, absent, pixels, tuple(viewless))
 
 
+def _view_set(out: str, shards: str, settings: DataSettings, manifest: BuildManifest) -> ViewSetManifest:
+    """The view set that the settings name. Raises Refused unless it is there, of these shapes, with what is asked."""
+    view_set = asked_view_set(out, settings.views)
+    if view_set is None:
+        names = ", ".join(view_set_names(out)) or "none"
+        raise Refused(f"data.views={settings.views}: {shards} has no such view set (it has: {names})")
+    if settings.channel not in view_set.preset.channels:
+        has = ", ".join(view_set.preset.channels)
+        raise Refused(f"data.channel={settings.channel}: view set {settings.views} has {has}")
+    if 0 < view_set.preset.num_views < settings.num_views:
+        raise Refused(
+            f"data.num_views={settings.num_views}: view set {settings.views} has {view_set.preset.num_views} views"
+        )
+    if view_set.shapes_hash != manifest.shapes_hash:
+        raise Refused(f"{out}/views/{settings.views} was drawn from other shapes: delete it and draw it again")
+    return view_set
+
+
 def _joined(
-    out: str, manifest: BuildManifest, view_set: ViewSetManifest, settings: DataSettings
+    out: str, manifest: BuildManifest, view_set: ViewSetManifest | None, settings: DataSettings
 ) -> Iterable[_JoinedShard]:
     """`_join` of each shard of the split. From an object store the records of several shards are read at once."""
-    split, hashes = settings.split, (manifest.shapes_hash, view_set.hash)
+    split, hashes = settings.split, (manifest.shapes_hash, view_set.hash if view_set else "")
 
     def join(number: int) -> _JoinedShard:
-        tars = shapes_tar(out, split, number), views_tar(out, settings.views, split, number)
-        return _join(*tars, hashes, settings)
+        views = views_tar(out, settings.views, split, number) if view_set else ""
+        return _join(shapes_tar(out, split, number), views, hashes, settings)
 
     numbers = range(manifest.num_shards[split])
     if not remote.is_url(out):
@@ -165,13 +186,13 @@ def _joined(
 
 
 def _join(shapes: str, views: str, hashes: tuple[str, str], settings: DataSettings) -> _JoinedShard:
-    """Joins two tars by their records. Raises Refused where these disagree.
+    """Joins two tars by their records. Raises Refused where these disagree. views: empty for the shapes alone.
 
     There is no shard where a file is missing and `allow_incomplete` permits that.
     """
     records: list[Record] = []
     absent: dict[str, str] = {}
-    for tar, hash in zip((shapes, views), hashes, strict=True):
+    for tar, hash in [(tar, hash) for tar, hash in zip((shapes, views), hashes, strict=True) if tar]:
         try:
             record = read_record(record_path(tar))
         except ValueError as error:
@@ -185,18 +206,26 @@ def _join(shapes: str, views: str, hashes: tuple[str, str], settings: DataSettin
         records.append(record)
         absent |= {failure.key: f"{failure.stage}: {failure.reason}" for failure in record.failures}
         absent |= {skipped.key: f"{skipped.reason}, which {settings.views} draws" for skipped in record.skipped}
+    if not views:
+        at = _places([records[0]], shapes)[0]
+        return _JoinedShard(Shard(shapes, "", records[0].keys, at, at), absent=absent)
     declared = {f.key for f in records[1].failures} | {s.key for s in records[1].skipped}
     expected = tuple(key for key in records[0].keys if key not in declared)
     if expected != records[1].keys:
         odd = sorted(set(expected) ^ set(records[1].keys)) or ["the order"]
         raise Refused(f"{views} does not fit {shapes}: {odd[0]} differs; draw this view set again")
-    try:
-        places = [places_of(record) for record in records]
-    except (ValueError, TypeError, OverflowError) as error:
-        raise Refused(f"the record of {shapes} or {views} is damaged: {error}") from error
+    places = _places(records, f"{shapes} or {views}")
     kept = [number for number, key in enumerate(records[0].keys) if key not in declared]
     shard = Shard(shapes, views, expected, places[0].only(kept), places[1])
     skipped = {each.key for each in records[1].skipped}
     without = [number for number, key in enumerate(records[0].keys) if key in skipped]
     keys, at = tuple(records[0].keys[number] for number in without), places[0].only(without)
     return _JoinedShard(shard, records[0].count - len(expected), absent, Shard(shapes, "", keys, at, at))
+
+
+def _places(records: list[Record], tars: str) -> list[Places]:
+    """Where samples lie in the tars of these records. Raises Refused naming the tars where one is damaged."""
+    try:
+        return [places_of(record) for record in records]
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Refused(f"the record of {tars} is damaged: {error}") from error

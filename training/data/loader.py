@@ -28,6 +28,7 @@ from training.data.decode import cloud_of, num_views, picture_of
 from training.data.image_augment import StrongPicture, image_mask
 from training.data.image_augment import weak_picture as make_weak_picture
 from training.data.labels import label_of
+from training.data.point_augment import pool_of
 from training.data.reader_processes import Readers, this_reader
 from training.data.sample_index import DamagedShard, naming
 from training.data.sampler import EpochOrder, Given, Range, epoch_ranges
@@ -96,8 +97,13 @@ class EpochSamples(IterableDataset[Any]):
     @property
     def batch_bytes(self) -> int:
         """Bytes of a batch on its way from a reader: its pictures and clouds; the rest is negligible."""
-        pictures = len(self.pictures) * 3 * self.form.image_size**2
-        return self.batch_size * (pictures + self.settings.num_points * 3 * np.float32().nbytes)
+        pictures = len(self.pictures) * 3 * self.form.image_size**2 if self.source.view_set else 0
+        return self.batch_size * (pictures + self.num_points * 3 * np.float32().nbytes)
+
+    @property
+    def num_points(self) -> int:
+        """How many points of a stored cloud are read."""
+        return self.settings.num_points
 
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         """One sample: `key` and the arrays of its batch by name, pictures (..., H, W, 3)."""
@@ -113,11 +119,11 @@ class EpochSamples(IterableDataset[Any]):
 
     def _picture(self, drawn: Drawn) -> np.ndarray:
         with naming(drawn.shard.views, drawn.views.key):
-            return picture_of(drawn.views, drawn.view, self.settings.channel, self.source.view_set.preset)
+            return picture_of(drawn.views, drawn.view, self.settings.channel, self.source.preset)
 
     def _cloud(self, drawn: Drawn) -> np.ndarray:
         with naming(drawn.shard.shapes, drawn.shape.key):
-            return cloud_of(drawn.shape, self.settings.num_points, drawn.rng)
+            return cloud_of(drawn.shape, self.num_points, drawn.rng)
 
     def set_epoch(self, epoch: int, given: Given = ()) -> None:
         """Chooses an epoch: its order, its draws, and the batches of it that were given before a break.
@@ -174,7 +180,7 @@ class EpochSamples(IterableDataset[Any]):
 
     def _read(self, epoch: int, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
         """(position, object) for ascending positions in the concatenated ranges, so that tars are read forwards."""
-        views_draw = _ViewDraw(self.seed, epoch, self.settings)
+        views_draw = _ViewDraw(self.seed, epoch, self.settings if self.source.view_set else None)
         pieces, position = [], 0
         for piece in ranges:
             size = piece.stop - piece.start
@@ -200,9 +206,9 @@ def _batches(given: Given) -> int:
 
 
 class _ViewDraw:
-    """Draws the view of an object before its pictures are read, so that no other picture is."""
+    """Draws the view of an object before its pictures are read, so that no other picture is; none without settings."""
 
-    def __init__(self, seed: int, epoch: int, settings: DataSettings) -> None:
+    def __init__(self, seed: int, epoch: int, settings: DataSettings | None) -> None:
         self._seed, self._epoch, self._settings = seed, epoch, settings
         self._drawn: dict[str, tuple[int, np.random.Generator, str]] = {}
 
@@ -212,6 +218,8 @@ class _ViewDraw:
     def _draw(self, views: Sample) -> tuple[int, np.random.Generator, str]:
         if views.key not in self._drawn:
             rng = generator(self._seed, self._epoch, views.key)
+            if self._settings is None:
+                return self._drawn.setdefault(views.key, (0, rng, ""))
             used = self._settings.views_of(num_views(views))
             view = used[int(rng.integers(len(used)))]
             self._drawn[views.key] = view, rng, view_member(view, self._settings.channel, "")
@@ -250,30 +258,43 @@ class UnlabelledSamples(EpochSamples):
 class SupervisedSamples(EpochSamples):
     """One picture, weak or strong by equal chance; a cloud as stored with a seed; the label: RawLabelledBatch.
 
-    For pre-training on a source domain and for supervised training. Samples, their order and their views are those of
-    UnlabelledSamples; an object without a label raises DamagedShard naming it.
+    Where the source has no pictures, a batch has none: (B, 0, 3, S, S). For pre-training on a source domain and for
+    supervised training. Samples, their order and their views are those of UnlabelledSamples; an object without a label
+    raises DamagedShard naming it.
     """
 
     batch = RawLabelledBatch
     pictures = ("images",)
     augment: LabelledAugmentSettings
 
+    @property
+    def num_points(self) -> int:
+        """RS-CNN's clouds are drawn from a larger part of the stored one."""
+        return pool_of(self.settings.num_points) if self.augment.labelled_points == "rscnn" else super().num_points
+
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         return suffix in (POINTS, JSON)
 
+    def _pictures(self, drawn: Drawn) -> np.ndarray:
+        """uint8 (1, S, S, 3), or (0, S, S, 3) where the source has no pictures."""
+        size = self.form.image_size
+        if self.source.view_set is None:
+            return np.zeros((0, size, size, 3), np.uint8)
+        picture = self._picture(drawn)
+        strong = drawn.rng.random() < 0.5
+        return (self._strong(picture, drawn.rng) if strong else make_weak_picture(picture, size))[None]
+
     def _make(self, drawn: Drawn) -> dict[str, Any]:
-        picture, points, rng = self._picture(drawn), self._cloud(drawn), drawn.rng
+        points = self._cloud(drawn)
         with naming(drawn.shard.shapes, drawn.shape.key):
             label = label_of(drawn.shape, self.source)
         if label is None:
             raise DamagedShard(f"{drawn.shard.shapes}: {drawn.shape.key}: no label, which supervised training needs")
-        strong = rng.random() < 0.5
-        picture = self._strong(picture, rng) if strong else make_weak_picture(picture, self.form.image_size)
         return {
             "key": drawn.shape.key,
-            "images": picture[None],
+            "images": self._pictures(drawn),
             "points": points,
-            "seed": rng.integers(2**63),
+            "seed": drawn.rng.integers(2**63),
             "label": np.int64(label),
         }
 

@@ -1,4 +1,4 @@
-"""Augments point clouds (weak, strong, turned, ULIP's), a whole batch at once on its device.
+"""Augments point clouds (weak, strong, turned, ULIP's, those of networks' authors), a batch at once on its device.
 
 Every draw is a hash of the sample's own seed and a counter, in 64-bit integers: the same on every device and in every
 batch, rank or reader process. Source: Cross-MoST as released, with two corrections: the strong crop really crops
@@ -21,7 +21,8 @@ JITTER_SIGMA, JITTER_LIMIT = 0.01, 0.05
 LARGEST_DROPOUT = 0.875
 NEAREST = 10  # kept points whose mean fills a place (released)
 # Independent streams of draws from one seed.
-WEAK, STRONG, JITTER, POINT = range(4)
+WEAK, STRONG, JITTER, POINT, VOTE = range(5)  # VOTE and all beyond it: one stream a vote
+POOL, OF_POOL = 75, 64  # RS-CNN trains with 1,024 of 1,200 points
 GAMMA, FIRST_FACTOR, SECOND_FACTOR = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
 
@@ -78,6 +79,57 @@ def ulip_clouds(points: Tensor, seed: Tensor) -> Tensor:
     bits = _hashed(seed, POINT, axes.shape[2])
     kept = _thinned(bits, draw[:, 8] * LARGEST_DROPOUT)
     return filled(axes, kept, bits, "repeat")
+
+
+def dgcnn_clouds(points: Tensor, seed: Tensor) -> Tensor:
+    """DGCNN's and PointMLP's: normalised, each axis scaled by U(2/3, 3/2) and shifted by U(-0.2, 0.2), points shuffled.
+
+    points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3).
+    """
+    return _shuffled(_stretched(points, seed), seed, points.shape[1])
+
+
+def rscnn_clouds(points: Tensor, seed: Tensor) -> Tensor:
+    """RS-CNN's: as DGCNN's, and of the first `pool_of(N)` stored points a random N.
+
+    points: float32 (B, pool_of(N), 3), in farthest-point order where a build's fps_prefix is as large. seed: int64
+    (B,). Gives (B, N, 3). RS-CNN draws 1,024 of the 1,200 farthest points.
+    """
+    return _shuffled(_stretched(points, seed), seed, points.shape[1] * OF_POOL // POOL)
+
+
+def pool_of(count: int) -> int:
+    """How many stored points RS-CNN's `count` are drawn from: 1,200 for 1,024."""
+    return -(-count * POOL // OF_POOL)
+
+
+def pointnet2_clouds(points: Tensor, seed: Tensor) -> Tensor:
+    """Those of PyTorch's PointNet and PointNet++ (YX): normalised, thinned, scaled and shifted.
+
+    A share of U(0, 0.875) of the points become copies of the first, in their places; scale U(0.8, 1.25); shift
+    U(-0.1, 0.1) along each axis. points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3).
+    """
+    draw, axes = uniforms(seed, STRONG, 5), normalized_axes(points)
+    kept = _thinned(_hashed(seed, POINT, axes.shape[2]), draw[:, 4] * LARGEST_DROPOUT)
+    axes = torch.where(kept[:, None], axes, axes[:, :, :1])
+    return _rows(axes * _between(draw[:, 0], 0.8, 1.25)[:, None, None] + _between(draw[:, 1:4], -0.1, 0.1)[:, :, None])
+
+
+def scaled_clouds(points: Tensor, seed: Tensor, vote: int) -> Tensor:
+    """Clouds (B, N, 3) whose axes are scaled by U(0.8, 1.2), drawn anew for each vote (`evaluate --votes`)."""
+    return points * _between(uniforms(seed, VOTE + vote, 3), 0.8, 1.2)[:, None]
+
+
+def _stretched(points: Tensor, seed: Tensor) -> Tensor:
+    """Axes (B, 3, N), normalised, each scaled by U(2/3, 3/2) and shifted by U(-0.2, 0.2)."""
+    draw = uniforms(seed, STRONG, 6)[:, :, None]
+    return normalized_axes(points) * _between(draw[:, :3], 2 / 3, 3 / 2) + _between(draw[:, 3:], -0.2, 0.2)
+
+
+def _shuffled(axes: Tensor, seed: Tensor, count: int) -> Tensor:
+    """Clouds (B, count, 3): a random `count` of the points, in random order."""
+    order = _hashed(seed, POINT, axes.shape[2]).argsort(dim=1)[:, :count]
+    return _rows(axes.gather(2, order[:, None].expand(-1, 3, -1)))
 
 
 def normalized_axes(points: Tensor) -> Tensor:
@@ -221,3 +273,12 @@ def _between(draw: Tensor, low: float, high: float) -> Tensor:
 def _normal(draw: Tensor) -> Tensor:
     """Standard normal numbers of uniform ones."""
     return torch.erfinv(2 * draw - 1) * math.sqrt(2)
+
+
+LABELLED = {  # augment.labelled_points
+    "turned": turned_clouds,
+    "ulip": ulip_clouds,
+    "dgcnn": dgcnn_clouds,
+    "pointnet2": pointnet2_clouds,
+    "rscnn": rscnn_clouds,
+}

@@ -87,17 +87,20 @@ class _Piece:
     def __init__(self, shard: Shard, numbers: Sequence[int]) -> None:
         self.shard, self.numbers = shard, numbers
         self.shapes = _Tar(shard.shapes, shard.shapes_places, numbers, shard.cache)
-        self.views = _Tar(shard.views, shard.views_places, numbers, shard.cache)
-        self.shapes.begin()
-        self.views.begin()
+        self.views = _Tar(shard.views, shard.views_places, numbers, shard.cache) if shard.views else None
+        for tar in self._tars():
+            tar.begin()
+
+    def _tars(self) -> list[_Tar]:
+        return [self.shapes] if self.views is None else [self.shapes, self.views]
 
     @property
     def all_begun(self) -> bool:
-        return self.shapes.all_begun and self.views.all_begun
+        return all(tar.all_begun for tar in self._tars())
 
     def close(self) -> None:
-        self.shapes.close()
-        self.views.close()
+        for tar in self._tars():
+            tar.close()
 
 
 def read_pieces(
@@ -105,7 +108,7 @@ def read_pieces(
     shapes_wanted: Wanted = everything,
     views_wanted: Wanted = everything,
 ) -> Iterator[tuple[Sample, Sample]]:
-    """(shape, views) of samples of joined shards, with their wanted members.
+    """(shape, views) of samples of joined shards, with their wanted members; without views, no member of these.
 
     pieces: shards, each with the ascending numbers of its samples. Raises DamagedShard naming the tar and the key when
     a tar ends early, is damaged or holds another key, Stopped naming the tar when an object store goes on failing.
@@ -118,7 +121,7 @@ def read_pieces(
             for number in piece.numbers:
                 key = piece.shard.keys[number]
                 shape = piece.shapes.read(number, key, shapes_wanted)
-                views = piece.views.read(number, key, views_wanted)
+                views = Sample(key, {}) if piece.views is None else piece.views.read(number, key, views_wanted)
                 if following is None and index + 1 < len(pieces) and piece.all_begun:
                     following = _Piece(*pieces[index + 1])
                 yield shape, views

@@ -100,6 +100,11 @@ def _keys(out: str, split: str, names: frozenset[str], objects: str) -> frozense
     return frozenset(keys)
 
 
+def classes_of(out: str, split: str) -> dict[str, str | None]:
+    """The class of each object of a split, by key. Raises Refused where the build does not say."""
+    return {key: name for key, _, name in _assets(store.join(out, ASSETS), split)}
+
+
 def _assets(path: str, split: str) -> list[tuple[str, str, str | None]]:
     """(key, id, class) of the split's objects. Raises Refused naming the file when it is missing or damaged."""
     try:
@@ -107,7 +112,9 @@ def _assets(path: str, split: str) -> list[tuple[str, str, str | None]]:
     except ValueError as error:
         raise Refused(str(error)) from error
     if data is None:
-        raise Refused(f"{path} is missing, and data.classes and data.objects need it: run the build again")
+        raise Refused(
+            f"{path} is missing, and data.classes, data.objects and data.fraction need it: run the build again"
+        )
     try:
         return [(asset.key, asset.id, asset.class_name) for asset in parse_assets(data) if asset.split == split]
     except ValueError as error:

@@ -39,8 +39,8 @@ LabelOf = Callable[[Shard, Sample], int | None]  # a label, or None to leave the
 class WholeBatch:
     """Unaugmented objects: pictures uint8 (B, V, 3, S, S), clouds float32 (B, N, 3) with centroid 0 and radius 1.
 
-    num_views: of each object; its further pictures are zero. labels: UNKNOWN unless the reader was told to read them.
-    mean, deviation: of RGB in [0, 1].
+    V is 0 where the source has no pictures. num_views: of each object; its further pictures are zero. labels: UNKNOWN
+    unless the reader was told to read them. mean, deviation: of RGB in [0, 1].
     """
 
     keys: tuple[str, ...]
@@ -97,7 +97,7 @@ class SplitReader(IterableDataset[WholeBatch]):
         """Bytes of a batch; where objects differ in their number of views, of a batch with one view each."""
         views = 1
         if self.view_of is None:
-            views = len(self.settings.views_of(max(self.source.view_set.preset.num_views, 1)))
+            views = len(self.settings.views_of(max(self.source.preset.num_views, 1))) if self.source.view_set else 0
         clouds = self.settings.num_points * 3 * np.float32().nbytes
         return self.batch_size * (views * 3 * self.image_size**2 + clouds)
 
@@ -144,10 +144,13 @@ class SplitReader(IterableDataset[WholeBatch]):
         return used if self.view_of is None else [used[self.view_of(views.key, len(used))]]
 
     def _whole(self, shard: Shard, shape: Sample, views: Sample) -> tuple[np.ndarray, np.ndarray]:
-        preset, channel = self.source.view_set.preset, self.settings.channel
+        cloud = whole_cloud(shard, shape, self.settings.num_points)
+        if self.source.view_set is None:
+            return np.zeros((0, self.image_size, self.image_size, 3), np.uint8), cloud
+        preset, channel = self.source.preset, self.settings.channel
         with naming(shard.views, views.key):
             pictures = [weak_picture(picture_of(views, v, channel, preset), self.image_size) for v in self._used(views)]
-        return np.stack(pictures), whole_cloud(shard, shape, self.settings.num_points)
+        return np.stack(pictures), cloud
 
     def _collate(self, found: list[tuple[str, np.ndarray, np.ndarray, int]]) -> WholeBatch:
         keys, views, points, labels = zip(*found, strict=True)

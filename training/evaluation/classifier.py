@@ -43,7 +43,7 @@ from training.weights.checkpoint import (
     refuse_broken_other,
     without_pretrained,
 )
-from training.weights.open_models import text_prompts, warn_of_new_words
+from training.weights.open_models import text_prompts, untaught, warn_of_new_words
 from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about, with_its_plugins
 
 SHOWN = 3  # answers in the line that shows them
@@ -182,7 +182,8 @@ class Classifier:
     def encode_points(self, clouds: Any) -> Tensor:
         """Unit features (B, E) of a cloud (points, 3), a sequence of clouds, or an array (B, points, 3).
 
-        `fit_cloud` prepares each of them.
+        Of a run with supervised.head=own they are the features (B, width) that its head reads. `fit_cloud` prepares
+        each cloud.
 
         >>> import numpy as np, training
         >>> training.load("runs/mine").encode_points([np.eye(3), np.ones((500, 3))]).shape
@@ -304,6 +305,10 @@ class Classifier:
     def _probabilities(self, name: str, feature: Tensor, classes: Sequence[str] | None) -> Tensor:
         """(B, C) of one modality's unit features (B, E)."""
         model = self.model
+        if name in untaught(self.checkpoint.recipe):
+            raise ValueError(f"this run did not train its {name} tower (supervised.towers)")
+        if classes is not None and name == "points":
+            model.refuse_names()
         if classes is None:
             logits = model.image_logits(feature) if name == "image" else model.points_logits(feature)
             return logits.softmax(dim=1).cpu()

@@ -43,10 +43,11 @@ PERPLEXITY = 30.0
 class Embedding:
     """The features of a split by one model.
 
-    image: float32 (N, E), the mean of the unit features of an object's views (of length 1 at most). points: float32
-    (N, E), unit features. num_views: int64 (N,). label: int64 (N,), a number among `classes`, -1 where unknown. views:
-    float32 (N, V, E), the unit features of each view, zero beyond an object's views; None unless asked for. about: what
-    was embedded (dataset, split, who, step, precision).
+    image: float32 (N, E), the mean of the unit features of an object's views (of length 1 at most), without rows where
+    the model was trained without pictures. points: float32 (N, E), unit features; of a network with a head of its own
+    the features that this head reads. num_views: int64 (N,). label: int64 (N,), a number among `classes`, -1 where
+    unknown. views: float32 (N, V, E), the unit features of each view, zero beyond an object's views; None unless asked
+    for. about: what was embedded (dataset, split, who, step, precision).
     """
 
     keys: tuple[str, ...]
@@ -87,7 +88,8 @@ def embed(
     device = device or torch.device("cpu")
     with distributed.together():
         settings = settings_of(checkpoint, split, changes or {})
-        source = open_source(shards, settings, tower=pixel_statistics(checkpoint.recipe))
+        pictures = "image" in checkpoint.recipe.towers
+        source = open_source(shards, settings, tower=pixel_statistics(checkpoint.recipe), pictures=pictures)
         if not source.total:
             raise Refused(f"{shards}: no object in {split}")
         opened = open_models(checkpoint, who, precision, device)
@@ -100,7 +102,7 @@ def embed(
         for batch in reader.batches(settings.workers if workers is None else workers):
             features = features_of(model, batch, device)
             require_finite(batch.keys, features.views, features.points)
-            found = {"image": features.mean(), "points": features.points}
+            found = {"image": features.mean()[: len(batch.keys) if pictures else 0], "points": features.points}
             found |= {"num_views": torch.tensor(batch.num_views), "label": torch.tensor(batch.labels)}
             found |= {"views": features.views} if per_view else {}
             keys += batch.keys
@@ -114,7 +116,7 @@ def embed(
     return Embedding(
         gathered_keys(keys),
         gathered(rows["image"], embed_dim).numpy(),
-        gathered(rows["points"], embed_dim).numpy(),
+        gathered(rows["points"], model.points_width).numpy(),
         num_views.numpy(),
         gathered(rows["label"], dtype=torch.int64).numpy(),
         source.manifest.classes,
@@ -160,14 +162,15 @@ def picture(embedding: Embedding, method: Method, seed: int = 0) -> bytes:
     """PNG: both modalities of up to DRAWN objects in one plane, where near is similar (cosine), coloured by class."""
     order = sorted(range(len(embedding.keys)), key=lambda number: seed_digest(seed, embedding.keys[number]))
     drawn = np.array(sorted(order[:DRAWN]))
-    features = np.concatenate([embedding.image[drawn], embedding.points[drawn]])
+    image = embedding.image[drawn] if len(embedding.image) else embedding.image
+    features = np.concatenate([image, embedding.points[drawn]]) if len(image) else embedding.points[drawn]
     plane = in_plane(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-9), method, seed)
     total, name = len(embedding.keys), {"tsne": "t-SNE", "umap": "UMAP"}[method]
     counted = number_of(total, "object")
     counted = counted if len(drawn) == total else f"{len(drawn):,} of {counted}"
     about = embedding.about
     title = f"{about['dataset']} {about['split']}, step {about['step']}, {about['who']}: {name} of {counted}"
-    return scatter_picture(plane[: len(drawn)], plane[len(drawn) :], embedding.label[drawn], embedding.classes, title)
+    return scatter_picture(plane[: len(image)], plane[len(image) :], embedding.label[drawn], embedding.classes, title)
 
 
 def in_plane(features: np.ndarray, method: Method, seed: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from manifests.rng import seed_digest
 from training import distributed
 from training.data.dataset import Source, open_source
 from training.data.labels import labelled
+from training.data.point_augment import scaled_clouds
 from training.data.whole_split import BATCH, SplitReader, WholeBatch, batch_numbers
 from training.evaluation.features import Features, features_of, gathered, gathered_keys, require_finite
 from training.evaluation.metrics import MODALITIES, PREDICTED, Examined, SplitAnswers, pseudo_label_quality
@@ -49,7 +50,8 @@ class Options:
     every_view: reads all views; else only the one that the column `image` judges. labels: reads labels. workers: reader
     processes; None: data.workers, if that is among `changes`, else 0. precision: of the towers of checkpoints; None: as
     trained on CUDA, fp32 on the CPU. changes: keys of `data` that replace the recipe's, such as classes, candidates,
-    objects, num_views, workers, cache. warn: logs how many objects are left out.
+    objects, num_views, workers, cache. warn: logs how many objects are left out. votes: passes over each cloud: after
+    the first its axes are scaled anew, always from the stored cloud, and logits are averaged.
     """
 
     classes_from_text: bool = False
@@ -60,6 +62,7 @@ class Options:
     changes: dict[str, Value] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
     warn: bool = True
+    votes: int = 1
 
     def prompts_of(self, opened: Opened) -> tuple[str, ...]:
         """The prompts of the classifier to make from text; none where the checkpoint's own classifier answers."""
@@ -102,8 +105,7 @@ def judge(
     with distributed.together():
         columns = PREDICTED if options.every_view else MODALITIES
         opened = [
-            _Examinee(each, tuple(name for name in columns if name not in each.random), options.prompts_of(each))
-            for each in models
+            _Examinee(each, _asked(columns, each.random), options.prompts_of(each), options.votes) for each in models
         ]
         streams = _streams(opened, shards, split, options)
     found: dict[int, Examined] = {}
@@ -118,6 +120,11 @@ def judge(
     return [found[id(each)] for each in opened]
 
 
+def _asked(columns: Sequence[str], random: Sequence[str]) -> tuple[str, ...]:
+    """The columns of towers with trained weights."""
+    return tuple(name for name in columns if name.removesuffix("_star") not in random)
+
+
 def settings_of(checkpoint: Checkpoint, split: str, changes: dict[str, Value]) -> DataSettings:
     """The data settings for judging a checkpoint. Raises Refused for an unknown key of `data`."""
     values = merge(checkpoint.recipe.data.model_dump(mode="json") | {"split": split}, changes)
@@ -128,12 +135,13 @@ def settings_of(checkpoint: Checkpoint, split: str, changes: dict[str, Value]) -
 
 @dataclass
 class _Examinee:
-    """A checkpoint being examined. prompts: of a classifier that text makes, if one does. logits: by model, then a
-    table by column for each batch."""
+    """A checkpoint being examined. prompts: of a classifier that text makes, if one does. votes: as of Options. logits:
+    by model, then a table by column for each batch."""
 
     opened: Opened
     columns: tuple[str, ...]
     prompts: tuple[str, ...] = ()
+    votes: int = 1
     logits: dict[str, list[dict[str, Tensor]]] = field(default_factory=dict)
 
     @property
@@ -151,9 +159,21 @@ class _Examinee:
             if id(model) not in asked:
                 features = features_of(model, batch, device)
                 found = logits_of(model, batch, features, self.checkpoint.recipe.seed, every_view)
+                if self.votes > 1 and "points" in self.columns:
+                    found["points"] = self._voted(model, batch, found["points"])
                 require_finite(batch.keys, *(found[name] for name in self.columns))
                 asked[id(model)] = found
             self.logits.setdefault(who, []).append(asked[id(model)])
+
+    def _voted(self, model: CrossModalModel, batch: WholeBatch, first: Tensor) -> Tensor:
+        """The mean of the points' logits (B, C) over all votes; first: those of the cloud as it is stored."""
+        device = model.classifier.device
+        digests = [seed_digest(self.checkpoint.recipe.seed, key) for key in batch.keys]
+        seed = torch.tensor([int.from_bytes(each[:8], "big", signed=True) for each in digests], device=device)
+        clouds = batch.points.to(device)
+        for vote in range(1, self.votes):
+            first = first + model.points_logits(model.point_features(scaled_clouds(clouds, seed, vote))).cpu()
+        return first / self.votes
 
     def examined(self, source: Source, split: str, keys: tuple[str, ...], label_N: Tensor, labels: bool) -> Examined:
         """The answers in all processes."""
@@ -170,6 +190,7 @@ class _Examinee:
             self.checkpoint.recipe.pseudo_labels,
             self.opened.precision,
             self.prompts,
+            self.votes,
         )
 
     def _answers(self, who: str, label_N: Tensor) -> SplitAnswers:
@@ -205,15 +226,16 @@ class _Stream:
 
 def _streams(opened: list[_Examinee], shards: str, split: str, options: Options) -> list[_Stream]:
     """One stream for all checkpoints that share settings, picture size and, where one view is read, its seed."""
-    alike: dict[tuple[DataSettings, int, int | None, Statistics | None], list[_Examinee]] = {}
+    alike: dict[tuple[DataSettings, int, int | None, Statistics | None, bool], list[_Examinee]] = {}
     for examinee in opened:
         settings = settings_of(examinee.checkpoint, split, options.changes)
         seed = None if options.every_view else examinee.checkpoint.recipe.seed
-        key = settings, examinee.image_size, seed, pixel_statistics(examinee.checkpoint.recipe)
+        tower, pictures = pixel_statistics(examinee.checkpoint.recipe), "image" not in examinee.opened.random
+        key = settings, examinee.image_size, seed, tower, pictures
         alike.setdefault(key, []).append(examinee)
     streams = []
-    for (settings, image_size, seed, tower), examinees in alike.items():
-        source = open_source(shards, settings, options.warn, tower)
+    for (settings, image_size, seed, tower, pictures), examinees in alike.items():
+        source = open_source(shards, settings, options.warn, tower, pictures)
         for examinee in examinees:
             fit_classes(examinee.opened, source, shards, examinee.prompts, bool(settings.classes))
         numbers = batch_numbers(source.total, BATCH, distributed.rank(), distributed.world())
@@ -227,9 +249,13 @@ def _streams(opened: list[_Examinee], shards: str, split: str, options: Options)
 def logits_of(
     model: CrossModalModel, batch: WholeBatch, features: Features, seed: int, every_view: bool
 ) -> dict[str, Tensor]:
-    """On the CPU: logits (B, C) of a batch by column, and `views_right` (B,), which is (0,) without every_view."""
+    """On the CPU: logits (B, C) of a batch by column, and `views_right` (B,), which is (0,) without every_view.
+
+    A batch without pictures has the column `points` alone.
+    """
     by_view = model.image_logits(features.views)
-    if every_view:
+    found = {"views_right": torch.zeros(0)}
+    if every_view and by_view.shape[1]:
         views = [one_view(seed, key, count) for key, count in zip(batch.keys, batch.num_views, strict=True)]
         there = batch.there().to(by_view.device)
         label_B = torch.tensor(batch.labels, device=by_view.device)
@@ -239,8 +265,8 @@ def logits_of(
             "image_star": model.image_logits(features.image()),
             "views_right": right.float().sum(dim=1) / features.num_views[:, 0],
         }
-    else:
-        found = {"image": by_view[:, 0], "views_right": torch.zeros(0)}
+    elif by_view.shape[1]:
+        found["image"] = by_view[:, 0]
     found["points"] = model.points_logits(features.points)
     return {name: value.cpu() for name, value in found.items()}
 

@@ -24,7 +24,8 @@ PICTURES = 64  # at once in a tower: the 384 of 32 objects with 12 views would n
 class Features:
     """views: unit features (B, V, E), zero where an object has no such view; num_views: float (B, 1), of each object.
 
-    points: unit features (B, E). All on the model's device.
+    points: what the model's `point_features` gives, unit features (B, E). All on the model's device. V is 0 for a batch
+    without pictures.
     """
 
     views: Tensor
@@ -58,8 +59,8 @@ def features_of(model: CrossModalModel, batch: WholeBatch, device: torch.device)
     """The features of a batch; pictures pass the tower PICTURES at a time."""
     there = batch.there()
     numbers = there.flatten().nonzero()[:, 0]
-    parts = [model.image_features(batch.normalized(part, device)) for part in numbers.split(PICTURES)]
-    found = torch.cat(parts)
+    parts = [model.image_features(batch.normalized(part, device)) for part in numbers.split(PICTURES) if len(part)]
+    found = torch.cat(parts) if parts else torch.zeros(0, model.image.embed_dim, device=device)
     views = found.new_zeros(there.numel(), found.shape[1])
     views[numbers.to(device)] = found
     counts = torch.tensor(batch.num_views, dtype=found.dtype, device=device)[:, None]

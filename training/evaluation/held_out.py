@@ -14,7 +14,7 @@ from training.models.clip import TextTower, pixel_statistics
 from training.models.cross_modal import CrossModalModel
 from training.settings.fit_recipe import FitRecipe, PretrainRecipe
 from training.weights.checkpoint import Checkpoint
-from training.weights.open_models import Opened, text_prompts
+from training.weights.open_models import Opened, text_prompts, untaught
 
 SPLIT = "test"
 
@@ -28,7 +28,8 @@ class HeldOut:
     def __init__(self, recipe: FitRecipe, shards: str, device: torch.device) -> None:
         self.recipe, self.shards, self.device = recipe, shards, device
         settings = recipe.data.model_copy(update={"split": SPLIT})
-        self.manifest = open_source(shards, settings, tower=pixel_statistics(recipe)).manifest
+        pictures = "image" in recipe.towers
+        self.manifest = open_source(shards, settings, tower=pixel_statistics(recipe), pictures=pictures).manifest
 
     def __call__(self, step: int, models: dict[str, CrossModalModel]) -> dict[str, float]:
         """Percent right by column: `labelled_image`, `labelled_image_star`, `labelled_points` of the student, and
@@ -41,7 +42,8 @@ class HeldOut:
         checkpoint = Checkpoint(Path(), step, self.recipe, *about)
         own = [(model, model.classifier, model.training) for model in models.values()]
         text = cast(TextTower, models["student"].text)  # of a pre-training; no other run is asked for it
-        opened = Opened(checkpoint, models, text, self.recipe.precision, True, self._prompts())
+        precision, random = self.recipe.precision, untaught(self.recipe)
+        opened = Opened(checkpoint, models, text, precision, True, self._prompts(), random)
         try:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 for model in models.values():
@@ -54,7 +56,8 @@ class HeldOut:
                 model.train(training)
         names = {"student": "labelled", "teacher": "labelled_teacher"}
         figures = {names[who]: answers.percent() for who, answers in found.models.items()}
-        return {f"{name}_{column}": values[column] for name, values in figures.items() for column in PREDICTED}
+        asked = [column for column in PREDICTED if figures["labelled"][column] is not None]
+        return {f"{name}_{column}": values[column] for name, values in figures.items() for column in asked}
 
     def _prompts(self) -> tuple[str, ...]:
         return text_prompts(self.recipe) if isinstance(self.recipe, PretrainRecipe) else ()

@@ -28,7 +28,7 @@ from training.settings.model import Precision
 from training.settings.prompts import Prompts
 from training.weights.checkpoint import Checkpoint, build_model, open_checkpoint
 from training.weights.grouping import as_asked
-from training.weights.open_models import Opened, as_trained, open_models, rest, text_prompts
+from training.weights.open_models import Opened, as_trained, open_models, rest, text_prompts, untaught
 from training.weights.pretrained import HUB, Loaded, read_source
 from training.weights.run_folder import MODEL
 
@@ -86,7 +86,8 @@ def open_judged(
     precision = as_trained(found.checkpoint.recipe, device, precision)
     rest([found.model], precision)
     prompts = text_prompts(found.checkpoint.recipe) if isinstance(found.checkpoint.recipe, PretrainRecipe) else ()
-    return Opened(found.checkpoint, {"student": found.model}, found.text, precision, True, prompts)
+    models, random = {"student": found.model}, untaught(found.checkpoint.recipe)
+    return Opened(found.checkpoint, models, found.text, precision, True, prompts, random)
 
 
 def with_points(checkpoint: Checkpoint, points: dict[str, Value], asked: bool) -> Checkpoint:

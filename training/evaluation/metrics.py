@@ -2,7 +2,8 @@
 
 Columns, in percent of objects: `image`, one view an object, chosen by sha256(seed, key); `image_mean`, the mean over
 single views; `image_star`, from the averaged unit features of the views; `points`, the stored cloud. `mean_per_class`
-is the mean over classes. A column without trained weights (the points of a bare CLIP) is None everywhere.
+is the mean over classes. A column without trained weights (the points of a bare CLIP, the pictures of a run that
+trained points alone) is None everywhere.
 
 Shape letters: N objects of a split, C classes.
 """
@@ -53,7 +54,7 @@ class SplitAnswers:
     """The answers of one model about the objects of a split.
 
     label: int64 (N,), -1 where it was not read. logits: float32 (N, C) of the columns `image`, `image_star` and
-    `points`, without the last where its tower has no weights. views_right: float32 (N,), the share of an object's views
+    `points`, without those whose tower has no weights. views_right: float32 (N,), the share of an object's views
     that are right. Where one view was read, there is no `image_star`, and views_right is empty.
     """
 
@@ -69,7 +70,7 @@ class SplitAnswers:
     @property
     def num_classes(self) -> int:
         """C."""
-        return self.logits["image"].shape[1]
+        return next(iter(self.logits.values())).shape[1]
 
     def right(self, column: str, top: int = 1) -> Tensor:
         """float32 (N,): 1 where the label is among the `top` surest answers, 0 elsewhere; a share for `image_mean`.
@@ -145,11 +146,11 @@ class SplitAnswers:
         KL(prediction || uniform), `confident`, percent surer than the branch's threshold, and `histogram`, how often
         each class is predicted. `agreement`: percent of objects for which both predict one class. `joint`, the joint
         pseudo-labels at the threshold: `selected`, percent of objects; `from_image` and `from_points`, percent of
-        those; `histogram`. Without points, what needs both is None.
+        those; `histogram`. Without one of them, what needs both is None.
         """
         settings = settings or LabelSettings()
-        image = self.logits["image"]
-        points = self.logits.get("points", image)
+        some = self.logits[self.modalities[0]]
+        image, points = self.logits.get("image", some), self.logits.get("points", some)
         own = pseudo_labels(image, points, settings.model_copy(update={"mode": "own"}))
         joint = pseudo_labels(image, points, settings.model_copy(update={"mode": "joint"}))
         confident = {"image": own.image_confident, "points": own.points_confident}
@@ -163,7 +164,7 @@ class SplitAnswers:
                 "confident": percent(confident[name].mean()),
                 "histogram": count.tolist(),
             }
-        if "points" in self.logits:
+        if len(self.modalities) == 2:
             found["agreement"] = percent((image.argmax(dim=1) == points.argmax(dim=1)).float().mean())
             found["joint"] = _selected(joint.image_label, joint.image_confident > 0, joint.from_image, self.num_classes)
         return found
@@ -213,7 +214,7 @@ class Examined:
 
     keys: of the N objects, in the order of the shards. labelled: whether labels were read. settings: of the
     checkpoint's pseudo-labels. precision: of the towers. prompts: of a classifier that was made from text; empty for
-    the checkpoint's own.
+    the checkpoint's own. votes: passes over each cloud.
     """
 
     dataset: str
@@ -227,6 +228,7 @@ class Examined:
     settings: LabelSettings = field(default_factory=LabelSettings)
     precision: Precision = "fp32"
     prompts: tuple[str, ...] = ()
+    votes: int = 1
 
     @property
     def models(self) -> dict[str, SplitAnswers]:
@@ -248,11 +250,12 @@ class Examined:
             "step": self.step,
             "precision": self.precision,
             "prompts": list(self.prompts) or None,
+            "votes": self.votes,
             "student": self.student.percent() if self.labelled else None,
             "teacher": self.teacher.percent() if self.labelled and self.teacher else None,
             "analysis": {"student": None, "teacher": None}
             | {who: self._analysis(answers) for who, answers in self.models.items()},
-            "pseudo_labels": self._pseudo_labels() if self.labelled and "points" in self.student.logits else None,
+            "pseudo_labels": self._pseudo_labels() if self.labelled and len(self.student.modalities) == 2 else None,
             "per_class": self._per_class() if self.labelled else None,
         }
 

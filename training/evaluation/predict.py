@@ -70,11 +70,12 @@ class _Shapes(BaseModel):
 class BuildKeys:
     """How the objects of a checkpoint's training were built: view preset and shape keys.
 
-    view_set: the preset's name in that build. axes: as in a build's recipe, for files that do not define "up".
+    view_set: the preset's name in that build. preset: None where training read no picture. axes: as in a build's
+    recipe, for files that do not define "up".
     """
 
     view_set: str
-    preset: AnyViews
+    preset: AnyViews | None
     shape_keys: dict[str, Any]
     axes: tuple[str, ...]
 
@@ -85,7 +86,8 @@ class BuildKeys:
         about = read_about(path.parent)
         try:
             name, values = about["view_set"], about["shapes"]
-            preset = parse_preset(about["preset"], f"{path}: preset")
+            pictures = "image" in checkpoint.recipe.towers
+            preset = parse_preset(about["preset"], f"{path}: preset") if pictures else None
             keys = {key: values[key] for key in ("dataset", *SHAPE_KEYS)}
             made = _Shapes.model_validate(keys | {"axes": values.get("axes")})
         except ValidationError as error:
@@ -94,7 +96,7 @@ class BuildKeys:
             raise Refused(
                 f"{path} has no {error}: its run is of an older version; build the files and predict with --shards"
             ) from error
-        if preset.reads:
+        if preset and preset.reads:
             raise Refused(
                 f"the checkpoint reads {name}, pictures that come with its dataset and are not drawn: predict --shards"
             )
@@ -103,8 +105,11 @@ class BuildKeys:
 
     def recipe(self, dataset: str, listing: Path, axes: Sequence[str]) -> str:
         """TOML of a build that makes shapes and views in the same way."""
-        base = next(name for name in self._bases() if load_preset(name)[1].backend == self.preset.backend)
-        views = {base: {"name": self.view_set} | self.preset.model_dump(mode="json")}
+        views: dict[str, Any] = {}
+        if self.preset is not None:
+            backend = self.preset.backend
+            base = next(name for name in self._bases() if load_preset(name)[1].backend == backend)
+            views = {base: {"name": self.view_set} | self.preset.model_dump(mode="json")}
         values = {"dataset": dataset, **self.shape_keys, "axes": list(axes), "listing": str(listing)}
         return to_toml({**values, "store_meshes": False, "max_failed_fraction": 1.0, "views": views})
 
@@ -163,11 +168,12 @@ def predict_files(
             say(f"building {number_of(len(numbers), 'file')}")
             names = {f"file{number:06d}": number for number in numbers}
             out = _build(Path(scratch), drawn, dataset, turned, {k: files[n] for k, n in names.items()}, workers)
-            settings = _settings(checkpoint, SPLIT).model_copy(update={"views": drawn.view_set})
+            settings = _settings(checkpoint, SPLIT)
+            settings = settings.model_copy(update={"views": drawn.view_set}) if drawn.view_set else settings
             for key, row in _ask(opened, str(out), settings, classes, say).items():
                 found[names[key]] = row
             if look:
-                source = open_source(str(out), settings, warn=False)
+                source = open_source(str(out), settings, warn=False, pictures=drawn.preset is not None)
                 look(source, settings, {key: files[number] for key, number in names.items()})
     return [{"file": file} | found.get(number, _failed(_absence(file))) for number, file in enumerate(files)]
 
@@ -185,7 +191,8 @@ def predict_shards(
 ) -> list[dict[str, Any]]:
     """Predicts every object of a split; `file` is its key. Reads no label. Raises Refused as `evaluate` does."""
     settings = _settings(checkpoint, split)
-    source = open_source(shards, settings, warn=False)  # what is refused is refused before weights are read
+    pictures = "image" in checkpoint.recipe.towers
+    source = open_source(shards, settings, warn=False, pictures=pictures)  # refuses before weights are read
     found = _ask(_opened(checkpoint, classes, who, device, precision), shards, settings, classes, say)
     if look:
         look(source, settings, {key: key for key in found})
@@ -304,23 +311,27 @@ def _ask(
 ) -> dict[str, dict[str, Any]]:
     """The row of every object of a split by its key, in the order of the shards; those without views come last."""
     # each object without views gets a row that says why
-    source = open_source(shards, settings, warn=False, tower=pixel_statistics(opened.checkpoint.recipe))
+    pictures, tower = "image" not in opened.random, pixel_statistics(opened.checkpoint.recipe)
+    source = open_source(shards, settings, warn=False, tower=tower, pictures=pictures)
     (model,) = opened.models.values()
     device, names = model.classifier.device, tuple(classes) or opened.checkpoint.classes
     reader = SplitReader(source, settings, model.image.image_size, batch_numbers(source.total, BATCH))
     found: dict[str, dict[str, Any]] = {}
     for batch in reader.batches(settings.workers):
         features = features_of(model, batch, device)
-        image = model.image_logits(features.image()).softmax(dim=1).cpu()
-        points = model.points_logits(features.points).softmax(dim=1).cpu()
-        require_finite(batch.keys, image, points)
-        for key, image_C, points_C in zip(batch.keys, image, points, strict=True):
-            found[key] = _row(image_C, points_C, names)
+        shares: dict[str, torch.Tensor] = {}
+        if pictures:
+            shares["image"] = model.image_logits(features.image()).softmax(dim=1).cpu()
+        if "points" not in opened.random:
+            shares["points"] = model.points_logits(features.points).softmax(dim=1).cpu()
+        require_finite(batch.keys, *shares.values())
+        for number, key in enumerate(batch.keys):
+            found[key] = _row({tower: share[number] for tower, share in shares.items()}, names)
         say(f"{len(found):,} of {number_of(source.total, 'object')}")
-    for keys, clouds in clouds_alone(source, settings.num_points):
+    for keys, clouds in clouds_alone(source, settings.num_points) if "points" not in opened.random else ():
         points = model.points_logits(model.point_features(clouds.to(device))).softmax(dim=1).cpu()
         require_finite(keys, points)
-        found |= {key: _row(None, points_C, names) for key, points_C in zip(keys, points, strict=True)}
+        found |= {key: _row({"points": share}, names) for key, share in zip(keys, points, strict=True)}
     return found | {key: _failed(reason) for key, reason in source.absent.items() if key not in found}
 
 
@@ -328,15 +339,12 @@ def _failed(reason: str) -> dict[str, Any]:
     return {"label": None, "confidence": None, "surer": None, "towers": [], "top5": [], "error": reason}
 
 
-def _row(image_C: torch.Tensor | None, points_C: torch.Tensor, names: tuple[str, ...]) -> dict[str, Any]:
-    """The answer of the surer tower. image_C: None where there are no views to ask the image tower about."""
-    towers, surer, chosen = ["points"], "points", points_C
-    if image_C is not None:
-        towers = ["image", "points"]
-        surer, chosen = ("image", image_C) if image_C.max() >= points_C.max() else (surer, chosen)
-    confidence, label = chosen.topk(min(TOP, len(names)))
+def _row(shares: dict[str, torch.Tensor], names: tuple[str, ...]) -> dict[str, Any]:
+    """The answer of the surer tower. shares: probabilities (C,) by each that was asked, `image` first."""
+    surer = max(shares, key=lambda tower: float(shares[tower].max()))
+    confidence, label = shares[surer].topk(min(TOP, len(names)))
     top = [
         {"label": names[number], "confidence": round(share, 4)}
         for number, share in zip(label.tolist(), confidence.tolist(), strict=True)
     ]
-    return {**top[0], "surer": surer, "towers": towers, "top5": top, "error": None}
+    return {**top[0], "surer": surer, "towers": list(shares), "top5": top, "error": None}

@@ -22,6 +22,7 @@ from manifests.records import json_text
 from training import distributed
 from training.data.dataset import Source, open_source
 from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples
+from training.data.part_of_split import part_of
 from training.loop.metric_log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
 from training.loop.run_lock import held
 from training.loop.shutdown import Interrupted, Pending, remembered
@@ -34,7 +35,7 @@ from training.models.cross_modal import CrossModalModel
 from training.models.precision import require_precision
 from training.objectives import is_supervised
 from training.settings.checkpoint_recipe import POLICY_OF_DATA
-from training.settings.fit_recipe import FitRecipe, TaughtRecipe, as_begun, saved_recipe
+from training.settings.fit_recipe import FitRecipe, SupervisedRecipe, TaughtRecipe, as_begun, saved_recipe
 from training.weights.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.weights.pretrained import Loaded
 from training.weights.run_folder import CLASSES, read_about, with_its_plugins
@@ -154,8 +155,8 @@ def _identity(source: Source) -> dict[str, Any]:
         "prompt_names": list(manifest.prompt_names),
         "assets_hash": manifest.assets_hash,
         "shapes_hash": manifest.shapes_hash,
-        "view_set": source.view_set.name,
-        "view_set_hash": source.view_set.hash,
+        "view_set": source.view_set.name if source.view_set else "",
+        "view_set_hash": source.view_set.hash if source.view_set else "",
     }
 
 
@@ -169,10 +170,13 @@ def _set_up(
     """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
     own, readers = batch_of_process(recipe), distributed.readers_of_process(recipe.data.workers)
     require_precision(recipe.precision, device)
-    source = open_source(shards, recipe.data, tower=pixel_statistics(recipe))
+    source = open_source(shards, recipe.data, tower=pixel_statistics(recipe), pictures="image" in recipe.towers)
     if not source.manifest.classes:
         raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
+    if isinstance(recipe, SupervisedRecipe) and len(source.manifest.classes) < 2:
+        raise Refused(f"--shards {shards} has one class ({source.manifest.classes[0]}): method=supervised needs two")
     _refuse_other_shards(folder, source)
+    source = part_of(source, shards, recipe)
     built = without_pretrained(recipe) if step_folders(folder) else recipe
     student, text = build_model(built, source.manifest.prompt_names, on_weights)
     form = _form_of(student.image, recipe)
@@ -225,8 +229,9 @@ def _write_run_files(state: Run, text: nn.Module, sources: list[Loaded]) -> None
     """
     samples, manifest, view_set = state.samples, state.samples.source.manifest, state.samples.source.view_set
     about = _identity(samples.source) | {
+        "objects": samples.source.total,
         "shapes": manifest.recipe,  # how `predict` must make the shapes and views of files
-        "preset": view_set.preset.model_dump(mode="json"),
+        "preset": view_set.preset.model_dump(mode="json") if view_set else {},
         "versions": library_versions(*LIBRARIES),
         "seconds": 0.0,
         "max_rss_mb": 0.0,

@@ -143,12 +143,13 @@ def _timed_update(state: Run, raw: AnyRawBatch) -> float:
 
 
 def _checkpoints_mb(state: Run) -> float:
-    """Size of the first checkpoint and the last ones: student, teacher and AdamW's two moments, float32."""
+    """Size of the first checkpoint and the last ones: student, teacher and the moments of the optimiser, float32."""
     student, teacher = state.updates.student, state.updates.teacher
     held = sum(value.numel() * value.element_size() for value in student.state_dict().values())
-    moments = sum(8 * p.numel() for p in student.parameters() if p.requires_grad)
+    each = 4 if state.recipe.optimizer.kind == "sgd" else 8
+    moments = sum(each * p.numel() for p in student.parameters() if p.requires_grad)
     number = min(state.recipe.keep_last, -(-state.updates.total_steps // state.recipe.save_every))
-    # the first checkpoint is made before AdamW has moments
+    # the first checkpoint is made before there are moments
     return ((number + 1) * held * (1 if teacher is None else 2) + number * moments) / 2**20
 
 

@@ -202,6 +202,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
     """Loads an optimiser's state. Raises Refused when it is of other parameters, or does not hold numbers."""
     own = [dict(group) for group in optimizer.param_groups]
+    wanted = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
     try:
         optimizer.load_state_dict(saved)
         pairs = list(zip(own, optimizer.param_groups, strict=True))
@@ -209,7 +210,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], pat
         for parameter, values in optimizer.state.items():
             tensors = [value for value in values.values() if isinstance(value, torch.Tensor)]
             fits &= all(t.shape in ((), parameter.shape) and t.is_floating_point() for t in tensors)
-            fits &= len(tensors) == len(values) and {"step", "exp_avg", "exp_avg_sq"} <= set(values)
+            fits &= len(tensors) == len(values) and wanted <= set(values)
     except Exception as error:  # torch's own checks are few
         raise Refused(f"{path} is damaged: its optimizer ({type(error).__name__})") from error
     if not fits:

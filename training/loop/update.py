@@ -1,8 +1,7 @@
-"""One update of a run: the learning rate, a method's losses, AdamW, the teacher. Nothing here waits for the device."""
+"""One update of a run: the rate, a method's losses, the optimiser, the teacher. Nothing here waits for the device."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,51 +12,39 @@ from manifests.errors import Refused, Stopped
 from training import distributed
 from training.loop.data_parallel import averaged
 from training.loop.metric_log import Log
+from training.loop.schedule import Schedule
 from training.models.cross_modal import CrossModalModel, parameter_groups
 from training.models.ema_teacher import Teacher
 from training.models.global_batch_norm import OverProcesses, with_global_norms
 from training.models.precision import settle
 from training.objectives import step_of
-from training.settings.fit_recipe import FitRecipe, OptimizerSettings, TaughtRecipe
+from training.settings.fit_recipe import FitRecipe, TaughtRecipe
+from training.settings.optimizer import OptimizerSettings
 
 SMALLEST_SCALE = 1.0  # of the loss, with precision=fp16: gradients that overflow without any scaling
 
 
-def steps_of(settings: OptimizerSettings, steps_an_epoch: int) -> tuple[int, int]:
-    """All steps of a run, and those of its warm-up: at most half of them."""
-    total = settings.steps or settings.epochs * steps_an_epoch
-    return total, min(round(settings.warmup_epochs * steps_an_epoch), total // 2)
-
-
-def learning_rate(step: int, total: int, warmup: int, settings: OptimizerSettings) -> float:
-    """lr batch_size / 256, from 0 linearly over `warmup` steps, then half a cosine down to its floor; step from 0.
-
-    The first step of a warm-up learns nothing and its last at the peak, as released.
-    """
-    peak = settings.lr * settings.batch_size / 256
-    if step < warmup:
-        return peak * step / max(warmup - 1, 1)
-    along = (step - warmup) / max(total - warmup, 1)
-    low = peak * settings.floor
-    return low + (peak - low) * (1 + math.cos(math.pi * min(along, 1.0))) / 2
-
-
 @dataclass
 class Updates:
-    """What an update changes. total_steps, warmup: of the schedule."""
+    """What an update changes, and the course of learning rates."""
 
     recipe: FitRecipe
     student: CrossModalModel
     teacher: Teacher[CrossModalModel] | None
     optimizer: torch.optim.Optimizer
-    total_steps: int
-    warmup: int
+    schedule: Schedule
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
         self._step = averaged(step_of(self.recipe.method), self.student)
+        self._norms = point_norms(self.student)
         device = next(self.student.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.recipe.precision == "fp16")
+
+    @property
+    def total_steps(self) -> int:
+        """Of the run."""
+        return self.schedule.total
 
     def __call__(self, batch: Any, step: int) -> float:
         """One step of the optimiser and the teacher, after `step` earlier ones; gives the learning rate.
@@ -65,9 +52,12 @@ class Updates:
         Gradients are averaged over all processes (training/loop/data_parallel.py). If the loss is not finite, the
         device skips the update in all processes, and the log reports it at its next row.
         """
-        rate = learning_rate(step, self.total_steps, self.warmup, self.recipe.optimizer)
+        rate = self.schedule.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
+        if self.recipe.optimizer.norm_momentum:
+            for norm in self._norms:
+                norm.momentum = self.schedule.norm_momentum(step)
         teacher = None if self.teacher is None else self.teacher.model
         result = self._step(self.student, teacher, batch, self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
@@ -77,7 +67,7 @@ class Updates:
         result = replace(result, figures=result.figures | {"gradient_norm": self._clipped()} | overflow)
         bad = self.log.add(result, step + 1)
         bad = torch.maximum(bad, overflow["overflows"]) if overflow else bad
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # fused AdamW reads it
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # fused optimisers read it
         self.optimizer.step()
         self.scaler.update()
         if self.recipe.logit_scale == "clamped":
@@ -127,20 +117,38 @@ def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int)
     if recipe.compile:
         for model in (student,) if teacher is None else (student, teacher.model):
             model.compile_towers()
-    return Updates(recipe, student, teacher, adamw(student, settings), *steps_of(settings, steps_an_epoch))
+    return Updates(recipe, student, teacher, optimizer_of(student, settings), Schedule.of(settings, steps_an_epoch))
+
+
+def point_norms(student: CrossModalModel) -> list[_BatchNorm]:
+    """The batch norms of the point tower and of its head."""
+    parts = (student.points, student.points_head)
+    return [each for part in parts if part is not None for each in part.modules() if isinstance(each, _BatchNorm)]
 
 
 def _refuse_batch_norms(student: CrossModalModel, recipe: FitRecipe) -> None:
     """Raises Refused where batch norms of the point tower would learn from another batch than the whole one."""
-    norms = [each for each in student.points.modules() if isinstance(each, _BatchNorm) and each.training]
+    norms = [each for each in point_norms(student) if each.training]
     what = f"points.backbone={recipe.points.backbone} learns batch norms, which need"
+    if student.points_head is not None and norms and recipe.optimizer.batch_size == 1:
+        raise Refused(f"optimizer.batch_size=1: {what} two objects at least")
     if norms and recipe.optimizer.accumulate > 1:
         raise Refused(f"optimizer.accumulate={recipe.optimizer.accumulate}: {what} the whole batch at once")
     if distributed.world() > 1 and not all(isinstance(each, OverProcesses) for each in norms):
         raise Refused(f"{what} the batch of all processes: take BatchNorm1d or BatchNorm2d of torch.nn")
 
 
-def adamw(student: CrossModalModel, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW of the groups of `parameter_groups`. Fused: an update can be skipped on the device (found_inf)."""
-    groups = parameter_groups(student, settings.weight_decay, settings.layer_decay, settings.lr)
-    return torch.optim.AdamW(groups, betas=settings.betas, fused=True)
+def optimizer_of(student: CrossModalModel, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimiser of the groups of `parameter_groups`. Fused: an update can be skipped on the device (found_inf)."""
+    groups = parameter_groups(
+        student, settings.weight_decay, settings.layer_decay, settings.lr, settings.decayed == "all"
+    )
+    if settings.kind == "adamw":
+        return torch.optim.AdamW(groups, betas=settings.betas, fused=True)
+    if settings.kind == "adam":
+        return torch.optim.Adam(groups, betas=settings.betas, fused=True)
+    sgd = torch.optim.SGD(groups, momentum=settings.momentum, fused=True)
+    for parameter in (each for group in groups for each in group["params"] if settings.momentum):
+        # torch makes it at the first step, and leaves what was in memory there where that one is skipped
+        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd

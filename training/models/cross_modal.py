@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from manifests.errors import Refused
 from training.models.clip import ImageTokens, ImageTower, TextTower
 from training.models.in_parts import in_parts
 from training.models.point_backbone import PointBackbone, PointTokens
@@ -33,8 +34,9 @@ class CrossModalModel(nn.Module):
     """Both towers, the classifier (E, C) and the logarithm of the logit scale.
 
     separate: the point branch has a classifier and a scale of its own; otherwise both branches share them (paper).
-    text: the text tower of a method that trains it; the classifier is then computed from it (`refresh_classifier`) and
-    not trained. captions: int64 (C, P, L), the tokens of every class in every prompt, for such a method.
+    points_head: a classifier over the point tower's own features, in the place of text's. text: the text tower of a
+    method that trains it; the classifier is then computed from it (`refresh_classifier`) and not trained. captions:
+    int64 (C, P, L), the tokens of every class in every prompt, for such a method.
     """
 
     captions: Tensor | None
@@ -50,6 +52,7 @@ class CrossModalModel(nn.Module):
         separate: bool = False,
         text: TextTower | None = None,
         captions: Tensor | None = None,
+        points_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.image, self.points, self.text = image, points, text
@@ -60,6 +63,7 @@ class CrossModalModel(nn.Module):
             self.points_logit_scale = nn.Parameter(torch.tensor(float(logit_scale), dtype=classifier.dtype))
         else:
             self.points_classifier, self.points_logit_scale = None, None
+        self.points_head, self.head_columns = points_head, list(range(classifier.shape[1]))
         self.register_buffer("captions", captions, persistent=False)
         self.precision: Precision = "fp32"  # of the towers; a run sets it
         self.parts = 1  # in which the towers take a batch; a run sets it (training/models/in_parts.py)
@@ -93,18 +97,26 @@ class CrossModalModel(nn.Module):
         return self.logit_scale.exp() * feature @ self.classifier
 
     def points_logits(self, feature: Tensor) -> Tensor:
-        """(B, C) of the point branch's unit features (B, E)."""
+        """(B, C) of what `point_features` gives."""
+        if self.points_head is not None:
+            return self.points_head(feature)[:, self.head_columns]
         if self.points_classifier is None or self.points_logit_scale is None:
             return self.image_logits(feature)
         return self.points_logit_scale.exp() * feature @ self.points_classifier
+
+    @property
+    def points_width(self) -> int:
+        """Of what `point_features` gives."""
+        return self.image.embed_dim if self.points_head is None else len(self.points.projection)
 
     def image_features(self, pictures: Tensor) -> Tensor:
         """Unit features (B, E) of normalised pictures (B, 3, S, S)."""
         return normalize(self.image_tokens(pictures).feature, dim=1)
 
     def point_features(self, points: Tensor) -> Tensor:
-        """Unit features (B, E) of clouds (B, N, 3)."""
-        return normalize(self.encode(*self.tokenize(points)).feature, dim=1)
+        """Unit features (B, E) of clouds (B, N, 3); with `points_head` the tower's own (B, width), which it reads."""
+        found = self.encode(*self.tokenize(points))
+        return normalize(found.feature, dim=1) if self.points_head is None else self.points.readout(found)
 
     def image_tokens(self, pictures: Tensor, mask: Tensor | None = None) -> ImageTokens:
         """The image tower's pass over pictures (B, 3, S, S); mask as of ImageTower."""
@@ -132,15 +144,21 @@ class CrossModalModel(nn.Module):
         return inside_towers(self.precision, device)
 
     def set_classifier(self, classifier: Tensor) -> None:
-        """Another classifier (E, C) for both branches, such as one of other class names."""
+        """Another classifier (E, C) for both branches, such as one of other class names. Raises Refused for a head."""
+        self.refuse_names()
         self.classifier = nn.Parameter(classifier.detach().clone(), requires_grad=self.text is None)
         if self.points_classifier is not None:
             self.points_classifier = nn.Parameter(classifier.detach().clone())
 
+    def refuse_names(self) -> None:
+        """Raises Refused where the point branch has a head of its own, which no class name changes."""
+        if self.points_head is not None:
+            raise Refused("supervised.head=own: the points' head answers with the classes of its training, and no text")
+
     def train(self, mode: bool = True) -> CrossModalModel:
         """Training mode; a tower without trained weights stays in eval mode."""
         super().train(mode)
-        for tower in (self.image, self.text):
+        for tower in (self.image, self.points, self.text):
             if tower is not None and not any(p.requires_grad for p in tower.parameters()):
                 tower.eval()
         return self
@@ -162,6 +180,7 @@ class CrossModalModel(nn.Module):
     @torch.no_grad()
     def keep_classes(self, columns: list[int]) -> None:
         """Keeps only the classifiers' columns of these classes, in this order."""
+        self.head_columns = [self.head_columns[column] for column in columns]
         self.classifier = nn.Parameter(self.classifier[:, columns].clone(), requires_grad=self.text is None)
         if self.points_classifier is not None:
             self.points_classifier = nn.Parameter(self.points_classifier[:, columns].clone())
@@ -175,8 +194,10 @@ class CrossModalModel(nn.Module):
             self.classifier.copy_(torch.stack(columns, dim=1))
 
 
-def parameter_groups(model: CrossModalModel, weight_decay: float, layer_decay: float, lr: float) -> list[dict]:
-    """AdamW groups: weight decay on matrices only, not on tokens and positions; `lr_scale` by layer.
+def parameter_groups(
+    model: CrossModalModel, weight_decay: float, layer_decay: float, lr: float, all_decay: bool = False
+) -> list[dict]:
+    """Groups of an optimiser: weight decay on matrices only, not on tokens and positions; `lr_scale` by layer.
 
     Layer decay scales only the image tower: embeddings lowest, then block by block; everything else learns at lr.
     (Released code also decays logit_scale, tokens and positions.)
@@ -186,7 +207,7 @@ def parameter_groups(model: CrossModalModel, weight_decay: float, layer_decay: f
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = parameter.ndim >= 2 and not any(word in name for word in UNDECAYED)
+        plain = all_decay or (parameter.ndim >= 2 and not any(word in name for word in UNDECAYED))
         decay = weight_decay if plain else 0.0
         scale = layer_decay ** (blocks + 1 - _layer(name, blocks))
         group = groups.setdefault(

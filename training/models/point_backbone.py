@@ -79,6 +79,10 @@ class PointBackbone(nn.Module):
         own = widened(self.represent(centres))
         return PointTokens(project(own, self.projection), original, own, original, original[..., 0])
 
+    def readout(self, found: PointTokens) -> Tensor:
+        """(B, width) of a pass: what `projection` and a head of the tower's own read."""
+        return found.cls
+
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """Features (B, G, E) of single tokens (B, G, D)."""
         return tokens.expand(-1, -1, self.projection.shape[1])

@@ -161,6 +161,10 @@ class PointTower(PointBackbone):
         feature = project(torch.cat([cls, tokens.max(dim=1).values], dim=1), self.projection)
         return PointTokens(feature, tokens, cls, original, mask)
 
+    def readout(self, found: PointTokens) -> Tensor:
+        """(B, 2 D): CLS beside the largest of each dimension over the tokens."""
+        return torch.cat([found.cls, found.tokens.max(dim=1).values], dim=1)
+
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """f^P of single tokens (B, G, D) -> (B, G, E): the readout of a one-token sequence, [y; y] (paper)."""
         return torch.cat([tokens, tokens], dim=2) @ self.projection

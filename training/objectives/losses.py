@@ -40,6 +40,22 @@ def confident_cross_entropy(
     return total / (counted(confident_B) if divisor == "selected" else len(each))
 
 
+def smoothed_cross_entropy(
+    logits_BC: Tensor, label_B: Tensor, smoothing: float = 0.0, form: Literal["upstream", "torch"] = "upstream"
+) -> Tensor:
+    """Mean cross-entropy with labels whose true class has 1 - smoothing.
+
+    form: `upstream` divides the rest by the C - 1 other classes (DGCNN's and PointMLP's code), `torch` by all C, so
+    that the true class has smoothing / C more.
+    """
+    if form == "torch" or not smoothing:
+        return cross_entropy(logits_BC, label_B, label_smoothing=smoothing)
+    log_probability = log_softmax(logits_BC, dim=1)
+    right = log_probability.gather(1, label_B[:, None])[:, 0]
+    others = (log_probability.sum(dim=1) - right) / (logits_BC.shape[1] - 1)
+    return -((1 - smoothing) * right + smoothing * others).mean()
+
+
 def fairness(logits_BC: Tensor) -> Tensor:
     """L_fair of one modality, eq. 4: -1/C sum_c log(mean over the global batch of softmax_c).
 

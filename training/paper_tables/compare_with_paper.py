@@ -119,6 +119,8 @@ def remarks(comparison: dict[str, Any]) -> list[str]:
     notes = list(comparison["notes"])
     if _several(comparison):
         notes.append("+- after a figure is the sample deviation of its seeds (n - 1); all begin with the same weights.")
+    if seeds := sorted({seed["seed"] for row in comparison["rows"] for seed in row["seeds"]}):
+        notes.append(f"Seed{'s' * (len(seeds) > 1)} of every row of ours: {', '.join(map(str, seeds))}.")
     notes += [f"{row['label']}: {row['note']}" for row in comparison["rows"] if row["note"]]
     before = comparison["pretrain"]
     notes += [f"{before['run']}: failed, {before['error']}"] if before and before["error"] else []

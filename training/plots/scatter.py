@@ -29,7 +29,7 @@ def class_colours(number: int) -> list[tuple[float, float, float]]:
 def scatter_picture(
     image_N2: np.ndarray, points_N2: np.ndarray, label_N: np.ndarray, classes: Sequence[str], title: str
 ) -> bytes:
-    """PNG: discs for images, triangles for clouds; the legend lists the classes that occur.
+    """PNG: discs for images, where there are some, triangles for clouds; the legend lists the classes that occur.
 
     Forty colours are hard to tell apart, so the number of a class is written over the middle of its marks.
     """
@@ -38,7 +38,7 @@ def scatter_picture(
     figure = new_figure(8.2 + 1.7 * columns, 8.0, title)
     axis = figure.add_subplot()
     colours = class_colours(len(classes))
-    marks = ((image_N2, "o", 16), (points_N2, "^", 20))
+    marks = [(image_N2, "o", 16)] * bool(len(image_N2)) + [(points_N2, "^", 20)]
     for places, mark, size in marks:
         for label in [-1, *there]:
             chosen = places[label_N == label]
@@ -60,7 +60,8 @@ def scatter_picture(
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_color("#cccccc")
-    handles = [_mark("o", "#444444", "image (mean of views)"), _mark("^", "#444444", "point cloud")]
+    handles = [_mark("o", "#444444", "image (mean of views)")] * bool(len(image_N2))
+    handles += [_mark("^", "#444444", "point cloud")]
     handles += [_mark("s", colours[label], literal(f"{label}  {classes[label]}", 8)) for label in there]
     if (label_N < 0).any():
         handles.append(_mark("s", GREY, "no label"))

@@ -67,12 +67,12 @@ def _confusion(examined: Examined, who: str, answers: SplitAnswers, column: str)
 
 def _histograms(examined: Examined, who: str, answers: SplitAnswers) -> dict[str, bytes]:
     found = answers.analysis(examined.settings)
-    series = {"predicted, one view": found["image"]["histogram"]}
-    head, selected = ["class", "image"], ""
+    titles = {"image": "predicted, one view", "points": "predicted, point cloud"}
+    series = {titles[name]: found[name]["histogram"] for name in answers.modalities}
+    head, selected = ["class", *answers.modalities], ""
     if found["joint"]:
-        series["predicted, point cloud"] = found["points"]["histogram"]
         series["joint pseudo-labels"] = found["joint"]["histogram"]
-        head += ["points", "joint_pseudo_labels"]
+        head += ["joint_pseudo_labels"]
         selected = f", {found['joint']['selected']:.1f}% selected as pseudo-labels"
     rows = zip(examined.classes, *series.values(), strict=True)
     title = _title(examined, who, number_of(len(answers.label), "object") + selected)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.plain_text import for_markdown, html_page, number_of
+from training.reports.row_terms import term_lines
 
 COLUMNS = {"image": "Image", "image_star": "Image*", "points": "Point cloud", "mean": "Mean"}
 ZERO_SHOT, ORACLE = "zero_shot", "oracle"
@@ -167,6 +168,7 @@ def _accuracy(values: dict[str, Any]) -> tuple[str | PageTable, ...]:
         "view an object; Image*: features of all views averaged; Point cloud: the cloud alone; Mean: of the three. "
         "No label of this domain was used in training, except by an oracle.",
         accuracy_table(values),
+        " ".join(term_lines(values)),
         *gain_lines(values),
         "Brackets: 95% intervals over objects, Wilson's for accuracies (for the mean, rather too wide), of paired "
         "differences for gains. They do not hold what another seed of training would change.",

@@ -108,10 +108,12 @@ def object_of(
     title: str,
     answers: tuple[tuple[str, tuple[Answer, ...]], ...] = (),
 ) -> Shown:
-    """An object with up to NUM_VIEWS of the views that are used, evenly chosen."""
+    """An object with up to NUM_VIEWS of the views that are used, evenly chosen; without pictures its cloud."""
     shape, views = joined
+    if source.view_set is None:
+        return Shown(title, (), whole_cloud(shard, shape, settings.num_points), answers)
     with naming(shard.views, views.key):
-        used, preset = settings.views_of(num_views(views)), source.view_set.preset
+        used, preset = settings.views_of(num_views(views)), source.preset
         count = min(NUM_VIEWS, len(used))
         numbers = [used[number * len(used) // count] for number in range(count)]
         pictures = tuple(np.asarray(picture_of(views, number, settings.channel, preset)) for number in numbers)

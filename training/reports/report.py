@@ -39,6 +39,7 @@ from training.plots import curves
 from training.reports import page, prediction_sheet
 from training.reports.evaluation_files import write_files
 from training.reports.page import COLUMNS, NAMES, ORACLE, OURS, ZERO_SHOT
+from training.reports.row_terms import terms_of
 from training.weights.checkpoint import Checkpoint, open_checkpoint, step_folders
 from training.weights.run_folder import read_about
 
@@ -116,6 +117,7 @@ def collect(
     values = _values(opened, rows, labels, manifest.dataset, split)
     if known is not None:
         values["runs"][ORACLE] = _about(str(oracle), *known)
+        values["rows"][ORACLE] = terms_of(known[0].recipe, manifest.dataset, [known[0].recipe.seed])
     on_progress("pictures")
     methods = _methods(opened)
     every = [curves.mean_of_seeds(_legend(each), [run.loss_curves for run in each]) for each in methods.values()]
@@ -224,6 +226,10 @@ def _methods(runs: Sequence[_OpenRun]) -> dict[str, list[_OpenRun]]:
     return {row: [run for run in runs if run.row == row] for row in dict.fromkeys(run.row for run in runs)}
 
 
+def _seeds(runs: Sequence[_OpenRun]) -> list[int]:
+    return [run.last.recipe.seed for run in runs]
+
+
 def _legend(runs: Sequence[_OpenRun]) -> str:
     return runs[0].shown + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
 
@@ -235,6 +241,10 @@ def _open_oracle(path: str, shards: str, manifest: BuildManifest) -> tuple[Check
     about = _same_shards(path, shards, manifest)
     if not about.get("oracle") and not is_supervised(checkpoint.recipe.method):
         raise Refused(f"--oracle {path} was trained without labels (method={checkpoint.recipe.method})")
+    if len(checkpoint.recipe.towers) < 2:
+        raise Refused(
+            f"--oracle {path} trained {checkpoint.recipe.towers[0]} alone: an oracle has supervised.towers=both"
+        )
     return checkpoint, about
 
 
@@ -327,6 +337,8 @@ def _values(
         "analysis": {row: each.result()["analysis"] for row, each in rows.items()},
         "labels_biasedness": _labels_biasedness(some),
         "runs": {run.name: _about(run.path, run.last, run.about) for run in runs},
+        "rows": {ZERO_SHOT: terms_of(runs[0].first.recipe, dataset, [runs[0].first.recipe.seed], "first")}
+        | {row: terms_of(each[0].last.recipe, dataset, _seeds(each)) for row, each in methods.items()},
         "seed": runs[-1].last.recipe.seed,
         "versions": library_versions(*LIBRARIES, "matplotlib"),
     }

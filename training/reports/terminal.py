@@ -15,8 +15,9 @@ ABSENT = "-"
 
 
 def split_line(result: dict[str, Any]) -> str:
-    """`test, n=60, step 100, bf16`."""
-    return f"{result['split']}, n={result['n']}, step {result['step']}, {result['precision']}"
+    """`test, n=60, step 100, bf16`, and `, 10 votes` where clouds had several."""
+    votes = f", {result['votes']} votes" if result["votes"] > 1 else ""
+    return f"{result['split']}, n={result['n']}, step {result['step']}, {result['precision']}{votes}"
 
 
 def accuracies(result: dict[str, Any]) -> Table:

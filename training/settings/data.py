@@ -34,7 +34,8 @@ class DataSettings(Settings):
     them. view_choice: which (`views_of`). classes: only objects of these: a subset that the dataset table names
     (`medium`, `hard`) or a list. candidates: answers are among them (`subset`) or among all classes (`all`). objects:
     `mvcnn80_20` (the first 80 and 20 of each class, by id) or a file of ids, one a line. shuffle: size of the buffer,
-    samples. allow_incomplete: read an unfinished build.
+    samples. allow_incomplete: read an unfinished build. fraction: training takes this share of each class's objects, at
+    least one, chosen by the recipe's seed; evaluation takes all.
 
     workers: reader processes of a machine, which the processes that train there share evenly, each at least one (8 for
     8 GPUs: one each); with 0 those read, which is best on a CPU. A core reads about 500 full-size samples a second, so
@@ -57,6 +58,7 @@ class DataSettings(Settings):
     cache: str = ""
     cache_gb: Annotated[float, Field(gt=0)] = 100.0
     allow_incomplete: bool = False
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def views_of(self, count: int) -> Sequence[int]:
         """Which of an object's views are used, ascending."""
@@ -99,8 +101,8 @@ class AugmentSettings(PictureAugmentSettings):
 class LabelledAugmentSettings(PictureAugmentSettings):
     """How methods with labels augment pictures and clouds.
 
-    labelled_points: `turned` or `ulip`, which is stronger (training.data.point_augment: `turned_clouds`,
-    `ulip_clouds`).
+    labelled_points: `turned`, `ulip`, which is stronger, or those of the authors of `dgcnn` (PointMLP's, too),
+    `pointnet2` or `rscnn` (training.data.point_augment.LABELLED).
     """
 
-    labelled_points: Literal["turned", "ulip"] = "turned"
+    labelled_points: Literal["turned", "ulip", "dgcnn", "pointnet2", "rscnn"] = "turned"

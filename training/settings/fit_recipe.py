@@ -27,36 +27,11 @@ from training.settings.model import (
     Precision,
     TextSettings,
 )
+from training.settings.optimizer import OptimizerSettings
 from training.settings.prompts import DEFAULT_PROMPTS, Prompts, names_a_file
 from training.settings.recipe_presets import RECIPES, read_preset
 
 log = logging.getLogger(__name__)
-
-
-class OptimizerSettings(Settings):
-    """AdamW. lr: base, times batch_size / 256. epochs: passes over the split, where steps is 0. steps: in all, or 0 for
-    `epochs`. floor: lowest lr, as a share of lr.
-
-    batch_size: of all processes together, so that a recipe means the same on any number of GPUs (released: of each).
-    warmup_epochs: linear from 0. weight_decay: of matrices, and of no token or position. layer_decay: factor on the
-    image tower's lr for each block below the last. Released: lr 2e-5, floor 1/20, decay 0.05, layer decay 0.65, one
-    warm-up epoch. betas: torch's own (released); ULIP's pre-training has (0.9, 0.98). clip_norm: a longer gradient is
-    cut to this norm, 0 for never (paper and released code do not clip). accumulate: in how many parts a process takes
-    its batch, which needs the less memory the more they are; losses and gradients stay those of the whole batch
-    (training/models/in_parts.py).
-    """
-
-    lr: Annotated[float, Field(gt=0)] = 2e-5
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.05
-    batch_size: Annotated[int, Field(ge=1)] = 512
-    epochs: Annotated[int, Field(ge=1)] = 200
-    steps: Annotated[int, Field(ge=0)] = 0
-    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    clip_norm: Annotated[float, Field(ge=0)] = 0.0
-    accumulate: Annotated[int, Field(ge=1)] = 1
 
 
 class FitRecipe(Settings):
@@ -121,6 +96,11 @@ class FitRecipe(Settings):
     def pseudo_labels(self) -> objective.LabelSettings:
         """The pseudo-labels that a run teaches and that evaluation measures; the defaults where a method has none."""
         return objective.LabelSettings()
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The towers that a run teaches and that are asked afterwards: `image`, `points`."""
+        return "image", "points"
 
 
 class ClassifierRecipe(FitRecipe):
@@ -189,7 +169,13 @@ class SupervisedRecipe(ClassifierRecipe):
     """Keys of training/objectives/supervised.py."""
 
     method: Literal["supervised"]
+    supervised: objective.SupervisedSettings = objective.SupervisedSettings()
     augment: LabelledAugmentSettings = LabelledAugmentSettings()
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """As `supervised.towers` has them."""
+        return super().towers if self.supervised.towers == "both" else (self.supervised.towers,)
 
 
 class PretrainRecipe(FitRecipe):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manifests.config import Settings
 
@@ -133,3 +133,20 @@ class CrossPointSettings(Settings):
     cross: Weight = 1.0
     temperature: Annotated[float, Field(gt=0)] = 0.1
     image: Literal["trained", "frozen"] = "trained"
+
+
+class SupervisedSettings(Settings):
+    """Training with labels. head: of the point branch, the classifier from `text` or the network's `own`. towers: those
+    that are trained, alone read and judged; with `points` no picture is needed. smoothing: share of a label that goes
+    to other classes: `upstream` gives it to the others alone, `torch` to all, the true one too."""
+
+    head: Literal["text", "own"] = "text"
+    towers: Literal["both", "points", "image"] = "both"
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    smoothing_form: Literal["upstream", "torch"] = "upstream"
+
+    @model_validator(mode="after")
+    def _a_head_that_is_used(self) -> SupervisedSettings:
+        if self.head == "own" and self.towers == "image":
+            raise ValueError("head=own is of the points, which towers=image leaves out")
+        return self

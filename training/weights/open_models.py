@@ -45,7 +45,7 @@ class Opened:
     A teacher with the same weights as the student, as in step 0, is the same object. text_is_loaded: else the weights
     of the text tower are read when they are first needed. prompts: of a classifier that text makes for whatever classes
     are judged, as of a pre-training and of weights without a run; empty where the classifier is the checkpoint's own.
-    precision: of the towers. random: columns of metrics.PREDICTED whose tower has no trained weights.
+    precision: of the towers. random: towers without trained weights, which are not asked: `image`, `points`.
     """
 
     checkpoint: Checkpoint
@@ -65,6 +65,8 @@ class Opened:
     def name_classes(self, prompt_names: Sequence[str], prompts: tuple[str, ...] = ()) -> None:
         """Another classifier, made from text: of these class names in these prompts; by default those of a pre-training
         or of the recipe. Raises Refused without the text tower's weights."""
+        for model in self.models.values():
+            model.refuse_names()
         if not self.text_is_loaded:
             load_text(self.checkpoint, self.text)
         prompts = prompts or text_prompts(self.checkpoint.recipe)
@@ -72,6 +74,11 @@ class Opened:
         classifier = self.text.classifier(tuple(prompt_names), prompts)
         for model in self.models.values():
             model.set_classifier(classifier.to(model.classifier.device))
+
+
+def untaught(recipe: FitRecipe) -> tuple[str, ...]:
+    """The towers that a run leaves out, such as the image tower with supervised.towers=points."""
+    return tuple(name for name in ("image", "points") if name not in recipe.towers)
 
 
 def warn_of_new_words(checkpoint: Checkpoint, prompt_names: Sequence[str]) -> None:
@@ -152,7 +159,7 @@ def open_models(
     precision = as_trained(checkpoint.recipe, device, precision)
     rest(models.values(), precision)
     prompts = text_prompts(checkpoint.recipe) if isinstance(checkpoint.recipe, PretrainRecipe) else ()
-    return Opened(checkpoint, models, text, precision, prompts=prompts).to(device)
+    return Opened(checkpoint, models, text, precision, prompts=prompts, random=untaught(checkpoint.recipe)).to(device)
 
 
 def fit_classes(

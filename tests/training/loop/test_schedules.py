@@ -11,11 +11,13 @@ import torch
 from released import NAMES
 from torch import nn
 
-from training.loop.update import learning_rate
+from training.loop.schedule import Schedule
+from training.loop.update import optimizer_of
 from training.models.cross_modal import parameter_groups
 from training.models.ema_teacher import Teacher
-from training.settings.fit_recipe import CrossMostRecipe, OptimizerSettings
+from training.settings.fit_recipe import CrossMostRecipe, read_recipe
 from training.settings.objective import EMASettings
+from training.settings.optimizer import OptimizerSettings
 from training.weights.checkpoint import build_model
 
 UNDECAYED = re.compile(r"token|cls_pos|positional_embedding|logit_scale")
@@ -30,13 +32,13 @@ def released_name(ours: str) -> str:
 
 def test_the_schedule_by_hand() -> None:
     settings = OptimizerSettings(lr=1.0, batch_size=256, floor=0.1)
-    rates = [learning_rate(step, 100, 11, settings) for step in range(100)]
+    rates = [Schedule(settings, 100, 11, 10).learning_rate(step) for step in range(100)]
     assert rates[0] == 0
     assert rates[5] == pytest.approx(0.5)
     assert rates[10] == rates[11] == 1.0
     assert rates[55] == pytest.approx(0.55, abs=0.01)
     assert 0.1 <= rates[-1] < 0.102
-    assert learning_rate(50, 100, 0, OptimizerSettings(lr=1.0, batch_size=128)) < 0.5
+    assert Schedule(OptimizerSettings(lr=1.0, batch_size=128), 100, 0, 10).learning_rate(50) < 0.5
 
 
 def test_learning_rates_equal_golden(golden) -> None:
@@ -45,10 +47,83 @@ def test_learning_rates_equal_golden(golden) -> None:
     for name, about in json.loads((folder / "meta.json").read_text())["info"].items():
         settings = OptimizerSettings(batch_size=about["bs"] * about["world"])
         assert settings.lr * settings.batch_size / 256 == pytest.approx(about["lr"])
-        ours = [
-            learning_rate(step, about["total"], about["steps_per_epoch"], settings) for step in range(about["total"])
-        ]
+        schedule = Schedule(settings, about["total"], about["steps_per_epoch"], about["steps_per_epoch"])
+        ours = [schedule.learning_rate(step) for step in range(about["total"])]
         np.testing.assert_allclose(ours, stored[f"lr_{name}"], rtol=1e-12)
+
+
+SGD = {"lr": 0.1, "kind": "sgd", "lr_scaled": False, "warmup_epochs": 0, "schedule": "cosine_epochs", "floor": 0.01}
+RSCNN = {"lr": 1e-3, "kind": "adam", "schedule": "decay", "decay": 0.7, "decay_every": 21, "floor": 0.01}
+RSCNN |= {
+    "lr_scaled": False,
+    "warmup_epochs": 0,
+    "norm_momentum": 0.9,
+    "norm_decay": 0.5,
+    "norm_floor": 0.01,
+    "norm_ahead": -1,
+}
+STEPS = 3  # an epoch, where a schedule goes by epochs
+RESTARTS = 163  # steps an epoch of CLIP2Point
+AUTHORS = {  # the keys that make each released schedule
+    "crosspoint_pretrain_100": SGD | {"lr": 1e-3, "floor": 0.0, "ahead": 1},
+    "crosspoint_partseg_300": SGD,
+    "dgcnn_cls_sgd_250": SGD | {"ahead": 1},
+    "pointcmt_teacher_50": SGD | {"lr": 1e-3, "floor": 1.0},
+    "pointcmt_student_1000": SGD | {"lr": 1e-3, "floor": 0.0, "ahead": -1},
+    "pointmlp_modelnet_300": SGD | {"floor": 0.05},
+    "clip2point_pretrain_first_1000_iterations": SGD
+    | {"lr": 6e-3, "floor": 1e-5 / 6e-3, "schedule": "cosine", "restart_epochs": 2},
+    "rscnn_lr_200": RSCNN,
+    "rscnn_bn_momentum_200": RSCNN,
+    "yanx_partseg_lr_251": RSCNN | {"decay": 0.5, "decay_every": 20},
+    "yanx_partseg_bn_momentum_251": RSCNN | {"decay_every": 20, "norm_momentum": 0.1, "norm_ahead": 0},
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_the_authors_schedules_equal_golden(golden, name: str) -> None:
+    """Every learning rate and momentum of batch norms, in each step of its epoch."""
+    stored = np.load(golden / "method" / "other_schedules" / "schedules.npz")
+    assert set(AUTHORS) == set(stored.files)
+    expected = stored[name]
+    steps = RESTARTS if "iterations" in name else STEPS
+    expected = expected if "iterations" in name else expected.repeat(STEPS)
+    schedule = Schedule.of(OptimizerSettings(epochs=len(stored[name]), **AUTHORS[name]), steps)
+    course = schedule.norm_momentum if "bn_momentum" in name else schedule.learning_rate
+    np.testing.assert_allclose([course(step) for step in range(len(expected))], expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_the_optimisers_are_torchs_and_skip_a_bad_step(kind: str) -> None:
+    """All weights decay, as torch's own optimiser with the same keys; a step that is not finite changes nothing."""
+    keys = {"lr": 0.05, "kind": kind, "weight_decay": 0.1, "lr_scaled": False, "decayed": "all", "layer_decay": 1.0}
+    recipe = read_recipe("small_cross_most", {"points": {"depth": 1, "freeze_tokenizer": True}})
+    model = build_model(recipe, ("mug", "bowl"))[0]
+    plain = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters() if p.requires_grad}
+    ours = optimizer_of(model, OptimizerSettings(**keys))
+    if kind == "sgd":
+        twin: torch.optim.Optimizer = torch.optim.SGD(plain.values(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    else:
+        twin = torch.optim.Adam(plain.values(), lr=0.05, weight_decay=0.1)
+    g = torch.Generator().manual_seed(0)
+    for bad in (1.0, 0.0, 0.0, 0.0):
+        for name, parameter in model.named_parameters():
+            if name in plain:
+                parameter.grad = torch.randn(parameter.shape, generator=g)
+                plain[name].grad = parameter.grad.clone()
+        ours.found_inf = torch.tensor(bad)
+        ours.step()
+        if not bad:
+            twin.step()
+    for name, parameter in model.named_parameters():
+        if name in plain:
+            torch.testing.assert_close(parameter, plain[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_key_of_another_schedule_is_refused() -> None:
+    for keys in ({"ahead": 1}, {"restart_epochs": 2, "schedule": "decay"}):
+        with pytest.raises(ValueError, match="is for schedule="):
+            OptimizerSettings(**keys)
 
 
 def test_parameter_groups_of_the_full_model_equal_golden(golden) -> None:

@@ -9,9 +9,11 @@ from torch import nn
 from manifests.config import parse_changes
 from manifests.errors import Stopped
 from training.data.batch import Batch
-from training.loop.update import Updates, learning_rate, steps_of, updates_of
+from training.loop.schedule import Schedule
+from training.loop.update import Updates, updates_of
 from training.models.cross_modal import CrossModalModel, parameter_groups
-from training.settings.fit_recipe import OptimizerSettings, read_recipe
+from training.settings.fit_recipe import read_recipe
+from training.settings.optimizer import OptimizerSettings
 from training.weights.checkpoint import build_model
 
 FEW = ("points.depth=1", "data.num_points=64", "points.drop_path=0", "labels.threshold=0.0", "optimizer.batch_size=4")
@@ -133,6 +135,15 @@ def test_layers_move_at_their_own_rates() -> None:
     assert change["image.visual.class_embedding"] == pytest.approx(0.01 * 0.5 ** (blocks + 1), rel=0.01)
 
 
+def rate(step: int, total: int, warmup: int, settings: OptimizerSettings) -> float:
+    return Schedule(settings, total, warmup, 10).learning_rate(step)
+
+
+def course(settings: OptimizerSettings) -> tuple[int, int]:
+    found = Schedule.of(settings, 10)
+    return found.total, found.warmup
+
+
 def test_the_rate_of_a_step_is_that_of_the_schedule() -> None:
     """The first step of a warm-up learns nothing, the last one at the peak; a run ends at its floor."""
     keys = ("optimizer.lr=0.64", "optimizer.warmup_epochs=0.3", "optimizer.steps=8", "optimizer.floor=0.1")
@@ -141,22 +152,22 @@ def test_the_rate_of_a_step_is_that_of_the_schedule() -> None:
     rates = [run(batch_of(step), step) for step in range(1)]
     assert max(moved(before, run.student).values()) == 0
     rates += [run(batch_of(step), step) for step in range(1, 8)]
-    falling = [learning_rate(step, 8, 3, run.recipe.optimizer) for step in range(4, 8)]
+    falling = [rate(step, 8, 3, run.recipe.optimizer) for step in range(4, 8)]
     assert rates == pytest.approx([0, 0.005, 0.01, 0.01, *falling])
-    assert learning_rate(8, 8, 3, run.recipe.optimizer) == pytest.approx(0.001)
+    assert rate(8, 8, 3, run.recipe.optimizer) == pytest.approx(0.001)
     assert run.optimizer.param_groups[0]["lr"] == rates[-1] * run.optimizer.param_groups[0]["lr_scale"]
 
 
 def test_steps_and_warm_up_of_a_recipe() -> None:
-    assert steps_of(OptimizerSettings(epochs=3, warmup_epochs=1), 10) == (30, 10)
-    assert steps_of(OptimizerSettings(epochs=3, warmup_epochs=0.5, steps=100), 10) == (100, 5)
-    assert steps_of(OptimizerSettings(epochs=3, warmup_epochs=9), 10) == (30, 15)  # at most half of them
+    assert course(OptimizerSettings(epochs=3, warmup_epochs=1)) == (30, 10)
+    assert course(OptimizerSettings(epochs=3, warmup_epochs=0.5, steps=100)) == (100, 5)
+    assert course(OptimizerSettings(epochs=3, warmup_epochs=9)) == (30, 15)  # at most half of them
     settings = OptimizerSettings(lr=1.0, batch_size=128, floor=0.2)
-    assert learning_rate(0, 10, 0, settings) == pytest.approx(0.5)
-    assert learning_rate(10, 10, 0, settings) == learning_rate(99, 10, 0, settings) == pytest.approx(0.1)
-    assert learning_rate(0, 10, 1, settings) == 0
-    assert learning_rate(1, 10, 1, settings) == pytest.approx(0.5)
-    rates = [learning_rate(step, 40, 8, settings) for step in range(41)]
+    assert rate(0, 10, 0, settings) == pytest.approx(0.5)
+    assert rate(10, 10, 0, settings) == rate(99, 10, 0, settings) == pytest.approx(0.1)
+    assert rate(0, 10, 1, settings) == 0
+    assert rate(1, 10, 1, settings) == pytest.approx(0.5)
+    rates = [rate(step, 40, 8, settings) for step in range(41)]
     assert max(rates) == rates[7] == rates[8] == pytest.approx(0.5)
     assert rates[:8] == sorted(rates[:8])
     assert rates[8:] == sorted(rates[8:], reverse=True)

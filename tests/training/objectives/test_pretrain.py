@@ -15,7 +15,8 @@ from manifests.config import parse_changes
 from manifests.errors import Refused
 from training.data.batch import LabelledBatch
 from training.loop.fit import fit
-from training.loop.update import adamw, learning_rate, steps_of
+from training.loop.schedule import Schedule
+from training.loop.update import optimizer_of
 from training.models.cross_modal import CrossModalModel
 from training.objectives.pretrain import freeze, step, terms_of
 from training.settings.fit_recipe import PretrainRecipe, read_recipe
@@ -251,12 +252,12 @@ def test_a_frozen_tower_without_weights_is_refused() -> None:
 
 def test_the_recipe_has_the_papers_numbers() -> None:
     recipe = read_recipe("pretrain", {})
-    total, warmup = steps_of(recipe.optimizer, 100)
-    assert (total, warmup) == (25_000, 100)
-    assert learning_rate(99, total, warmup, recipe.optimizer) == pytest.approx(1e-3)
-    assert learning_rate(total, total, warmup, recipe.optimizer) == pytest.approx(1e-5)
+    schedule = Schedule.of(recipe.optimizer, 100)
+    assert (schedule.total, schedule.warmup) == (25_000, 100)
+    assert schedule.learning_rate(99) == pytest.approx(1e-3)
+    assert schedule.learning_rate(25_000) == pytest.approx(1e-5)
     model = model_of(recipe.pretrain)
-    optimizer = adamw(model, recipe.optimizer)
+    optimizer = optimizer_of(model, recipe.optimizer)
     assert all(group["betas"] == (0.9, 0.98) for group in optimizer.param_groups)
     decays = {group["weight_decay"] for group in optimizer.param_groups}
     assert decays == {0.0, 0.1}

@@ -1,0 +1,41 @@
+"""What a figure rests on beside its method: seeds, which checkpoint, neighbours of the point network, the dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from training.settings.fit_recipe import FitRecipe
+
+SCANOBJECTNN = {
+    "scanobjectnn_obj": "OBJ_ONLY",
+    "scanobjectnn_bg": "OBJ_BG",
+    "scanobjectnn_hardest": "PB_T50_RS",
+}
+
+
+def terms_of(recipe: FitRecipe, dataset: str, seeds: Sequence[int], checkpoint: str = "last") -> dict[str, Any]:
+    """The object `rows` of report.json has for each row. k, fraction, variant: null where there is nothing to say."""
+    return {
+        "seeds": list(seeds),
+        "checkpoint": checkpoint,
+        "backbone": recipe.points.backbone,
+        "k": getattr(recipe.points, "k", None),
+        "fraction": recipe.data.fraction if recipe.data.fraction < 1 else None,
+        "votes": 1,
+        "variant": SCANOBJECTNN.get(dataset),
+    }
+
+
+def term_lines(values: dict[str, Any]) -> list[str]:
+    """`terms_of` each row in words: `Cross-MoST: last checkpoint, seeds 0 and 1, point_bert.`"""
+    return [f"{values['names'][row]}: {_words(terms)}." for row, terms in values["rows"].items()]
+
+
+def _words(terms: dict[str, Any]) -> str:
+    seeds = " and ".join(map(str, terms["seeds"]))
+    told = [f"{terms['checkpoint']} checkpoint", f"seed{'s' * (len(terms['seeds']) > 1)} {seeds}", terms["backbone"]]
+    told += [f"k {terms['k']}"] if terms["k"] else []
+    told += [f"{terms['fraction']:.0%} of the labels"] if terms["fraction"] else []
+    told += [f"ScanObjectNN {terms['variant']}"] if terms["variant"] else []
+    return ", ".join([*told, "1 vote"])
