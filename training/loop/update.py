@@ -13,9 +13,10 @@ from manifests.errors import Refused, Stopped
 from training import distributed
 from training.loop.data_parallel import averaged
 from training.loop.metric_log import Log
-from training.models.cross_modal import CrossModalModel, parameter_groups
+from training.models.cross_modal import parameter_groups
 from training.models.ema_teacher import Teacher
 from training.models.global_batch_norm import GlobalBatchNorm1d
+from training.models.part_model import TrainedModel
 from training.models.precision import settle
 from training.objectives import step_of
 from training.settings.fit_recipe import FitRecipe, OptimizerSettings, TaughtRecipe
@@ -47,8 +48,8 @@ class Updates:
     """What an update changes. total_steps, warmup: of the schedule."""
 
     recipe: FitRecipe
-    student: CrossModalModel
-    teacher: Teacher[CrossModalModel] | None
+    student: TrainedModel
+    teacher: Teacher[Any] | None
     optimizer: torch.optim.Optimizer
     total_steps: int
     warmup: int
@@ -90,7 +91,7 @@ class Updates:
         """Divides gradients by the loss scale. Gives that scale and 1.0 where it made them overflow, for fp16 alone."""
         if not self.scaler.is_enabled():
             return {}
-        scale = self.scaler.scale(torch.ones((), device=self.student.logit_scale.device))
+        scale = self.scaler.scale(torch.ones((), device=next(self.student.parameters()).device))
         self.scaler.unscale_(self.optimizer)
         found = self.scaler._found_inf_per_device(self.optimizer)  # torch has no public name for it
         return {"loss_scale": scale, "overflows": torch.stack(list(found.values())).amax()}
@@ -113,7 +114,7 @@ class Updates:
         return norm
 
 
-def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int) -> Updates:
+def updates_of(student: TrainedModel, recipe: FitRecipe, steps_an_epoch: int) -> Updates:
     """The optimiser of a student that is already on its device, and its teacher where the method has one."""
     settings = recipe.optimizer
     _refuse_batch_norms(student, recipe)
@@ -122,14 +123,14 @@ def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int)
     student.parts = settings.accumulate
     if recipe.activation_checkpointing:
         student.checkpoint_activations()
-    teacher = Teacher(student, recipe.ema) if isinstance(recipe, TaughtRecipe) else None
+    teacher: Teacher[Any] | None = Teacher(student, recipe.ema) if isinstance(recipe, TaughtRecipe) else None
     if recipe.compile:
         for model in (student,) if teacher is None else (student, teacher.model):
             model.compile_towers()
     return Updates(recipe, student, teacher, adamw(student, settings), *steps_of(settings, steps_an_epoch))
 
 
-def _refuse_batch_norms(student: CrossModalModel, recipe: FitRecipe) -> None:
+def _refuse_batch_norms(student: TrainedModel, recipe: FitRecipe) -> None:
     """Raises Refused where batch norms of the point tower would learn from another batch than the whole one."""
     norms = [each for each in student.points.modules() if isinstance(each, _BatchNorm) and each.training]
     what = f"points.backbone={recipe.points.backbone} learns batch norms, which need"
@@ -139,7 +140,7 @@ def _refuse_batch_norms(student: CrossModalModel, recipe: FitRecipe) -> None:
         raise Refused(f"{what} the batch of all processes: use GlobalBatchNorm1d (docs/extending.md)")
 
 
-def adamw(student: CrossModalModel, settings: OptimizerSettings) -> torch.optim.AdamW:
+def adamw(student: TrainedModel, settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW of the groups of `parameter_groups`. Fused: an update can be skipped on the device (found_inf)."""
     groups = parameter_groups(student, settings.weight_decay, settings.layer_decay, settings.lr)
     return torch.optim.AdamW(groups, betas=settings.betas, fused=True)

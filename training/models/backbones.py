@@ -12,12 +12,13 @@ from typing import Any
 from torch.nn import Parameter
 
 from manifests.errors import Refused
+from training.models.part_networks import PART_TOWERS
 from training.models.point_backbone import PointBackbone
 from training.models.point_bert import PointTower
 from training.settings.from_plugins import backbones
 from training.settings.model import BackboneSettings
 
-TOWERS: dict[str, Callable[[Any, int], PointBackbone]] = {"point_bert": PointTower}
+TOWERS: dict[str, Callable[[Any, int], PointBackbone]] = {"point_bert": PointTower, **PART_TOWERS}
 
 
 def point_tower(settings: BackboneSettings, embed_dim: int) -> PointBackbone:
