@@ -1,7 +1,7 @@
 """The backbones of the point tower by name (`points.backbone`), ours and those of plugins.
 
-A new one of ours is a file here with a PointBackbone, a row in TOWERS, and in training/settings/model.py its keys and a
-row in BACKBONE_SETTINGS.
+A new one of ours is a file here with a PointBackbone, a row in TOWERS, and in training/settings the class of its keys
+and a row in BACKBONE_SETTINGS (backbone_rows.py).
 """
 
 from __future__ import annotations
@@ -12,13 +12,22 @@ from typing import Any
 from torch.nn import Parameter
 
 from manifests.errors import Refused
+from training.models.dgcnn import Dgcnn
 from training.models.part_networks import PART_TOWERS
 from training.models.point_backbone import PointBackbone
 from training.models.point_bert import PointTower
+from training.models.pointnet import PointNet
+from training.models.pointnet_tnet import TransformedPointNet
 from training.settings.from_plugins import backbones
 from training.settings.model import BackboneSettings
 
-TOWERS: dict[str, Callable[[Any, int], PointBackbone]] = {"point_bert": PointTower, **PART_TOWERS}
+TOWERS: dict[str, Callable[[Any, int], PointBackbone]] = {
+    "point_bert": PointTower,
+    "pointnet": PointNet,
+    "pointnet_tnet": TransformedPointNet,
+    "dgcnn": Dgcnn,
+    **PART_TOWERS,
+}
 
 
 def point_tower(settings: BackboneSettings, embed_dim: int) -> PointBackbone:

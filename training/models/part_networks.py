@@ -21,7 +21,8 @@ from training.models.global_batch_norm import GlobalBatchNorm1d
 from training.models.nearest import nearest_neighbours
 from training.models.neighbours import ball_query, farthest_points, gathered, upsampled
 from training.models.point_backbone import PointBackbone, new_projection
-from training.settings.model import BackboneSettings, DGCNNPartSettings
+from training.settings.model import BackboneSettings
+from training.settings.part_backbones import DGCNNPartSettings
 
 WIDTH = 1024  # of the feature of a whole cloud, in all of these
 SLOPE = 0.2  # of DGCNN's leaky ReLU

@@ -17,8 +17,9 @@ from pydantic import BaseModel, create_model
 from manifests import plugins
 from manifests.config import Settings, parse_recipe, unknown_name
 from manifests.errors import Refused
+from training.settings.backbone_rows import BACKBONE_SETTINGS
 from training.settings.data import LabelledAugmentSettings
-from training.settings.model import BACKBONE_SETTINGS, DEFAULT_BACKBONE, BackboneSettings, PointSettings
+from training.settings.model import DEFAULT_BACKBONE, BackboneSettings, PointSettings
 from training.settings.objective import SelfTrainingWeights, Weight, Weights
 
 Row = TypeVar("Row", bound=Settings)

@@ -107,58 +107,6 @@ class PointSettings(BackboneSettings):
         return not self.freeze_tokenizer
 
 
-class PartBackboneSettings(BackboneSettings):
-    """Keys of a point tower that can label points (method=parts)."""
-
-    @property
-    def learns_batch_norms(self) -> bool:
-        """In every layer."""
-        return True
-
-
-class DGCNNPartSettings(PartBackboneSettings):
-    """DGCNN's network for parts, with its spatial transform. k: neighbours of a point, in the space of each layer's
-    features."""
-
-    backbone: Literal["dgcnn_parts"] = "dgcnn_parts"
-    k: Positive = 40
-
-    @property
-    def fewest_points(self) -> int:
-        """A point's neighbours are different points, itself among them."""
-        return self.k
-
-
-class PointNet2PartSettings(PartBackboneSettings):
-    """PointNet++'s network for parts, with several sizes of neighbourhood (MSG); it has no other key."""
-
-    backbone: Literal["pointnet2_msg_parts"] = "pointnet2_msg_parts"
-
-    @property
-    def fewest_points(self) -> int:
-        """The first layer has 512 centres."""
-        return 512
-
-
-class PointNet2SSGPartSettings(PartBackboneSettings):
-    """The same with one size of neighbourhood (SSG)."""
-
-    backbone: Literal["pointnet2_ssg_parts"] = "pointnet2_ssg_parts"
-
-    @property
-    def fewest_points(self) -> int:
-        """As above."""
-        return 512
-
-
-BACKBONE_SETTINGS: dict[str, type[BackboneSettings]] = {  # towers: training/models/backbones.py
-    "point_bert": PointSettings,
-    "dgcnn_parts": DGCNNPartSettings,
-    "pointnet2_msg_parts": PointNet2PartSettings,
-    "pointnet2_ssg_parts": PointNet2SSGPartSettings,
-}
-
-
 class InitSettings(Settings):
     """Weights to begin with. Each is a path (a file, a run of ours, one of its checkpoints) or
     `hf-hub:owner/repository[@revision][/file]`; `image` may also be an open_clip tag. Kinds of files:

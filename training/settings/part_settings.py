@@ -12,8 +12,10 @@ from pydantic import Field
 
 from manifests.config import Settings, Value, merge
 from manifests.errors import Refused
+from training.settings.backbone_rows import BACKBONE_SETTINGS
 from training.settings.data import PictureAugmentSettings, Share
-from training.settings.model import BACKBONE_SETTINGS, DEFAULT_BACKBONE, InitSettings, PartBackboneSettings
+from training.settings.model import DEFAULT_BACKBONE, InitSettings
+from training.settings.part_backbones import PartBackboneSettings
 
 METHOD = "parts"
 TASKS = ("classes", METHOD)

@@ -1,0 +1,115 @@
+"""DGCNN (Wang et al. 2019): convolutions over edges to nearest neighbours, found anew in each feature space.
+
+Source: the authors' release; CrossPoint's is the same. Shape letters: B clouds, N points, k neighbours, C channels of a
+layer's input, D of its output.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import pairwise
+from types import MappingProxyType
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
+
+from training import distributed
+from training.models.global_batch_norm import GlobalBatchNorm2d
+from training.models.nearest import nearest_neighbours, over_neighbours
+from training.models.point_backbone import PointBackbone, new_projection
+from training.models.precision import widened
+from training.settings.point_networks import DgcnnSettings
+
+SLOPE = 0.2
+
+
+class EdgeConv(nn.Module):
+    """The maximum over neighbours j of LeakyReLU(BatchNorm(W (x_j - x_i, x_i))), without a tensor of all edges.
+
+    With W = (W1, W2) the product is u_j + v_i, u = W1 x and v = (W2 - W1) x: two matrices of N rows instead of one of
+    N k. Norm and LeakyReLU rise or fall with it, so that the maximum is taken of u alone; where a channel's norm has a
+    negative weight, u and v are taken with the other sign. The norm's statistics over edges follow from sums over
+    neighbours. It works in float32 also inside a run of 16 bits, where such differences would be lost.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.add_module("0", nn.Conv2d(2 * before, after, 1, bias=False))
+        self.add_module("1", GlobalBatchNorm2d(after))
+
+    @property
+    def norm(self) -> GlobalBatchNorm2d:
+        """The layer of upstream's name `1`."""
+        return cast(GlobalBatchNorm2d, self.get_submodule("1"))
+
+    def forward(self, features: Tensor, neighbours: Tensor) -> Tensor:
+        """(B, N, D) of features (B, N, C) and the indices (B, N, k) of each point's neighbours."""
+        with torch.autocast(features.device.type, enabled=False):
+            norm = self.norm
+            sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(norm.weight.dtype)
+            weight = cast(nn.Conv2d, self.get_submodule("0")).weight.flatten(1) * sign[:, None]
+            first, second = weight.chunk(2, dim=1)
+            ends, starts = features @ first.T, features @ (second - first).T
+            if self.training:
+                ends, starts, scale = self._centred(ends, starts, neighbours, sign)
+            else:
+                starts = starts - norm.running_mean * sign
+                scale = norm.scale(norm.running_mean, norm.running_var, 0)
+            farthest = over_neighbours(ends, neighbours, "max") + starts
+            return leaky_relu(farthest * (scale * sign) + norm.bias, SLOPE)
+
+    def _centred(self, ends: Tensor, starts: Tensor, neighbours: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """u and v (B, N, D) with mean 0 of u_j + v_i over all edges of all processes; and the norm's scale."""
+        k = neighbours.shape[2]
+        edges = neighbours.numel() * distributed.world()
+        sums = over_neighbours(ends, neighbours, "sum")
+        means = distributed.summed(torch.stack([sums.sum(dim=(0, 1)), k * starts.sum(dim=(0, 1))])) / edges
+        ends, starts, sums = ends - means[0], starts - means[1], sums - k * means[0]
+        each = neighbours.flatten(1)
+        used = torch.zeros_like(ends[..., 0]).scatter_add_(1, each, torch.ones_like(each, dtype=ends.dtype))
+        squares = torch.einsum("bn,bnd,bnd->d", used, ends, ends)
+        squares = squares + torch.einsum("bnd,bnd->d", starts, k * starts + 2 * sums)
+        variance = (distributed.summed(squares) / edges).clamp(min=0)  # a sum of three that rounding may leave below 0
+        return ends, starts, self.norm.scale(means.sum(dim=0) * sign, variance, edges)
+
+
+class Dgcnn(PointBackbone):
+    """Four edge convolutions; their features together through a fifth layer, whose maximum and mean are the feature."""
+
+    twice = MappingProxyType({f"bn{number}.": f"conv{number}.1." for number in range(1, 6)})
+
+    def __init__(self, settings: DgcnnSettings, embed_dim: int) -> None:
+        super().__init__()
+        self.k = settings.k
+        for number, (before, after) in enumerate(pairwise((3, *settings.widths)), start=1):
+            self.add_module(f"conv{number}", EdgeConv(before, after))
+        last = nn.Conv1d(sum(settings.widths), settings.emb_dims, 1, bias=False)
+        self.conv5 = nn.Sequential(last, nn.BatchNorm1d(settings.emb_dims), nn.LeakyReLU(SLOPE))
+        self.projection = new_projection(2 * settings.emb_dims, embed_dim)
+
+    def represent(self, points: Tensor) -> Tensor:
+        """(B, 2 emb_dims) of clouds (B, N, 3). Raises ValueError where a cloud has fewer than k points."""
+        found = [widened(points)]
+        for number in range(1, 5):
+            conv = self.get_submodule(f"conv{number}")
+            found.append(conv(found[-1], nearest_neighbours(found[-1], self.k)))
+        x = self.conv5(torch.cat(found[1:], dim=2).transpose(1, 2))
+        return torch.cat([x.max(dim=2).values, x.mean(dim=2)], dim=1)
+
+    def classification_head(self, classes: int) -> nn.Module:
+        """Three linear layers."""
+        return nn.Sequential(
+            OrderedDict(
+                linear1=nn.Linear(self.projection.shape[0], 512, bias=False),
+                bn6=nn.BatchNorm1d(512),
+                relu1=nn.LeakyReLU(SLOPE),
+                dp1=nn.Dropout(),
+                linear2=nn.Linear(512, 256),
+                bn7=nn.BatchNorm1d(256),
+                relu2=nn.LeakyReLU(SLOPE),
+                dp2=nn.Dropout(),
+                linear3=nn.Linear(256, classes),
+            )
+        )
