@@ -16,8 +16,11 @@ from training.models.dgcnn import Dgcnn
 from training.models.part_networks import PART_TOWERS
 from training.models.point_backbone import PointBackbone
 from training.models.point_bert import PointTower
+from training.models.pointmlp import PointMlp
 from training.models.pointnet import PointNet
+from training.models.pointnet2 import MultiScalePointNet2, PointCmtPointNet2, SingleScalePointNet2
 from training.models.pointnet_tnet import TransformedPointNet
+from training.models.rscnn import RelationShapeNet
 from training.settings.from_plugins import backbones
 from training.settings.model import BackboneSettings
 
@@ -27,6 +30,12 @@ TOWERS: dict[str, Callable[[Any, int], PointBackbone]] = {
     "pointnet_tnet": TransformedPointNet,
     "dgcnn": Dgcnn,
     **PART_TOWERS,
+    "pointnet2_ssg": SingleScalePointNet2,
+    "pointnet2_msg": MultiScalePointNet2,
+    "pointnet2_pointcmt": PointCmtPointNet2,
+    "rscnn": RelationShapeNet,
+    "pointmlp": PointMlp,
+    "pointmlp_elite": PointMlp,
 }
 
 

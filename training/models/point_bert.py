@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
@@ -15,57 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from training.models.global_batch_norm import GlobalBatchNorm1d
+from training.models.neighbours import farther, farthest_points
 from training.models.point_backbone import PointBackbone, PointTokens, new_projection
 from training.models.precision import project, widened
 from training.settings.model import PointSettings
 
 LARGEST_DISTANCES = 2**26  # of centres to points, 256 MB in float32; 512 groups of 512 clouds would take 8.6 GB
-
-
-def farther(axes: Tensor, nearest: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of farthest-point sampling, which adds `last` (3, B, 1) to the chosen points of clouds (3, B, N).
-
-    Gives squared distances (B, N) to the nearest chosen point, and the index (B, 1) of the farthest point.
-    """
-    nearest = torch.minimum(nearest, (axes - last).square().sum(dim=0))
-    return nearest, nearest.argmax(dim=1, keepdim=True)
-
-
-@torch.no_grad()
-def farthest_points(points: Tensor, count: int, step: Callable[..., tuple[Tensor, Tensor]] = farther) -> Tensor:
-    """Indices (B, count) of farthest-point sampling of (B, N, 3) from index 0 (released code: a random start).
-
-    It takes the first of equally far points. On a CPU it works on one cloud at a time, which then stays in the cache
-    (numpy: three fifths of the time, measured); elsewhere on all clouds at once by `step`, which may be compiled, and
-    no step waits for the device. Both ways give the same indices.
-    """
-    chosen = torch.zeros(len(points), count, dtype=torch.long, device=points.device)
-    if points.device.type == "cpu" and step is farther:
-        for cloud, row in zip(points.detach().numpy(), chosen.numpy(), strict=True):
-            _choose_farthest(cloud, row)
-        return chosen
-    axes = points.permute(2, 0, 1).contiguous()
-    nearest = torch.full_like(axes[0], torch.inf)
-    for i in range(1, count):
-        last = axes.gather(2, chosen[:, i - 1 : i].expand(3, -1, -1))
-        nearest, chosen[:, i : i + 1] = step(axes, nearest, last)
-    return chosen
-
-
-def _choose_farthest(points: np.ndarray, chosen: np.ndarray) -> None:
-    """Fills `chosen`, int64 (count,) of zeros, with the indices in one cloud (N, 3)."""
-    axes = np.ascontiguousarray(points.T)
-    nearest = np.full(len(points), np.inf, points.dtype)
-    square, distance = np.empty_like(axes[0]), np.empty_like(axes[0])
-    for i in range(1, len(chosen)):
-        last = chosen[i - 1]
-        for number, axis in enumerate(axes):
-            np.subtract(axis, axis[last], out=square)
-            np.multiply(square, square, out=square if number else distance)
-            if number:
-                np.add(distance, square, out=distance)
-        np.minimum(nearest, distance, out=nearest)
-        chosen[i] = nearest.argmax()
 
 
 def group_points(

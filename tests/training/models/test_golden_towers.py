@@ -16,7 +16,8 @@ from weight_files import GOLDEN_POINTS, recipe_of, register, save_archive, save_
 from training.models import point_bert
 from training.models.clip import pixel_mask
 from training.models.cross_modal import CrossModalModel
-from training.models.point_bert import farthest_points, group_points
+from training.models.neighbours import farther, farthest_points
+from training.models.point_bert import group_points
 from training.objectives import losses
 from training.weights.checkpoint import build_model
 from training.weights.pretrained import initial_towers
@@ -186,7 +187,7 @@ def test_all_clouds_at_once_and_one_by_one_give_the_same_groups(monkeypatch) -> 
     clouds[:, 200:] = clouds[:, :1]  # as dropout leaves them: copies of point 0
 
     def step(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-        return point_bert.farther(*arguments)
+        return farther(*arguments)
 
     assert torch.equal(farthest_points(clouds, 240, step), farthest_points(clouds, 240))
     whole = group_points(clouds, 40, 8)
