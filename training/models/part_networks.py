@@ -4,12 +4,13 @@ Each is a trunk, which is a point tower as any other, and a head that reads the 
 they have the names and shapes of the released weights: of CrossPoint's DGCNN_partseg, and of the part segmentation
 models of Pointnet_Pointnet2_pytorch. Source: reference methods.md, section 1.7.
 
-Shape letters: B clouds, N points, k neighbours, C channels, S centres.
+Batch norms are torch's; a run makes them those of all processes. Shape letters: B clouds, N points, k neighbours,
+C channels, S centres.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -17,15 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, relu
 
-from training.models.global_batch_norm import GlobalBatchNorm1d
+from training.models.dgcnn import SLOPE, EdgeConv
 from training.models.nearest import nearest_neighbours
 from training.models.neighbours import ball_query, farthest_points, gathered, upsampled
 from training.models.point_backbone import PointBackbone, new_projection
+from training.models.pointnet2 import (
+    MultiScaleLevel,
+    SetAbstraction,
+    SingleScaleLevel,
+    channels_first,
+    over_all,
+    through,
+)
 from training.settings.model import BackboneSettings
 from training.settings.part_backbones import DGCNNPartSettings
 
 WIDTH = 1024  # of the feature of a whole cloud, in all of these
-SLOPE = 0.2  # of DGCNN's leaky ReLU
 Levels = tuple[Tensor, ...]  # what a trunk gives its head; the last is the feature (B, WIDTH) of each cloud
 
 
@@ -45,31 +53,27 @@ class PartBackbone(PointBackbone):
         return self.levels(points)[-1]
 
 
-def _normed(norm: nn.Module, values: Tensor) -> Tensor:
-    """Batch norm of values (B, C) or (B, C, ...)."""
-    return norm(values.reshape(*values.shape[:2], -1)).reshape(values.shape)
-
-
 class _Layer(nn.Sequential):
-    """Convolution without bias, batch norm and leaky ReLU; dims: of the convolution, 1 or 2."""
+    """Convolution without bias, batch norm and leaky ReLU, of points (B, C, N) or of edges (B, C, N, k)."""
 
-    def __init__(self, inside: int, outside: int, dims: int = 1) -> None:
-        convolution = nn.Conv1d if dims == 1 else nn.Conv2d
-        super().__init__(convolution(inside, outside, 1, bias=False), GlobalBatchNorm1d(outside))
+    def __init__(self, inside: int, outside: int, edges: bool = False) -> None:
+        if edges:
+            super().__init__(nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside))
+        else:
+            super().__init__(nn.Conv1d(inside, outside, 1, bias=False), nn.BatchNorm1d(outside))
 
     def forward(self, x: Tensor) -> Tensor:
         """Of values (B, C, ...)."""
-        return leaky_relu(_normed(self[1], self[0](x)), SLOPE)
+        return leaky_relu(super().forward(x), SLOPE)
 
     def of_edges(self, x: Tensor, neighbours: Tensor) -> Tensor:
-        """(B, C, N, k) of the edge features cat(x_j - x_i, x_i) of x (B, C, N), without making them.
+        """(B, C, N, k) of the edge features cat(x_j - x_i, x_i) of x (B, N, C), without making them.
 
         The convolution W of an edge is W1 x_j + (W2 - W1) x_i: two products for each point, not for each edge.
         """
-        first, second = self.get_parameter("0.weight")[:, :, 0, 0].chunk(2, dim=1)
-        rows = x.transpose(1, 2)
-        edges = gathered(rows @ first.T, neighbours) + (rows @ (second - first).T)[:, :, None]
-        return leaky_relu(_normed(self[1], edges.permute(0, 3, 1, 2)), SLOPE)
+        first, second = self.get_parameter("0.weight").flatten(1).chunk(2, dim=1)
+        edges = gathered(x @ first.T, neighbours) + (x @ (second - first).T)[:, :, None]
+        return leaky_relu(self[1](channels_first(edges)), SLOPE)
 
 
 class _Transform(nn.Module):
@@ -77,19 +81,19 @@ class _Transform(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.conv2, self.conv3 = _Layer(6, 64, 2), _Layer(64, 128, 2), _Layer(128, WIDTH)
-        self.linear1, self.bn3 = nn.Linear(WIDTH, 512, bias=False), GlobalBatchNorm1d(512)
-        self.linear2, self.bn4 = nn.Linear(512, 256, bias=False), GlobalBatchNorm1d(256)
+        self.conv1, self.conv2, self.conv3 = _Layer(6, 64, True), _Layer(64, 128, True), _Layer(128, WIDTH)
+        self.linear1, self.bn3 = nn.Linear(WIDTH, 512, bias=False), nn.BatchNorm1d(512)
+        self.linear2, self.bn4 = nn.Linear(512, 256, bias=False), nn.BatchNorm1d(256)
         self.transform = nn.Linear(256, 9)
         nn.init.zeros_(self.transform.weight)
         nn.init.eye_(self.transform.bias.data.view(3, 3))
 
     def forward(self, x: Tensor, neighbours: Tensor) -> Tensor:
-        """Of points (B, 3, N) and their neighbours (B, N, k)."""
+        """Of points (B, N, 3) and their neighbours (B, N, k)."""
         x = self.conv2(self.conv1.of_edges(x, neighbours)).amax(dim=3)
         x = self.conv3(x).amax(dim=2)
         for linear, norm in ((self.linear1, self.bn3), (self.linear2, self.bn4)):
-            x = leaky_relu(_normed(norm, linear(x)[..., None])[..., 0], SLOPE)
+            x = leaky_relu(norm(linear(x)), SLOPE)
         return self.transform(x).view(-1, 3, 3)
 
 
@@ -100,21 +104,20 @@ class DGCNNParts(PartBackbone):
         super().__init__()
         self.k = settings.k
         self.transform_net = _Transform()
-        self.conv1, self.conv2 = _Layer(6, 64, 2), _Layer(64, 64, 2)
-        self.conv3, self.conv4 = _Layer(128, 64, 2), _Layer(64, 64, 2)
-        self.conv5, self.conv6 = _Layer(128, 64, 2), _Layer(192, WIDTH)
+        self.conv1, self.conv2 = _Layer(6, 64, True), _Layer(64, 64, True)
+        self.conv3, self.conv4 = _Layer(128, 64, True), _Layer(64, 64, True)
+        self.conv5, self.conv6 = EdgeConv(64, 64), _Layer(192, WIDTH)
         self.projection = new_projection(WIDTH, embed_dim)
 
     def levels(self, points: Tensor) -> Levels:
-        """Three features (B, 64, N) of each point, and that of the cloud."""
-        matrix = self.transform_net(points.transpose(1, 2), nearest_neighbours(points, self.k))
-        x = (points @ matrix).transpose(1, 2)
+        """Three features (B, N, 64) of each point, and that of the cloud."""
+        x = points @ self.transform_net(points, nearest_neighbours(points, self.k))
         found = []
-        for first, second in ((self.conv1, self.conv2), (self.conv3, self.conv4), (self.conv5, None)):
-            edges = first.of_edges(x, nearest_neighbours(x.transpose(1, 2), self.k))
-            x = (edges if second is None else second(edges)).amax(dim=3)
+        for first, second in ((self.conv1, self.conv2), (self.conv3, self.conv4)):
+            x = second(first.of_edges(x, nearest_neighbours(x, self.k))).amax(dim=3).transpose(1, 2)
             found.append(x)
-        return *found, self.conv6(torch.cat(found, dim=1)).amax(dim=2)
+        found.append(self.conv5(x, nearest_neighbours(x, self.k)))
+        return *found, self.conv6(torch.cat(found, dim=2).transpose(1, 2)).amax(dim=2)
 
     def part_head(self, classes: int, parts: int, dropout: float) -> nn.Module:
         """The rest of DGCNN_partseg."""
@@ -133,69 +136,8 @@ class _DGCNNHead(nn.Module):
     def forward(self, levels: Levels, category: Tensor) -> Tensor:
         *local, whole = levels
         told = torch.cat([whole[..., None], self.conv7(category[..., None])], dim=1)
-        x = torch.cat([told.expand(-1, -1, local[0].shape[2]), *local], dim=1)
+        x = torch.cat([told.expand(-1, -1, local[0].shape[1]), *(each.transpose(1, 2) for each in local)], dim=1)
         return self.conv11(self.conv10(self.dp2(self.conv9(self.dp1(self.conv8(x))))))
-
-
-def _convolutions(widths: Sequence[int], dims: int) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """Convolutions with bias from each width to the next, and their norms, as the released lists hold them."""
-    convolution = nn.Conv1d if dims == 1 else nn.Conv2d
-    pairs = list(pairwise(widths))
-    norms = nn.ModuleList(GlobalBatchNorm1d(outside) for _, outside in pairs)
-    return nn.ModuleList(convolution(inside, outside, 1) for inside, outside in pairs), norms
-
-
-def _through(x: Tensor, convolutions: nn.ModuleList, norms: nn.ModuleList) -> Tensor:
-    for convolution, norm in zip(convolutions, norms, strict=True):
-        x = relu(_normed(norm, convolution(x)))
-    return x
-
-
-class _Abstraction(nn.Module):
-    """Set abstraction with one radius; with radius 0 of the whole cloud at once, in absolute coordinates."""
-
-    def __init__(self, centres: int, radius: float, count: int, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.centres, self.radius, self.count = centres, radius, count
-        self.mlp_convs, self.mlp_bns = _convolutions(widths, 2)
-
-    def forward(self, places: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Of places (B, N, 3) and features (B, N, C): those of the centres, (B, S, 3) and (B, S, C)."""
-        if not self.radius:
-            groups = torch.cat([places, features], dim=2)[:, None]
-            centres = torch.zeros_like(places[:, :1])
-        else:
-            centres = gathered(places, farthest_points(places, self.centres))
-            near = ball_query(places, centres, self.radius, self.count, closed=True)
-            groups = torch.cat([gathered(places, near) - centres[:, :, None], gathered(features, near)], dim=3)
-        return centres, _maxima(groups, self.mlp_convs, self.mlp_bns)
-
-
-class _SeveralAbstractions(nn.Module):
-    """Set abstraction with several radii about the same centres; here features stand before coordinates."""
-
-    def __init__(
-        self, centres: int, radii: Sequence[float], counts: Sequence[int], widths: Sequence[Sequence[int]]
-    ) -> None:
-        super().__init__()
-        self.centres, self.radii, self.counts = centres, radii, counts
-        convolutions, norms = zip(*(_convolutions(each, 2) for each in widths), strict=True)
-        self.conv_blocks, self.bn_blocks = nn.ModuleList(convolutions), nn.ModuleList(norms)
-
-    def forward(self, places: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """As of `_Abstraction`."""
-        centres = gathered(places, farthest_points(places, self.centres))
-        found = []
-        for radius, count, *layers in zip(self.radii, self.counts, self.conv_blocks, self.bn_blocks, strict=True):
-            near = ball_query(places, centres, radius, count, closed=True)
-            groups = torch.cat([gathered(features, near), gathered(places, near) - centres[:, :, None]], dim=3)
-            found.append(_maxima(groups, *layers))
-        return centres, torch.cat(found, dim=2)
-
-
-def _maxima(groups: Tensor, convolutions: Any, norms: Any) -> Tensor:
-    """(B, S, C) of groups (B, S, K, C): the maximum over a group's members of what the convolutions make of them."""
-    return _through(groups.permute(0, 3, 2, 1), convolutions, norms).amax(dim=2).transpose(1, 2)
 
 
 class _Propagation(nn.Module):
@@ -203,7 +145,8 @@ class _Propagation(nn.Module):
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.mlp_convs, self.mlp_bns = _convolutions(widths, 1)
+        self.mlp_convs = nn.ModuleList(nn.Conv1d(inside, outside, 1) for inside, outside in pairwise(widths))
+        self.mlp_bns = nn.ModuleList(nn.BatchNorm1d(width) for width in widths[1:])
 
     def forward(self, places: Tensor, features: Tensor, coarse: Tensor, known: Tensor) -> Tensor:
         """Of places (B, N, 3) with features (B, N, C), and coarser places (B, S, 3) with features known (B, S, C)."""
@@ -211,34 +154,40 @@ class _Propagation(nn.Module):
             near = known.expand(-1, len(places[0]), -1)
         else:
             near = upsampled(known, coarse, places, squared=True)
-        x = torch.cat([features, near], dim=2).transpose(1, 2)
-        return _through(x, self.mlp_convs, self.mlp_bns).transpose(1, 2)
+        layers = zip(self.mlp_convs, self.mlp_bns, strict=True)
+        return through(layers, channels_first(torch.cat([features, near], dim=2))).transpose(1, 2)
+
+
+Balls = tuple[tuple[float, int], ...]  # radius and number of points, of each scale
 
 
 class PointNet2Parts(PartBackbone):
-    """The set abstractions of Pointnet_Pointnet2_pytorch's networks for parts, `msg` (several radii) or `ssg`."""
+    """The set abstractions of Pointnet_Pointnet2_pytorch's networks for parts, in several sizes (MSG) or in one."""
 
     def __init__(self, settings: BackboneSettings, embed_dim: int) -> None:
         super().__init__()
         self.several = settings.backbone == "pointnet2_msg_parts"
+        self.balls: tuple[Balls, Balls]
         if self.several:
-            widths = (6, 32, 32, 64), (6, 64, 64, 128), (6, 64, 96, 128)
-            self.sa1: nn.Module = _SeveralAbstractions(512, (0.1, 0.2, 0.4), (32, 64, 128), widths)
-            self.sa2: nn.Module = _SeveralAbstractions(
-                128, (0.4, 0.8), (64, 128), ((323, 128, 128, 256), (323, 128, 196, 256))
-            )
-            self.sa3 = _Abstraction(1, 0.0, 0, (512 + 3, 256, 512, WIDTH))
+            self.balls = ((0.1, 32), (0.2, 64), (0.4, 128)), ((0.4, 64), (0.8, 128))
+            self.sa1: SetAbstraction = MultiScaleLevel(6, ((32, 32, 64), (64, 64, 128), (64, 96, 128)))
+            self.sa2: SetAbstraction = MultiScaleLevel(3 + 320, ((128, 128, 256), (128, 196, 256)))
         else:
-            self.sa1 = _Abstraction(512, 0.2, 32, (6, 64, 64, 128))
-            self.sa2 = _Abstraction(128, 0.4, 64, (131, 128, 128, 256))
-            self.sa3 = _Abstraction(1, 0.0, 0, (256 + 3, 256, 512, WIDTH))
+            self.balls = ((0.2, 32),), ((0.4, 64),)
+            self.sa1 = SingleScaleLevel(6, ((64, 64, 128),))
+            self.sa2 = SingleScaleLevel(3 + 128, ((128, 128, 256),))
+        self.sa3 = SingleScaleLevel(3 + (512 if self.several else 256), ((256, 512, WIDTH),))
         self.projection = new_projection(WIDTH, embed_dim)
 
     def levels(self, points: Tensor) -> Levels:
         """Places and features of points, of 512 and of 128 centres, and the feature of the cloud."""
-        first = self.sa1(points, points)
-        second = self.sa2(*first)
-        return points, *first, *second, self.sa3(*second)[1][:, 0]
+        places, features, found = points, points, [points]
+        for level, count, balls in zip((self.sa1, self.sa2), (512, 128), self.balls, strict=True):
+            centres = gathered(places, farthest_points(places, count))
+            near = [ball_query(places, centres, radius, most, closed=True) for radius, most in balls]
+            places, features = centres, level(places, centres, features, near)
+            found += [places, features]
+        return *found, over_all(self.sa3.scales()[0], places, features)
 
     def part_head(self, classes: int, parts: int, dropout: float) -> nn.Module:
         """Feature propagation and the layers of each point."""
@@ -251,7 +200,7 @@ class _PointNet2Head(nn.Module):
         self.fp3 = _Propagation(WIDTH + (512 if several else 256), 256, 256)
         self.fp2 = _Propagation(256 + (320 if several else 128), 256, 128)
         self.fp1 = _Propagation(128 + classes + 6, *([128] * (2 if several else 3)))
-        self.conv1, self.bn1 = nn.Conv1d(128, 128, 1), GlobalBatchNorm1d(128)
+        self.conv1, self.bn1 = nn.Conv1d(128, 128, 1), nn.BatchNorm1d(128)
         self.drop1, self.conv2 = nn.Dropout(dropout), nn.Conv1d(128, parts, 1)
 
     def forward(self, levels: Levels, category: Tensor) -> Tensor:
