@@ -269,10 +269,9 @@ def test_a_pre_trained_trunk_fills_what_agrees(golden: Path, tmp_path: Path) -> 
     expected = torch.from_numpy(arrays["pretrain_k15_feat_f64"])
     assert (feature - expected).abs().max() <= 1e-10 * expected.abs().max()
     save_file({"other.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    stranger = recipe.model_copy(
-        update={"init": recipe.init.model_copy(update={"points": str(tmp_path / "other.safetensors")})}
-    )
-    with pytest.raises(Exception, match="no layer of it has the name and the shapes"):
+    stranger = read_recipe("parts_dgcnn", parse_changes([f"init.points={tmp_path / 'other.safetensors'}"]))
+    assert isinstance(stranger, PartsRecipe)
+    with pytest.raises(Refused, match="no layer of it has the name and the shapes"):
         new_part_model(stranger, PARTS)
 
 
