@@ -18,7 +18,7 @@ import numpy as np
 from manifests import store
 from manifests.errors import Refused
 from manifests.layout import BuildManifest, require_manifest, shapes_tar, view_set_names, views_tar
-from manifests.part_colors import part_colors
+from manifests.picture_mapping import part_colors
 from manifests.plain_text import html_page, number_of
 from manifests.records import Record, read_record, record_path
 from manifests.samples import COLORS, JSON, PARTS, POINTS, Sample, decode_array, read_samples

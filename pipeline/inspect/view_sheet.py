@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from manifests import store
 from manifests.errors import Refused
 from manifests.layout import require_manifest, shapes_tar, view_set_names, views_tar
-from manifests.part_colors import part_colors
+from manifests.picture_mapping import part_colors
 from manifests.plain_text import for_terminal
 from manifests.samples import (
     PARTS,

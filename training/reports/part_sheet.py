@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from manifests.part_colors import part_colors
+from manifests.picture_mapping import part_colors
 from manifests.plain_text import for_terminal
 from training.evaluation.part_iou import LabelledPoints
 from training.reports.prediction_sheet import cloud_picture, spread

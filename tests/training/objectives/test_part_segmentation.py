@@ -19,7 +19,7 @@ from training_runs import typed
 from manifests.config import parse_changes
 from manifests.dataset_info import load_table
 from manifests.errors import Refused
-from manifests.part_colors import part_colors
+from manifests.picture_mapping import part_colors
 from manifests.samples import decode_array
 from pipeline.inspect.view_sheet import contact_sheet
 from training.data.batch import PartLabelledBatch
