@@ -282,11 +282,11 @@ def test_a_build_shows_parts_in_colours(boxes: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_short_training_learns_parts(tmp_path: Path) -> None:
+def test_a_short_training_learns_parts(tmp_path: Path, training: Commands) -> None:
     """Boxes at places of their own: far above what the most frequent part of each class reaches."""
     shards, run = built(tmp_path, train=36, val=1, test=12), tmp_path / "run"
     fit = ("fit", "parts_dgcnn", "--shards", shards, "--run", run, "tensorboard=false", "points.k=8")
-    typed(*fit, "data.num_points=64", "optimizer.batch_size=6", "optimizer.steps=40", "optimizer.lr=0.1")
+    training(*fit, "data.num_points=64", "optimizer.batch_size=6", "optimizer.steps=40", "optimizer.lr=0.1")
     found = {}
     for checkpoint in (run / "checkpoints" / "step-00000000", run):
         found[checkpoint] = json.loads(typed("evaluate", checkpoint, "--shards", shards, "--json")[0])["miou"]
