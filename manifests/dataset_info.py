@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manifests import plugins
 from manifests.config import load_toml, names_in, parse_recipe, unknown_name
@@ -24,7 +25,8 @@ class DatasetTable(BaseModel):
     id -> class. expected_failures: id of an object that is broken in the dataset itself -> what is wrong with it; it
     may fail and is counted in no fraction.
     axes: for each world axis, the signed source axis it is (`["y", "z", "x"]`: world = (source y, source z, source x));
-    determinant +1.
+    determinant +1. parts: of a dataset with part labels, how many parts each class has; parts are numbered over all
+    classes, in their order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -40,6 +42,7 @@ class DatasetTable(BaseModel):
     synsets: dict[str, str] = {}
     expected_failures: dict[str, str] = {}
     axes: tuple[str, str, str] = ("x", "y", "z")
+    parts: tuple[Annotated[int, Field(ge=1)], ...] = ()
 
     @model_validator(mode="after")
     def _agrees(self) -> DatasetTable:
@@ -53,12 +56,19 @@ class DatasetTable(BaseModel):
             strange = set(subset) - set(self.classes)
             if strange or len(set(subset)) != len(subset):
                 raise ValueError(f"subsets.{name}: {min(strange, default='a class comes twice')} is no class")
+        if self.parts and len(self.parts) != len(self.classes):
+            raise ValueError(f"parts of {len(self.parts)} classes for {len(self.classes)} classes")
         axes_matrix(self.axes)
         return self
 
     def label(self, class_name: str | None) -> int | None:
         """The label of a class, or None where the class is unknown or not in the table."""
         return self.classes.index(class_name) if class_name in self.classes else None
+
+    def parts_of(self, label: int) -> range:
+        """The numbers of a class's parts."""
+        first = sum(self.parts[:label])
+        return range(first, first + self.parts[label])
 
 
 def axes_matrix(axes: tuple[str, str, str] | list[str]) -> np.ndarray:

@@ -94,3 +94,18 @@ def mean_and_deviation(channel: str, preset: AnyViews, tower: Statistics | None 
     mean, deviation = tower or NORMALIZE[preset.normalize]
     largest = value_range(channel, preset)
     return tuple(m / largest for m in mean), tuple(d / largest for d in deviation)
+
+
+# Eight colours that colour-blind people tell apart (Okabe and Ito 2008); no class of a known dataset has more parts.
+PART_COLORS = np.array(
+    [
+        *[(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167)],
+        *[(86, 180, 233), (213, 94, 0), (120, 120, 120), (200, 180, 40)],
+    ],
+    np.uint8,
+)
+
+
+def part_colors(parts: np.ndarray) -> np.ndarray:
+    """RGB, uint8 (N, 3), of part numbers (N,). The parts of one class follow one another, so their colours differ."""
+    return PART_COLORS[np.asarray(parts, np.int64) % len(PART_COLORS)]

@@ -32,6 +32,7 @@ from manifests.layout import require_manifest
 from manifests.plain_text import PlainConsole, log_to_stderr, number_of, tell
 from manifests.records import json_text
 from training.command_line import parser
+from training.parts_command import evaluate_run_of_parts, run_of_parts
 from training.predict_command import predict
 from training.typed_keys import typed_candidates, typed_changes
 
@@ -182,6 +183,9 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from training.reports import evaluation_files, terminal
 
     source = options.checkpoint
+    if (parts_run := run_of_parts(source)) is not None:
+        with _objects_bar(console) as on_progress:
+            return evaluate_run_of_parts(options, parts_run, on_progress)
     if "=" in source and not os.path.exists(source):  # init.image=... init.points=...: all is said by keys
         source, options.changes = "", [source, *options.changes]
     changes = typed_changes(options, ("data", "prompts", "classes", *TOWER_KEYS))

@@ -132,6 +132,7 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--classes", metavar="A,B,...", help="other names than the checkpoint's, by its text tower")
     predict.add_argument("--axes", default="", help="of FILEs, such as y,z,x where +Z is up; default: as trained")
     predict.add_argument("--html", metavar="PAGE", help="a page in one file: each object with its three best answers")
+    predict.add_argument("--png", metavar="FILE", help="of a run of part segmentation: objects with parts in colours")
     _add_who(predict)
     _add_plugin(predict)
     _add_device(predict)

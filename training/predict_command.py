@@ -13,6 +13,7 @@ from manifests import store
 from manifests.errors import Refused
 from manifests.plain_text import PlainConsole, number_of, tell
 from manifests.records import json_text
+from training.parts_command import predict_parts, run_of_parts
 
 
 def predict(options: argparse.Namespace, console: Console) -> int:
@@ -25,6 +26,10 @@ def predict(options: argparse.Namespace, console: Console) -> int:
 
     if bool(options.files) == bool(options.shards):
         raise Refused("predict needs FILEs or --shards OUT, one of the two")
+    if (parts_run := run_of_parts(options.checkpoint)) is not None:
+        return predict_parts(options, console, parts_run)
+    if options.png:
+        raise Refused(f"--png draws parts, and {options.checkpoint} predicts classes: --html PAGE shows those")
     out = store.local_path(options.html, "--html") if options.html else None
     files = _files(options.files, console)
     checkpoint, device = open_checkpoint(options.checkpoint), distributed.device_of(options.device)

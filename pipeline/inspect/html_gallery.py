@@ -18,9 +18,10 @@ import numpy as np
 from manifests import store
 from manifests.errors import Refused
 from manifests.layout import BuildManifest, require_manifest, shapes_tar, view_set_names, views_tar
+from manifests.picture_mapping import part_colors
 from manifests.plain_text import html_page, number_of
 from manifests.records import Record, read_record, record_path
-from manifests.samples import COLORS, JSON, POINTS, Sample, decode_array, read_samples
+from manifests.samples import COLORS, JSON, PARTS, POINTS, Sample, decode_array, read_samples
 from pipeline.inspect.findings import EXAMPLES
 from pipeline.inspect.view_sheet import TILE, objects_of, view_tiles
 from pipeline.sources.source_files import in_words
@@ -116,7 +117,9 @@ def _cloud(shape: Sample) -> str:
     """Base64 of bytes x y z r g b (coordinates -1.1..1.1 as 0..255) of the first points."""
     points = decode_array(shape.members[POINTS])[:CLOUD_POINTS]
     colors = decode_array(shape.members[COLORS])[:CLOUD_POINTS] if COLORS in shape.members else None
-    if colors is None:
+    if colors is None and PARTS in shape.members:
+        colors = part_colors(decode_array(shape.members[PARTS])[: len(points)])
+    elif colors is None:
         colors = np.full(points.shape, 90, np.uint8)
     radius = max(1.1, float(np.abs(points).max(initial=0)))
     place = np.rint((points / radius + 1) * 127.5).astype(np.uint8)

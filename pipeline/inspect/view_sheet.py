@@ -12,8 +12,18 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from manifests import store
 from manifests.errors import Refused
 from manifests.layout import require_manifest, shapes_tar, view_set_names, views_tar
+from manifests.picture_mapping import part_colors
 from manifests.plain_text import for_terminal
-from manifests.samples import Sample, decode_array, decode_picture, depth_of_codes, read_samples, split_view_member
+from manifests.samples import (
+    PARTS,
+    POINTS,
+    Sample,
+    decode_array,
+    decode_picture,
+    depth_of_codes,
+    read_samples,
+    split_view_member,
+)
 
 TILE = 112
 MARGIN = 4
@@ -102,8 +112,8 @@ def _shade(depth: np.ndarray) -> np.ndarray:
 
 
 def cloud_tile(shape: Sample) -> Image.Image:
-    """The stored points from the front right, a little from above; nearer is darker."""
-    points = decode_array(shape.members["points.npy"])[:2048]
+    """The stored points from the front right, a little from above: nearer is darker, or each part in its colour."""
+    points = decode_array(shape.members[POINTS])[:2048]
     a, e = np.deg2rad(30), np.deg2rad(20)
     right, up = (
         np.array([np.cos(a), 0, np.sin(a)]),
@@ -116,7 +126,10 @@ def cloud_tile(shape: Sample) -> Image.Image:
     column = np.clip(((x + 1.1) / 2.2 * TILE).astype(int), 0, TILE - 1)[order]
     row = np.clip(((1.1 - y) / 2.2 * TILE).astype(int), 0, TILE - 1)[order]
     tile[row, column] = np.clip(150 - 110 * (z[order] + 1) / 2, 0, 200).astype(np.uint8)
-    return Image.fromarray(tile).convert("RGB")
+    shown = np.stack([tile] * 3, axis=2)
+    if PARTS in shape.members:
+        shown[row, column] = part_colors(decode_array(shape.members[PARTS])[: len(points)][order])
+    return Image.fromarray(shown)
 
 
 def _paste(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:

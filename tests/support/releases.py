@@ -112,3 +112,25 @@ def shapenetpart(root: Path) -> Path:
         write_h5(folder / f"ply_data_{split}0.h5", labels, pid=pid)
         (folder / f"{split}_hdf5_file_list.txt").write_text(f"ply_data_{split}0.h5\n")
     return folder
+
+
+def shapenetpart_of_boxes(root: Path, **objects: int) -> Path:
+    """hdf5_data whose parts can be learned: airplanes, mugs and tables of boxes, a part each, of 128 points.
+
+    objects: how many of each split.
+    """
+    folder = root / "hdf5_data"
+    for number, (split, count) in enumerate(objects.items()):
+        rng, labels, clouds, pid = np.random.default_rng(number), [], [], []
+        for each in range(count):
+            label, first, parts = ((0, 0, 4), (11, 36, 2), (15, 47, 3))[each % 3]
+            own = rng.permutation(np.arange(128) % parts + first)
+            middles = np.random.default_rng(label).uniform(-1, 1, (parts, 3)) * (1.5, 1.5, 1.5)
+            middles = (middles + rng.uniform(-0.1, 0.1, middles.shape))[own - first]
+            sizes = rng.uniform(0.2, 0.4, (parts, 3))[own - first]
+            labels.append(label)
+            clouds.append((middles + sizes * rng.uniform(-1, 1, (128, 3))).astype(np.float32))
+            pid.append(own.astype(np.uint8))
+        write_h5(folder / f"ply_data_{split}0.h5", labels, data=np.stack(clouds), pid=np.stack(pid))
+        (folder / f"{split}_hdf5_file_list.txt").write_text(f"ply_data_{split}0.h5\n")
+    return folder

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from training.data.point_augment import LABELLED, strong_clouds, weak_clouds
+from training.data.point_augment import LABELLED, moved_clouds, strong_clouds, weak_clouds
 from training.settings.data import AugmentSettings, LabelledAugmentSettings
+from training.settings.part_settings import PartAugmentSettings
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,44 @@ class RawLabelledBatch:
         return LabelledBatch(self.keys, images, augmented(here.points, here.seed), here.label)
 
 
-AnyRawBatch = RawBatch | RawLabelledBatch
-AnyBatch = TypeVar("AnyBatch", RawBatch, LabelledBatch, RawLabelledBatch)
+@dataclass(frozen=True)
+class PartLabelledBatch:
+    """What part segmentation sees.
+
+    points: float32 (B, N, 3). parts: int64 (B, N), the part of each point. category: int64 (B,), the object's class.
+    """
+
+    keys: tuple[str, ...]
+    points: Tensor
+    parts: Tensor
+    category: Tensor
+
+
+@dataclass(frozen=True)
+class RawPartLabelledBatch:
+    """What a loader gives to part segmentation: clouds as stored, in the order that `augment` asks for; seed as of a
+    RawBatch."""
+
+    keys: tuple[str, ...]
+    points: Tensor
+    parts: Tensor
+    category: Tensor
+    seed: Tensor
+    augment: PartAugmentSettings
+
+    def pin_memory(self) -> RawPartLabelledBatch:
+        """In memory that a GPU reads by itself; DataLoader(pin_memory=True) calls it."""
+        return _mapped(self, Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> PartLabelledBatch:
+        """The batch on a device."""
+        here = _moved(self, device)
+        points = moved_clouds(here.points, here.seed, self.augment.cloud_scale, self.augment.cloud_shift)
+        return PartLabelledBatch(self.keys, points, here.parts, here.category)
+
+
+AnyRawBatch = RawBatch | RawLabelledBatch | RawPartLabelledBatch
+AnyBatch = TypeVar("AnyBatch", RawBatch, LabelledBatch, RawLabelledBatch, RawPartLabelledBatch)
 
 
 def _moved(batch: AnyBatch, device: torch.device) -> AnyBatch:

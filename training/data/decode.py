@@ -6,7 +6,7 @@ import numpy as np
 
 from manifests.picture_mapping import mapped_picture, value_range
 from manifests.presets import AnyViews
-from manifests.samples import POINTS, Sample, decode_array, decode_picture, depth_of_codes, view_member
+from manifests.samples import PARTS, POINTS, Sample, decode_array, decode_picture, depth_of_codes, view_member
 
 
 def picture_of(views: Sample, number: int, channel: str, preset: AnyViews) -> np.ndarray:
@@ -39,6 +39,20 @@ def cloud_of(shape: Sample, count: int, rng: np.random.Generator) -> np.ndarray:
     if points.ndim != 2 or points.shape[1] != 3 or not len(points) or not np.isfinite(points).all():
         raise ValueError(f"{POINTS} of shape {points.shape} is no cloud of finite points")
     return pad_cloud(points[:count], count, rng)
+
+
+def labelled_cloud_of(shape: Sample, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`cloud_of` with the part of each point, int64 (count,); a repeated point has its part again.
+
+    Raises ValueError for a damaged cloud, and where there is not one part label a point.
+    """
+    if PARTS not in shape.members:
+        raise ValueError(f"no {PARTS}: part segmentation needs a part label of each point")
+    parts, points = decode_array(shape.members[PARTS]), decode_array(shape.members[POINTS])
+    if parts.dtype != np.uint8 or parts.shape != points.shape[:1]:
+        raise ValueError(f"{PARTS} of shape {parts.shape} does not label {POINTS} of shape {points.shape}")
+    numbers = pad_cloud(np.arange(len(points))[:count], count, rng)
+    return cloud_of(shape, len(points), rng)[numbers], parts[numbers].astype(np.int64)
 
 
 def pad_cloud(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

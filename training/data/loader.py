@@ -22,7 +22,7 @@ from manifests.errors import Refused
 from manifests.plain_text import number_of
 from manifests.rng import generator
 from manifests.samples import JSON, POINTS, Sample, view_member
-from training.data.batch import RawBatch, RawLabelledBatch
+from training.data.batch import AnyRawBatch, RawBatch, RawLabelledBatch
 from training.data.dataset import Shard, Source
 from training.data.decode import cloud_of, num_views, picture_of
 from training.data.image_augment import StrongPicture, image_mask
@@ -64,8 +64,8 @@ class EpochSamples(IterableDataset[Any]):
     is smaller than one batch of all ranks.
     """
 
-    batch: type[RawBatch] | type[RawLabelledBatch]
-    pictures: tuple[str, ...]  # names of the pictures in a batch
+    batch: type[AnyRawBatch]
+    pictures: tuple[str, ...]  # names of the pictures in a batch; where there are none, no picture is read
 
     def __init__(
         self,
@@ -92,7 +92,8 @@ class EpochSamples(IterableDataset[Any]):
                 f"data.split={settings.split}"
             )
         self.mean, self.deviation = source.pixels
-        self._strong = StrongPicture(augment, form.image_size, tuple(round(255 * m) for m in self.mean))
+        if self.pictures:
+            self._strong = StrongPicture(augment, form.image_size, tuple(round(255 * m) for m in self.mean))
 
     @property
     def batch_bytes(self) -> int:
@@ -109,13 +110,15 @@ class EpochSamples(IterableDataset[Any]):
         """One sample: `key` and the arrays of its batch by name, pictures (..., H, W, 3)."""
         raise NotImplementedError
 
-    def _collate(self, samples: list[dict[str, Any]]) -> RawBatch | RawLabelledBatch:
+    def _collate(self, samples: list[dict[str, Any]]) -> AnyRawBatch:
         names = [name for name in samples[0] if name != "key"]
         tensors: dict[str, Any] = {name: torch.from_numpy(np.stack([s[name] for s in samples])) for name in names}
         for name in self.pictures:
             tensors[name] = tensors[name].movedim(-1, -3)
         tensors["augment"] = self.augment
-        return self.batch(tuple(s["key"] for s in samples), **tensors, mean=self.mean, deviation=self.deviation)
+        if self.pictures:
+            tensors |= {"mean": self.mean, "deviation": self.deviation}
+        return self.batch(tuple(s["key"] for s in samples), **tensors)
 
     def _picture(self, drawn: Drawn) -> np.ndarray:
         with naming(drawn.shard.views, drawn.views.key):
@@ -188,7 +191,7 @@ class EpochSamples(IterableDataset[Any]):
             pieces.append((self.source.shards[piece.shard], [piece.start + p - position for p in inside]))
             position += size
         arriving = iter(positions)
-        joined = read_pieces(pieces, self._wanted, views_draw)
+        joined = read_pieces(pieces, self._wanted, views_draw if self.pictures else _no_picture)
         for shard, numbers in pieces:
             for shape, views in islice(joined, len(numbers)):
                 with naming(shard.views, views.key):
@@ -203,6 +206,11 @@ class EpochSamples(IterableDataset[Any]):
 def _batches(given: Given) -> int:
     """The number of batches in some segments."""
     return sum(batches for _, _, batches in given)
+
+
+def _no_picture(views: Sample, suffix: str) -> bool:
+    """Reads what the cameras of an object's views are, and no picture of them."""
+    return suffix == JSON
 
 
 class _ViewDraw:

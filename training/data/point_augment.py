@@ -132,6 +132,16 @@ def _shuffled(axes: Tensor, seed: Tensor, count: int) -> Tensor:
     return _rows(axes.gather(2, order[:, None].expand(-1, 3, -1)))
 
 
+def moved_clouds(points: Tensor, seed: Tensor, scale: float, shift: float) -> Tensor:
+    """Normalised, scaled by U(1/scale, scale), moved by U(-shift, shift) along each axis; points stay in their order.
+
+    points: float32 (B, N, 3). seed: int64 (B,). Gives (B, N, 3).
+    """
+    draw = uniforms(seed, STRONG, 4)
+    axes = normalized_axes(points) * _between(draw[:, 0], 1 / scale, scale)[:, None, None]
+    return _rows(axes + _between(draw[:, 1:], -shift, shift)[:, :, None])
+
+
 def normalized_axes(points: Tensor) -> Tensor:
     """float32 (B, 3, N) of clouds (B, N, 3), about the centroid, farthest point at 1."""
     axes = points.transpose(1, 2).contiguous()

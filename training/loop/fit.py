@@ -21,8 +21,9 @@ from manifests.process_info import peak_resident_mb
 from manifests.records import json_text
 from training import distributed
 from training.data.dataset import Source, open_source
-from training.data.loader import Form, Loader, SupervisedSamples, UnlabelledSamples
+from training.data.loader import EpochSamples, Form, Loader, SupervisedSamples, UnlabelledSamples
 from training.data.part_of_split import part_of
+from training.data.part_samples import PartSamples, part_table
 from training.loop.metric_log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
 from training.loop.run_lock import held
 from training.loop.shutdown import Interrupted, Pending, remembered
@@ -32,11 +33,20 @@ from training.loop.update import updates_of
 from training.loop.vain_training import ConfidentShares, warn_of_random_towers
 from training.models.clip import ImageTower, pixel_statistics
 from training.models.cross_modal import CrossModalModel
+from training.models.part_model import PartModel, TrainedModel
 from training.models.precision import require_precision
 from training.objectives import is_supervised
 from training.settings.checkpoint_recipe import POLICY_OF_DATA
-from training.settings.fit_recipe import FitRecipe, SupervisedRecipe, TaughtRecipe, as_begun, saved_recipe
+from training.settings.fit_recipe import (
+    FitRecipe,
+    PartsRecipe,
+    SupervisedRecipe,
+    TaughtRecipe,
+    as_begun,
+    saved_recipe,
+)
 from training.weights.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
+from training.weights.part_weights import new_part_model
 from training.weights.pretrained import Loaded
 from training.weights.run_folder import CLASSES, read_about, with_its_plugins
 
@@ -166,8 +176,8 @@ def _set_up(
     shards: str,
     device: torch.device,
     on_weights: Callable[[Loaded], None] = lambda loaded: None,
-) -> tuple[Run, nn.Module]:
-    """Opens the shards first (cheap, and most mistakes are there), then builds the model."""
+) -> tuple[Run, nn.Module | None]:
+    """Opens the shards first (cheap, and most mistakes are there), then builds the model and its text tower, if any."""
     own, readers = batch_of_process(recipe), distributed.readers_of_process(recipe.data.workers)
     require_precision(recipe.precision, device)
     source = open_source(shards, recipe.data, tower=pixel_statistics(recipe), pictures="image" in recipe.towers)
@@ -178,9 +188,10 @@ def _set_up(
     _refuse_other_shards(folder, source)
     source = part_of(source, shards, recipe)
     built = without_pretrained(recipe) if step_folders(folder) else recipe
-    student, text = build_model(built, source.manifest.prompt_names, on_weights)
-    form = _form_of(student.image, recipe)
-    kind = SupervisedSamples if is_supervised(recipe.method) else UnlabelledSamples
+    student, text = _new_model(built, source, on_weights)
+    form = Form(0, 0, 0, 0.0) if isinstance(student, PartModel) else _form_of(student.image, recipe)
+    kind: type[EpochSamples] = SupervisedSamples if is_supervised(recipe.method) else UnlabelledSamples
+    kind = PartSamples if isinstance(student, PartModel) else kind
     place = distributed.rank(), distributed.world()
     pin = device.type == "cuda"
     settings = recipe.data.model_copy(update={"workers": readers})
@@ -189,6 +200,15 @@ def _set_up(
     student.to(device).train()
     updates = updates_of(student, recipe, samples.num_batches)
     return Run(folder, recipe, device, updates, samples, loader), text
+
+
+def _new_model(
+    recipe: FitRecipe, source: Source, on_weights: Callable[[Loaded], None]
+) -> tuple[TrainedModel, nn.Module | None]:
+    """The model of a new run, and the text tower that its classifier is made from."""
+    if isinstance(recipe, PartsRecipe):
+        return new_part_model(recipe, part_table(source.manifest.dataset).parts, on_weights), None
+    return build_model(recipe, source.manifest.prompt_names, on_weights)
 
 
 def _form_of(tower: ImageTower, recipe: FitRecipe) -> Form:
@@ -222,7 +242,7 @@ def batch_of_process(recipe: FitRecipe) -> int:
     return own
 
 
-def _write_run_files(state: Run, text: nn.Module, sources: list[Loaded]) -> None:
+def _write_run_files(state: Run, text: nn.Module | None, sources: list[Loaded]) -> None:
     """Writes recipe.toml, run.json and the text tower, which prediction and evaluation need beside a checkpoint.
 
     Raises Refused where the run's folder cannot be written.
@@ -240,12 +260,14 @@ def _write_run_files(state: Run, text: nn.Module, sources: list[Loaded]) -> None
         "pixel_deviation": samples.deviation,
         "weights": [source.summary() for source in sources],
     }
+    if isinstance(state.recipe, PartsRecipe):
+        about["parts"] = list(part_table(manifest.dataset).parts)
     if plugins.loaded():
         about["plugins"] = plugins.versions()
     try:
         store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
         store.write_bytes(str(state.folder / CLASSES), json_text(about, indent=1).encode())
-        if state.updates.student.text is None:  # else it is trained, and part of every checkpoint
+        if text is not None and state.updates.student.text is None:  # else it is trained, and part of every checkpoint
             store.write_bytes(str(state.folder / TEXT), save(tensors_of(text)))
     except OSError as error:
         raise Refused(f"--run {state.folder} cannot be written: {error.strerror or error}") from error
@@ -263,8 +285,10 @@ def write_seconds(folder: Path, seconds: float, steps: int) -> None:
 
 
 def _models(state: Run) -> dict[str, CrossModalModel]:
-    teacher = state.updates.teacher
-    return {"student": state.updates.student} | ({} if teacher is None else {"teacher": teacher.model})
+    student, teacher = state.updates.student, state.updates.teacher
+    if isinstance(student, PartModel):
+        return {}  # no recipe of it has eval_every
+    return {"student": student} | ({} if teacher is None else {"teacher": teacher.model})
 
 
 def _loop(

@@ -13,9 +13,10 @@ from training import distributed
 from training.loop.data_parallel import averaged
 from training.loop.metric_log import Log
 from training.loop.schedule import Schedule
-from training.models.cross_modal import CrossModalModel, parameter_groups
+from training.models.cross_modal import parameter_groups
 from training.models.ema_teacher import Teacher
 from training.models.global_batch_norm import OverProcesses, with_global_norms
+from training.models.part_model import TrainedModel
 from training.models.precision import settle
 from training.objectives import step_of
 from training.settings.fit_recipe import FitRecipe, TaughtRecipe
@@ -29,8 +30,8 @@ class Updates:
     """What an update changes, and the course of learning rates."""
 
     recipe: FitRecipe
-    student: CrossModalModel
-    teacher: Teacher[CrossModalModel] | None
+    student: TrainedModel
+    teacher: Teacher[Any] | None
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     log: Log = field(default_factory=Log)
@@ -80,7 +81,7 @@ class Updates:
         """Divides gradients by the loss scale. Gives that scale and 1.0 where it made them overflow, for fp16 alone."""
         if not self.scaler.is_enabled():
             return {}
-        scale = self.scaler.scale(torch.ones((), device=self.student.logit_scale.device))
+        scale = self.scaler.scale(torch.ones((), device=next(self.student.parameters()).device))
         self.scaler.unscale_(self.optimizer)
         found = self.scaler._found_inf_per_device(self.optimizer)  # torch has no public name for it
         return {"loss_scale": scale, "overflows": torch.stack(list(found.values())).amax()}
@@ -103,7 +104,7 @@ class Updates:
         return norm
 
 
-def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int) -> Updates:
+def updates_of(student: TrainedModel, recipe: FitRecipe, steps_an_epoch: int) -> Updates:
     """The optimiser of a student that is already on its device, and its teacher where the method has one."""
     settings = recipe.optimizer
     with_global_norms(student)
@@ -113,24 +114,24 @@ def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int)
     student.parts = settings.accumulate
     if recipe.activation_checkpointing:
         student.checkpoint_activations()
-    teacher = Teacher(student, recipe.ema) if isinstance(recipe, TaughtRecipe) else None
+    teacher: Teacher[Any] | None = Teacher(student, recipe.ema) if isinstance(recipe, TaughtRecipe) else None
     if recipe.compile:
         for model in (student,) if teacher is None else (student, teacher.model):
             model.compile_towers()
     return Updates(recipe, student, teacher, optimizer_of(student, settings), Schedule.of(settings, steps_an_epoch))
 
 
-def point_norms(student: CrossModalModel) -> list[_BatchNorm]:
+def point_norms(student: TrainedModel) -> list[_BatchNorm]:
     """The batch norms of the point tower and of its head."""
-    parts = (student.points, student.points_head)
+    parts = (student.points, getattr(student, "points_head", None))
     return [each for part in parts if part is not None for each in part.modules() if isinstance(each, _BatchNorm)]
 
 
-def _refuse_batch_norms(student: CrossModalModel, recipe: FitRecipe) -> None:
+def _refuse_batch_norms(student: TrainedModel, recipe: FitRecipe) -> None:
     """Raises Refused where batch norms of the point tower would learn from another batch than the whole one."""
     norms = [each for each in point_norms(student) if each.training]
     what = f"points.backbone={recipe.points.backbone} learns batch norms, which need"
-    if student.points_head is not None and norms and recipe.optimizer.batch_size == 1:
+    if getattr(student, "points_head", None) is not None and norms and recipe.optimizer.batch_size == 1:
         raise Refused(f"optimizer.batch_size=1: {what} two objects at least")
     if norms and recipe.optimizer.accumulate > 1:
         raise Refused(f"optimizer.accumulate={recipe.optimizer.accumulate}: {what} the whole batch at once")
@@ -138,7 +139,7 @@ def _refuse_batch_norms(student: CrossModalModel, recipe: FitRecipe) -> None:
         raise Refused(f"{what} the batch of all processes: take BatchNorm1d or BatchNorm2d of torch.nn")
 
 
-def optimizer_of(student: CrossModalModel, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def optimizer_of(student: TrainedModel, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """The optimiser of the groups of `parameter_groups`. Fused: an update can be skipped on the device (found_inf)."""
     groups = parameter_groups(
         student, settings.weight_decay, settings.layer_decay, settings.lr, settings.decayed == "all"

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from manifests.errors import Refused
 from training.models.dgcnn import Dgcnn
+from training.models.part_networks import PART_TOWERS
 from training.models.point_backbone import PointBackbone
 from training.models.point_bert import PointTower
 from training.models.pointmlp import PointMlp
@@ -28,6 +29,7 @@ TOWERS: dict[str, Callable[[Any, int], PointBackbone]] = {
     "pointnet": PointNet,
     "pointnet_tnet": TransformedPointNet,
     "dgcnn": Dgcnn,
+    **PART_TOWERS,
     "pointnet2_ssg": SingleScalePointNet2,
     "pointnet2_msg": MultiScalePointNet2,
     "pointnet2_pointcmt": PointCmtPointNet2,

@@ -195,14 +195,14 @@ class CrossModalModel(nn.Module):
 
 
 def parameter_groups(
-    model: CrossModalModel, weight_decay: float, layer_decay: float, lr: float, all_decay: bool = False
+    model: nn.Module, weight_decay: float, layer_decay: float, lr: float, all_decay: bool = False
 ) -> list[dict]:
     """Groups of an optimiser: weight decay on matrices only, not on tokens and positions; `lr_scale` by layer.
 
     Layer decay scales only the image tower: embeddings lowest, then block by block; everything else learns at lr.
     (Released code also decays logit_scale, tokens and positions.)
     """
-    blocks = len(list(model.image.blocks.children()))
+    blocks = len(list(model.image.blocks.children())) if isinstance(model, CrossModalModel) else 0
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

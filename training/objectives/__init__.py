@@ -5,7 +5,7 @@ train on labelled shards: only they are given labels. Methods whose recipe is a 
 get None.
 """
 
-from training.objectives import cross_most, crosspoint, pretrain, self_training, supervised
+from training.objectives import cross_most, crosspoint, part_segmentation, pretrain, self_training, supervised
 from training.objectives.step import StepFunction
 from training.settings.from_plugins import methods
 
@@ -15,8 +15,9 @@ METHODS: dict[str, StepFunction] = {
     "pretrain": pretrain.step,
     "crosspoint": crosspoint.step,
     "supervised": supervised.step,
+    "parts": part_segmentation.step,
 }
-SUPERVISED = frozenset({"pretrain", "supervised"})
+SUPERVISED = frozenset({"pretrain", "supervised", "parts"})
 
 
 def step_of(method: str) -> StepFunction:

@@ -175,21 +175,24 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, round(SHARPNESS * size))
 
 
-def cloud_picture(points: np.ndarray, size: int) -> np.ndarray:
+def cloud_picture(points: np.ndarray, size: int, colors: np.ndarray | None = None) -> np.ndarray:
     """Draws a cloud within the unit sphere, +Y up, from the front right and a little above: uint8 (size, size, 3).
 
-    Nearer points are darker.
+    Nearer points are darker, or with colors, uint8 (N, 3), drawn over those behind them.
     """
     azimuth, elevation = np.deg2rad(30), np.deg2rad(20)
     right = np.array([np.cos(azimuth), 0, np.sin(azimuth)])
     up = np.array([-np.sin(azimuth) * np.sin(elevation), np.cos(elevation), np.cos(azimuth) * np.sin(elevation)])
     towards = np.cross(right, up)
     scale = 4 * size / 2.2
-    page = Image.new("L", (4 * size, 4 * size), 255)  # drawn four times as large: smooth dots
+    plain = colors is None
+    page = Image.new("L" if plain else "RGB", (4 * size, 4 * size), "white")  # four times as large: smooth dots
     pen = ImageDraw.Draw(page)
-    for point in points[np.argsort(points @ towards)]:
+    for number in np.argsort(points @ towards):
+        point = points[number]
         x, y = 2 * size + scale * (point @ right), 2 * size - scale * (point @ up)
-        shade = int(np.clip(150 - 75 * (point @ towards + 1), 0, 200))
+        gray = int(np.clip(150 - 75 * (point @ towards + 1), 0, 200))
+        shade = gray if colors is None else tuple(colors[number].tolist())
         radius = size / 24
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=shade)
     return np.asarray(page.resize((size, size), Image.Resampling.BOX).convert("RGB"))

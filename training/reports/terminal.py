@@ -10,6 +10,7 @@ from rich.text import Text
 
 from manifests.plain_text import for_terminal
 from training.evaluation.metrics import COLUMNS, MODALITIES
+from training.evaluation.part_iou import RULES
 
 ABSENT = "-"
 
@@ -60,6 +61,33 @@ def analysis(result: dict[str, Any]) -> Table:
         quality = [result["pseudo_labels"][who]["joint"]["precision"] for who in models]
         rows.append(["  of these right, %", *map(_number, quality)])
     return table(f"analysis, {split_line(result)}", ["", *models], rows)
+
+
+def parts(result: dict[str, Any]) -> Table:
+    """mIoU in percent by both arg-max rules: over objects, over classes, and of each class with its objects."""
+    rules, backbone = result["miou"], result["backbone"] + (f", k {result['k']}" if result["k"] else "")
+    which = f"{'last' if result['last_step'] else 'earlier'} checkpoint, seed {result['seed']}"
+    title = f"{result['dataset']} {split_line(result)}, {which}, {backbone}, {result['num_points']} points"
+    rows = [
+        [f"{name} mIoU", str(result["n"]), *(_percent(rules[rule][name]) for rule in rules)]
+        for name in ("instance", "class")
+    ]
+    rows += [
+        [f"  {name}", str(count), *(_percent(each["per_class"][name]) for each in rules.values())]
+        for name, count in result["objects"].items()
+    ]
+    return table(title, ["mIoU, %", "objects", *(f"arg-max: {RULES[rule]}" for rule in rules)], rows)
+
+
+def part_shares(rows: Sequence[dict[str, Any]]) -> Table:
+    """A line an object: its class, how many percent of its points are of which part, and its IoU where it is known."""
+    shown = Table()
+    for name in ("object", "class", "parts, % of points", "IoU, %"):
+        shown.add_column(name, overflow="fold", justify="right" if name == "IoU, %" else "left")
+    for row in rows:
+        shares = ", ".join(f"{part}: {100 * share:.0f}" for part, share in row["parts"].items())
+        shown.add_row(row["file"], row["class"], shares, _percent(row["iou"]))
+    return shown
 
 
 def predictions(rows: Sequence[dict[str, Any]]) -> Table:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import BaseModel, Field, model_validator
 
 from manifests.config import Settings, Value, find_recipe, load_toml, merge, nearest_key, parse_recipe, unknown_name
 from manifests.errors import Refused
-from training.settings import from_plugins, objective
+from training.settings import from_plugins, objective, part_settings
 from training.settings.data import (
     AugmentSettings,
     DataSettings,
@@ -195,6 +195,26 @@ class PretrainRecipe(FitRecipe):
         return self
 
 
+class PartsRecipe(FitRecipe):
+    """Keys of training/objectives/part_segmentation.py, which has points alone: no picture, no text, no classifier."""
+
+    method: Literal["parts"]
+    image: ClassVar[ImageSettings] = ImageSettings()  # type: ignore[misc]  # these are not read: they are no keys
+    prompts: ClassVar[Prompts] = DEFAULT_PROMPTS  # type: ignore[misc]
+    logit_scale: ClassVar[str] = "frozen"  # type: ignore[misc,assignment]
+    eval_every: ClassVar[int] = 0  # type: ignore[misc]
+    activation_checkpointing: ClassVar[bool] = False  # type: ignore[misc]
+    init: part_settings.PartInitSettings = part_settings.PartInitSettings()
+    parts: part_settings.PartSettings = part_settings.PartSettings()
+    augment: part_settings.PartAugmentSettings = part_settings.PartAugmentSettings()
+
+    @model_validator(mode="after")
+    def _batch_norms_need_several_objects(self) -> PartsRecipe:
+        if self.optimizer.batch_size == 1:
+            raise ValueError("optimizer.batch_size=1: batch norms need two objects at least")
+        return self
+
+
 DEFAULT_METHOD = "cross_most"
 RECIPE_OF: dict[str, type[FitRecipe]] = {
     "cross_most": CrossMostRecipe,
@@ -202,6 +222,7 @@ RECIPE_OF: dict[str, type[FitRecipe]] = {
     "pretrain": PretrainRecipe,
     "crosspoint": CrossPointRecipe,
     "supervised": SupervisedRecipe,
+    "parts": PartsRecipe,
 }
 
 
@@ -264,7 +285,8 @@ def read_recipe(name: str, changes: dict[str, Value], preset: str = "") -> FitRe
     was written for its own. Raises Refused naming what does not fit: also a key of another method, in `changes` or in
     a file of its method.
     """
-    values, where = load_toml(find_recipe(name, RECIPES)), f"recipe {name}"
+    where = f"recipe {name}"
+    values, changes = part_settings.with_task(load_toml(find_recipe(name, RECIPES)), changes, where)
     method, backbone = _method_of(merge(values, changes), where), backbone_of(merge(values, changes), where)
     if preset:
         values = merge(values, read_preset(preset, name, _method_of(values, where)))
@@ -278,7 +300,8 @@ def read_recipe(name: str, changes: dict[str, Value], preset: str = "") -> FitRe
 
 def method_of(name: str, changes: dict[str, Value]) -> str:
     """The method of a recipe file with changes applied. Raises Refused where the program has no such method."""
-    return _method_of(merge(load_toml(find_recipe(name, RECIPES)), changes), f"recipe {name}")
+    where = f"recipe {name}"
+    return _method_of(merge(*part_settings.with_task(load_toml(find_recipe(name, RECIPES)), changes, where)), where)
 
 
 def _method_of(values: dict[str, Value], where: str) -> str:

@@ -25,7 +25,7 @@ from training.settings.objective import SelfTrainingWeights, Weight, Weights
 Row = TypeVar("Row", bound=Settings)
 Kind = TypeVar("Kind", bound=BaseModel)
 log = logging.getLogger(__name__)
-SHIPPED_METHODS = ("cross_most", "self_training", "pretrain", "crosspoint", "supervised")
+SHIPPED_METHODS = ("cross_most", "self_training", "pretrain", "crosspoint", "supervised", "parts")
 
 
 class TermRow(Settings):

@@ -24,7 +24,14 @@ from training.models.cross_modal import CrossModalModel
 from training.objectives import crosspoint, pretrain, supervised
 from training.settings import from_plugins
 from training.settings.checkpoint_recipe import checkpoint_recipe, travelling_recipe
-from training.settings.fit_recipe import ClassifierRecipe, CrossPointRecipe, FitRecipe, PretrainRecipe, SupervisedRecipe
+from training.settings.fit_recipe import (
+    ClassifierRecipe,
+    CrossPointRecipe,
+    FitRecipe,
+    PartsRecipe,
+    PretrainRecipe,
+    SupervisedRecipe,
+)
 from training.settings.model import InitSettings
 from training.weights.formats import below, first_not_finite, require_finite
 from training.weights.pretrained import Loaded, initial_towers
@@ -65,6 +72,8 @@ def build_model(
     `init.all`. on_weights: called for each source of weights. blank: leaves the classifier zero, for a checkpoint that
     is loaded next. Raises Refused when weights are missing or of other sizes.
     """
+    if isinstance(recipe, PartsRecipe):
+        raise Refused("a run of part segmentation classifies no object: `evaluate` and `predict --shards` take it")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         towers = initial_towers(recipe)

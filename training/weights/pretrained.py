@@ -143,7 +143,7 @@ def read_source(key: str, source: str, settings: ImageSettings, who: Who) -> Wei
         if key in ("init.all", "init.points"):
             raise Refused(f"{key}={source}: an open_clip tag has no point tower: init.image takes it")
         return _of_clip(source, create_clip(settings.model_copy(update={"pretrained": source}), key))
-    path = _from_hub(key, source) if source.startswith(HUB) else Path(source)
+    path = from_hub(key, source) if source.startswith(HUB) else Path(source)
     if not path.exists() and key in ("image.pretrained", "init.image"):
         raise Refused(f"{key}={source}: no such file, and no open_clip tag of image.model={settings.model}")
     try:
@@ -182,7 +182,7 @@ def _of_clip(tag: str, clip: nn.Module) -> WeightsFile:
     return WeightsFile(tag, OPEN_CLIP, "its own image tower", tensors, (), space)
 
 
-def _from_hub(key: str, source: str) -> Path:
+def from_hub(key: str, source: str) -> Path:
     """The local copy of a hub's file, fetched where it is not there yet. Raises Refused."""
     owner, _, rest = source.removeprefix(HUB).partition("/")
     repository, _, name = rest.partition("/")

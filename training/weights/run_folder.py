@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from manifests import plugins
@@ -82,6 +82,7 @@ class _About(BaseModel):
     dataset: str
     classes: list[str]
     prompt_names: list[str]
+    parts: list[Annotated[int, Field(ge=1)]] = []
     view_set: str = ""
     shapes: dict[str, Any] = {}
     preset: dict[str, Any] = {}

@@ -8,6 +8,7 @@ from training.weights.network_names import network_of
 
 OURS, OPENAI, OPEN_CLIP, RELEASED = "ours", "openai_clip", "open_clip", "cross_most_released"
 ULIP, ULIP2, POINT_BERT, DVAE = "ulip", "ulip2", "point_bert", "dvae"
+POINT_NETWORK = "point_network"
 SLIP, OPENSHAPE, UNI3D, TRANSFORMERS = "slip", "openshape", "uni3d", "transformers"
 POINT_NETWORK = "point_network"
 KINDS = {  # kind -> what it is, in words
@@ -19,6 +20,7 @@ KINDS = {  # kind -> what it is, in words
     ULIP2: "ULIP-2's Point-BERT",
     POINT_BERT: "Point-BERT",
     DVAE: "Point-BERT's dVAE",
+    POINT_NETWORK: "a point network of released code",
     SLIP: "SLIP",
     OPENSHAPE: "OpenShape's point encoder",
     UNI3D: "Uni3D's point encoder",
