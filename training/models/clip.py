@@ -269,7 +269,7 @@ class TextTower(nn.Module):
 
     def classifier(self, class_names: tuple[str, ...], prompts: tuple[str, ...]) -> Tensor:
         """(E, C): for each class the prompts' unit embeddings averaged and made unit again."""
-        captions = self.captions(class_names, prompts).to(self.clip.text_projection.device)
+        captions = self.captions(class_names, prompts).to(next(self.clip.parameters()).device)
         return torch.stack([self.average(tokens) for tokens in captions], dim=1)
 
 

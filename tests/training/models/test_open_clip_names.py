@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -10,6 +11,7 @@ import timm
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from torch import nn
+from weight_files import register
 
 from manifests.config import parse_changes
 from manifests.errors import Refused
@@ -129,6 +131,15 @@ def test_a_cell_that_does_not_fit_names_one_that_does() -> None:
     with pytest.raises(Refused, match=r"mask\.image_cell=32 must be whole patches of 14 and divide 224, such as 28"):
         _form_of(tower, read_recipe("modelnet40", {}))
     assert _form_of(tower, read_recipe("modelnet40", parse_changes(("mask.image_cell=28",)))).patch == 14
+
+
+def test_a_text_tower_of_its_own_makes_the_classifier(tmp_path: Path) -> None:
+    """open_clip keeps it, and its projection, below `text` beside an image tower of timm."""
+    name = register(tmp_path, "own-text", 32, custom_text=True, text={"vocab_size": 49408})
+    _, text, _ = build_towers(ImageSettings(model=name))
+    classifier = text.classifier(("mug", "bowl"), ("a {}.",))
+    assert classifier.shape == (32, 2)
+    torch.testing.assert_close(classifier.norm(dim=0), torch.ones(2))
 
 
 @pytest.mark.slow
