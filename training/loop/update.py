@@ -15,7 +15,7 @@ from training.loop.data_parallel import averaged
 from training.loop.metric_log import Log
 from training.models.cross_modal import CrossModalModel, parameter_groups
 from training.models.ema_teacher import Teacher
-from training.models.global_batch_norm import GlobalBatchNorm1d
+from training.models.global_batch_norm import OverProcesses, with_global_norms
 from training.models.precision import settle
 from training.objectives import step_of
 from training.settings.fit_recipe import FitRecipe, OptimizerSettings, TaughtRecipe
@@ -116,6 +116,7 @@ class Updates:
 def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int) -> Updates:
     """The optimiser of a student that is already on its device, and its teacher where the method has one."""
     settings = recipe.optimizer
+    with_global_norms(student)
     _refuse_batch_norms(student, recipe)
     student.precision = recipe.precision
     settle(recipe.precision)
@@ -135,8 +136,8 @@ def _refuse_batch_norms(student: CrossModalModel, recipe: FitRecipe) -> None:
     what = f"points.backbone={recipe.points.backbone} learns batch norms, which need"
     if norms and recipe.optimizer.accumulate > 1:
         raise Refused(f"optimizer.accumulate={recipe.optimizer.accumulate}: {what} the whole batch at once")
-    if distributed.world() > 1 and not all(isinstance(each, GlobalBatchNorm1d) for each in norms):
-        raise Refused(f"{what} the batch of all processes: use GlobalBatchNorm1d (docs/extending.md)")
+    if distributed.world() > 1 and not all(isinstance(each, OverProcesses) for each in norms):
+        raise Refused(f"{what} the batch of all processes: take BatchNorm1d or BatchNorm2d of torch.nn")
 
 
 def adamw(student: CrossModalModel, settings: OptimizerSettings) -> torch.optim.AdamW:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from training import distributed
 
 
-class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d of (B, C, L); in training its statistics are those of all processes' samples."""
+class OverProcesses(_BatchNorm):
+    """A batch norm of (B, C) or (B, C, ...); in training its statistics are those of all processes' samples."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -20,7 +21,10 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, L) normalised. In one process, or in eval mode, exactly BatchNorm1d."""
+        """x normalised. In one process, or in eval mode, exactly torch's. Raises ValueError where training has a single
+        value of each channel, whose deviation is 0."""
+        if self.training and x.numel() // x.shape[1] * distributed.world() == 1:
+            raise ValueError("batch normalisation learns from two clouds or more at a time: this batch has one")
         if not self.training or distributed.world() == 1:
             return super().forward(x)
         return self._over_processes(x)
@@ -28,17 +32,43 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     @torch.compiler.disable  # the collectives are not compiled
     def _over_processes(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # inside a tower x may be bfloat16
-        count = x.shape[0] * x.shape[2] * distributed.world()
-        mean = distributed.summed(wide.sum(dim=(0, 2))) / count
-        centred = wide - mean[:, None]
-        variance = distributed.summed(centred.pow(2).sum(dim=(0, 2))) / count
-        self._follow(mean.detach(), variance.detach() * count / (count - 1))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale[:, None] + self.bias[:, None]).to(x.dtype)
+        count = x.numel() // x.shape[1] * distributed.world()
+        others = [axis for axis in range(x.ndim) if axis != 1]
+        each = (-1, *[1] * (x.ndim - 2))  # the shape in which a channel's number meets x
+        mean = distributed.summed(wide.sum(dim=others)) / count
+        centred = wide - mean.view(each)
+        variance = distributed.summed(centred.square().sum(dim=others)) / count
+        return (centred * self.scale(mean, variance, count).view(each) + self.bias.view(each)).to(x.dtype)
+
+    def scale(self, mean: Tensor, variance: Tensor, count: int) -> Tensor:
+        """(C,) by which centred values are multiplied. In training the running statistics follow `mean` and `variance`
+        (C,), not corrected, of `count` values a channel."""
+        if self.training:
+            self._follow(mean.detach(), variance.detach() * count / (count - 1))
+        return self.weight * torch.rsqrt(variance + self.eps)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """The running statistics, as BatchNorm1d keeps them."""
+        """The running statistics, as torch keeps them."""
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
+
+
+class GlobalBatchNorm1d(OverProcesses, nn.BatchNorm1d):
+    """BatchNorm1d over all processes."""
+
+
+class GlobalBatchNorm2d(OverProcesses, nn.BatchNorm2d):
+    """BatchNorm2d over all processes."""
+
+
+_GLOBAL: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm1d: GlobalBatchNorm1d, nn.BatchNorm2d: GlobalBatchNorm2d}
+
+
+def with_global_norms(module: nn.Module) -> nn.Module:
+    """The same module, whose batch norms of torch are now over all processes; their weights and names stay."""
+    for each in module.modules():
+        if type(each) in _GLOBAL:
+            each.__class__ = _GLOBAL[type(each)]
+    return module

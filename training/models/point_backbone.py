@@ -5,7 +5,10 @@ Shape letters: B clouds, N points, G groups, D token width, E embedding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +41,11 @@ class PointBackbone(nn.Module):
 
     What stands here is a tower without tokens. One whose tokens can be masked has all of it anew, as PointTower does,
     and `has_tokens` in its settings. checkpointing: a run asks the tower to compute its blocks again in backward.
+    A published network has its authors' names of weights, so that their files fill it. twice: beginnings of names that
+    such a file has for a weight which it holds by another name as well, and those other beginnings.
     """
 
+    twice: ClassVar[Mapping[str, str]] = MappingProxyType({})
     projection: nn.Parameter
     own_projection: nn.Parameter  # (D, E) of tokens, for lg_align.points=own
     checkpointing = False
@@ -47,6 +53,16 @@ class PointBackbone(nn.Module):
     def represent(self, points: Tensor) -> Tensor:
         """The tower's own features (B, width) of clouds (B, N, 3), inside the run's precision."""
         raise NotImplementedError
+
+    def classification_head(self, classes: int) -> nn.Module:
+        """A new head from features of `represent` to logits (B, classes): the authors' own, by their names of weights;
+        of a backbone of which no head was published, one linear layer."""
+        return nn.Linear(self.projection.shape[0], classes)
+
+    def regulariser(self) -> Tensor | None:
+        """A scalar that the authors add to the loss of the last pass in training; None for most networks. It is given
+        once a pass."""
+        return None
 
     def tokenize(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """What `encode` takes: centres and tokens of clouds (B, N, 3); here the clouds and no token."""
