@@ -24,6 +24,7 @@ from training.weights.pretrained import HUB, Loaded, read_source
 from training.weights.run_folder import MODEL
 
 TOWER_KEYS = ("image", "init", "points")  # of weights without a run, which do not say what towers they are of
+UNMASKED: dict[str, Value] = {"mim": 0, "mpm": 0, "lg_align": 0}  # towers without tokens are judged, too
 
 
 class _Asked(Settings):
@@ -106,7 +107,8 @@ def _open_bare(
         if both := named[table].keys() & changes.get(table, {}).keys():
             raise Refused(f"{table}.{min(both)}={changes[table][min(both)]}: {source} says it already")
     data = _data(shards, merge(base["data"], changes.get("data", {})), changes.get("data", {}), from_recipe)
-    recipe = parse_recipe(CrossMostRecipe, merge(merge(base, changes), named) | {"data": data}, "evaluate")
+    values = merge(merge(base, changes), named) | {"data": data, "weights": UNMASKED}
+    recipe = parse_recipe(CrossMostRecipe, values, "evaluate")
     what = source or "init.*"
     if not (recipe.init.all or recipe.init.image or recipe.image.pretrained):
         raise Refused(
@@ -135,7 +137,7 @@ def _named(source: str, base: dict[str, Value], changes: dict[str, Value]) -> di
     if (found := _tag(source, base, changes)) is not None:
         model, tag = found
         return {"init": {"image": tag}} | ({"image": {"model": model}} if ":" in source else {})
-    settings = parse_recipe(CrossMostRecipe, merge(base, changes), "evaluate")
+    settings = parse_recipe(CrossMostRecipe, merge(base, changes) | {"weights": UNMASKED}, "evaluate")
     weights = read_source("init.all", source, settings.image, settings.init.take)
     held = [part for part in ("image", "points") if weights.below(f"{part}.")]
     return {"init": {held[0] if len(held) == 1 else "all": source}}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifests.errors import Refused, Stopped
@@ -131,13 +132,29 @@ def updates_of(student: CrossModalModel, recipe: FitRecipe, steps_an_epoch: int)
 
 
 def _refuse_batch_norms(student: CrossModalModel, recipe: FitRecipe) -> None:
-    """Raises Refused where batch norms of the point tower would learn from another batch than the whole one."""
-    norms = [each for each in student.points.modules() if isinstance(each, _BatchNorm) and each.training]
-    what = f"points.backbone={recipe.points.backbone} learns batch norms, which need"
-    if norms and recipe.optimizer.accumulate > 1:
-        raise Refused(f"optimizer.accumulate={recipe.optimizer.accumulate}: {what} the whole batch at once")
-    if distributed.world() > 1 and not all(isinstance(each, OverProcesses) for each in norms):
-        raise Refused(f"{what} the batch of all processes: take BatchNorm1d or BatchNorm2d of torch.nn")
+    """Raises Refused where batch norms of a tower would learn from another batch than the whole one, or twice."""
+    settings = recipe.optimizer
+    towers = {f"points.backbone={recipe.points.backbone}": student.points, recipe.image.tower: student.image}
+    for name, tower in towers.items():
+        norms = _learning(tower)
+        what = f"{name} learns batch norms, which need"
+        if norms and settings.accumulate > 1:
+            raise Refused(f"optimizer.accumulate={settings.accumulate}: {what} the whole batch at once")
+        if distributed.world() > 1 and not all(isinstance(each, OverProcesses) for each in norms):
+            raise Refused(f"{what} the batch of all processes: take BatchNorm1d or BatchNorm2d of torch.nn")
+    norms = _learning(student.image)
+    if norms and settings.batch_size == 1:
+        raise Refused(
+            f"optimizer.batch_size=1: {recipe.image.tower} learns batch norms, which need two samples or more"
+        )
+    if recipe.activation_checkpointing and any(_learning(block) for block in student.image.blocks):
+        words = f"{recipe.image.tower} learns batch norms, which would learn twice from a batch"
+        raise Refused(f"activation_checkpointing=true: {words}")
+
+
+def _learning(module: nn.Module) -> list[_BatchNorm]:
+    """The batch norms that take their statistics from the batch."""
+    return [each for each in module.modules() if isinstance(each, _BatchNorm) and each.training]
 
 
 def adamw(student: CrossModalModel, settings: OptimizerSettings) -> torch.optim.AdamW:

@@ -75,7 +75,8 @@ def in_words(about: dict[str, Any]) -> list[str]:
     for part, holds in about["towers"].items():
         sizes = ", ".join(f"{name} {value}" for name, value in holds.items() if name not in ("tensors", "parameters"))
         keys = {"image": "init.image", "points": "init.points", "text": "with init.image"}[part]
-        lines.append(f"  {part} tower: {holds['tensors']} tensors, {holds['parameters']:,} numbers; {sizes} ({keys})")
+        counts = f"{holds['tensors']} tensors, {holds['parameters']:,} numbers"
+        lines.append(f"  {part} tower: {'; '.join(filter(None, (counts, sizes)))} ({keys})")
     if about["grouping"]:
         lines.append(f"  points learned from {Grouping(**about['grouping'])}")
     lines.append(f"  embedding space: {about['space']}")
@@ -93,8 +94,8 @@ def in_words(about: dict[str, Any]) -> list[str]:
 def _missing(part: str, inside: dict[str, Tensor]) -> list[str]:
     """What a tower needs and a file does not hold: first tensors, and those that its other blocks have."""
     below, first = _BELOW[part], _BLOCKS[part]
-    if any(name.startswith(("visual.trunk.", "clip.text.")) for name in inside):
-        return []  # towers of timm and their text towers have other names
+    if any(name.startswith(("visual.trunk.", "visual.layer1.", "clip.text.")) for name in inside):
+        return []  # towers of timm, ResNets and their text towers have other names
     lost = [below + name for name in _NEEDED[part] if not any(each.startswith(below + name) for each in inside)]
     blocks: dict[int, set[str]] = {}
     for name in inside:
