@@ -208,7 +208,8 @@ class PretrainRecipe(FitRecipe):
         for name, learns in (("image", self.pretrain.image), ("text", self.pretrain.text)):
             if learns != "trained" and not given[name]:
                 key = "init.image" if clip or name == "image" else "image.pretrained"
-                raise ValueError(f"pretrain.{name}={learns} needs weights: {key}=FILE or a tag")
+                beside = "" if clip else f" beside image.backbone={self.image.backbone}"
+                raise ValueError(f"pretrain.{name}={learns} needs weights{beside}: {key}=FILE or a tag")
         return self
 
 
