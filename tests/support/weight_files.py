@@ -21,10 +21,14 @@ GOLDEN_POINTS = PointSettings(
 
 
 def register(folder: Path, name: str, embed_dim: int, **changes: Any) -> str:
-    """Makes a small CLIP known to open_clip under a name; `vision` and `text` are laid over its sizes."""
+    """Makes a small CLIP known to open_clip under a name; `vision` and `text` are laid over its sizes.
+
+    custom_text: the text tower is a module of its own, as in models whose pictures are seen by a tower of timm.
+    """
     config = {
         "embed_dim": embed_dim,
         "quick_gelu": changes.get("quick_gelu", True),
+        "custom_text": changes.get("custom_text", False),
         "vision_cfg": {"image_size": 64, "layers": 2, "width": 96, "head_width": 32, "patch_size": 16},
         "text_cfg": {"context_length": 24, "vocab_size": 60, "width": 64, "heads": 4, "layers": 2},
     }

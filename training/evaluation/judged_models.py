@@ -33,6 +33,7 @@ from training.weights.pretrained import HUB, Loaded, read_source
 from training.weights.run_folder import MODEL
 
 TOWER_KEYS = ("image", "init", "points")  # of weights without a run, which do not say what towers they are of
+UNMASKED: dict[str, Value] = {"mim": 0, "mpm": 0, "lg_align": 0}  # towers without tokens are judged, too
 
 
 class _Asked(Settings):
@@ -167,7 +168,7 @@ def _named(source: str, base: dict[str, Value], changes: dict[str, Value]) -> di
 def _as_recipe(values: dict[str, Value]) -> CrossMostRecipe:
     """A recipe of these towers, of any backbone: no loss is computed, so those of tokens, which it may lack, are 0."""
     kind = recipe_kinds(backbone_of(values, "evaluate"))[DEFAULT_METHOD]
-    return cast(CrossMostRecipe, parse_recipe(kind, values | {"weights": {"mpm": 0, "lg_align": 0}}, "evaluate"))
+    return cast(CrossMostRecipe, parse_recipe(kind, values | {"weights": UNMASKED}, "evaluate"))
 
 
 def _data(shards: str, data: dict[str, Value], asked: dict[str, Value], from_recipe: bool) -> dict[str, Value]:

@@ -31,8 +31,9 @@ from training.loop.throughput import Pace
 from training.loop.train_state import Run
 from training.loop.update import updates_of
 from training.loop.vain_training import ConfidentShares, warn_of_random_towers
-from training.models.clip import ImageTower, pixel_statistics
+from training.models.clip import pixel_statistics
 from training.models.cross_modal import CrossModalModel
+from training.models.image_backbone import ImageBackbone
 from training.models.part_model import PartModel, TrainedModel
 from training.models.precision import require_precision
 from training.objectives import is_supervised
@@ -211,9 +212,9 @@ def _new_model(
     return build_model(recipe, source.manifest.prompt_names, on_weights)
 
 
-def _form_of(tower: ImageTower, recipe: FitRecipe) -> Form:
-    """What readers must know of the model; a method without masks hides no cell. Raises Refused for another cell."""
-    if not isinstance(recipe, TaughtRecipe):
+def _form_of(tower: ImageBackbone, recipe: FitRecipe) -> Form:
+    """What readers must know of the model; without masks no cell is hidden. Raises Refused for another cell."""
+    if tower.without_tokens or not isinstance(recipe, TaughtRecipe):
         return Form(tower.image_size, tower.patch, tower.patch, 0.0)
     cell = recipe.mask.image_cell
     if cell % tower.patch or tower.image_size % cell:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifests.errors import Refused, Stopped
@@ -13,7 +14,7 @@ from training import distributed
 from training.loop.data_parallel import averaged
 from training.loop.metric_log import Log
 from training.loop.schedule import Schedule
-from training.models.cross_modal import parameter_groups
+from training.models.cross_modal import CrossModalModel, parameter_groups
 from training.models.ema_teacher import Teacher
 from training.models.global_batch_norm import OverProcesses, with_global_norms
 from training.models.part_model import TrainedModel
@@ -121,22 +122,36 @@ def updates_of(student: TrainedModel, recipe: FitRecipe, steps_an_epoch: int) ->
     return Updates(recipe, student, teacher, optimizer_of(student, settings), Schedule.of(settings, steps_an_epoch))
 
 
+def _refuse_batch_norms(student: TrainedModel, recipe: FitRecipe) -> None:
+    """Raises Refused where batch norms of a tower would learn from another batch than the whole one, or twice."""
+    settings = recipe.optimizer
+    towers = {f"points.backbone={recipe.points.backbone}": point_norms(student)}
+    if isinstance(student, CrossModalModel):
+        towers[recipe.image.tower] = _norms(student.image)
+    for name, all_norms in towers.items():
+        norms = [each for each in all_norms if each.training]
+        what = f"{name} learns batch norms, which need"
+        single = name == recipe.image.tower if isinstance(student, CrossModalModel) else False
+        if norms and settings.batch_size == 1 and (single or getattr(student, "points_head", None) is not None):
+            raise Refused(f"optimizer.batch_size=1: {what} two objects at least")
+        if norms and settings.accumulate > 1:
+            raise Refused(f"optimizer.accumulate={settings.accumulate}: {what} the whole batch at once")
+        if distributed.world() > 1 and not all(isinstance(each, OverProcesses) for each in norms):
+            raise Refused(f"{what} the batch of all processes: take BatchNorm1d or BatchNorm2d of torch.nn")
+    blocks = student.image.blocks if isinstance(student, CrossModalModel) else ()
+    if recipe.activation_checkpointing and any(each.training for block in blocks for each in _norms(block)):
+        words = f"{recipe.image.tower} learns batch norms, which would learn twice from a batch"
+        raise Refused(f"activation_checkpointing=true: {words}")
+
+
 def point_norms(student: TrainedModel) -> list[_BatchNorm]:
     """The batch norms of the point tower and of its head."""
     parts = (student.points, getattr(student, "points_head", None))
-    return [each for part in parts if part is not None for each in part.modules() if isinstance(each, _BatchNorm)]
+    return [each for part in parts if part is not None for each in _norms(part)]
 
 
-def _refuse_batch_norms(student: TrainedModel, recipe: FitRecipe) -> None:
-    """Raises Refused where batch norms of the point tower would learn from another batch than the whole one."""
-    norms = [each for each in point_norms(student) if each.training]
-    what = f"points.backbone={recipe.points.backbone} learns batch norms, which need"
-    if getattr(student, "points_head", None) is not None and norms and recipe.optimizer.batch_size == 1:
-        raise Refused(f"optimizer.batch_size=1: {what} two objects at least")
-    if norms and recipe.optimizer.accumulate > 1:
-        raise Refused(f"optimizer.accumulate={recipe.optimizer.accumulate}: {what} the whole batch at once")
-    if distributed.world() > 1 and not all(isinstance(each, OverProcesses) for each in norms):
-        raise Refused(f"{what} the batch of all processes: take BatchNorm1d or BatchNorm2d of torch.nn")
+def _norms(module: nn.Module) -> list[_BatchNorm]:
+    return [each for each in module.modules() if isinstance(each, _BatchNorm)]
 
 
 def optimizer_of(student: TrainedModel, settings: OptimizerSettings) -> torch.optim.Optimizer:

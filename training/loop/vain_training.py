@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from manifests.plain_text import number_of
 from training.settings.fit_recipe import FitRecipe, TaughtRecipe
+from training.settings.model import CLIP
 
 log = logging.getLogger(__name__)
 FIRST_ROWS = 3  # of the log, after which a share of zero is no accident of one batch
@@ -16,7 +17,8 @@ CONFIDENT = "confident_"  # the log's shares of samples whose pseudo-label is ta
 def warn_of_random_towers(recipe: FitRecipe) -> None:
     """A method that teaches itself begins with what its towers know: random ones teach noise."""
     init = recipe.init
-    has = {"image": init.all or init.image or recipe.image.pretrained, "point": init.all or init.points}
+    own = recipe.image.pretrained if recipe.image.backbone == CLIP else ""
+    has = {"image": init.all or init.image or own, "point": init.all or init.points}
     random = [name for name, source in has.items() if not source]
     if isinstance(recipe, TaughtRecipe) and random:
         log.warning(

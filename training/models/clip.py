@@ -1,12 +1,12 @@
 """Image and text tower on open_clip: mask tokens, a linear pixel decoder, a convolutional stem. Home of open_clip.
 
-Shape letters: B pictures, L patches, D token width, E embedding, p patch size.
+Shape letters: B pictures, S side of one, L patches, D token width, W width of a tower's own feature, E embedding, p
+patch size.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -24,20 +24,13 @@ from torch.nn.functional import normalize
 from manifests.errors import Refused, one_line
 from manifests.picture_mapping import NORMALIZE, Statistics
 from training.models.hub import cached, require_answer
+from training.models.image_backbone import ImageBackbone, ImageTokens, through
 from training.models.precision import project, widened
+from training.models.resnet import ResNetTower
 from training.settings.fit_recipe import FitRecipe
-from training.settings.model import ImageSettings
+from training.settings.model import CLIP, ImageSettings
 
-SPACES = ("visual.proj", "visual.trunk.head.weight", "visual.trunk.attn_pool.mlp.fc2.weight", "visual.head.proj.weight")
 SMALL_CONFIG = Path(__file__).parent / "cross_most_small.json"
-
-
-@dataclass(frozen=True)
-class ImageTokens:
-    """Output of a pass: feature (B, E), not normalised, and patches (B, L, D), before any last norm."""
-
-    feature: Tensor
-    patches: Tensor
 
 
 def create_clip(settings: ImageSettings, key: str = "image.pretrained") -> open_clip.CLIP:
@@ -105,11 +98,13 @@ def pixel_statistics(recipe: FitRecipe) -> Statistics | None:
     """The mean and deviation of the pictures that the tower's weights were trained with; None for the view preset's.
 
     They are those of the open_clip tag that the weights came from. Those of files and runs are taken for what all tags
-    of the model agree on (a SigLIP's), or for CLIP's.
+    of the model agree on (a SigLIP's), or for CLIP's. Those of torchvision's ResNets are ImageNet's.
     """
     image = recipe.image
     if image.normalize == "preset":
         return None
+    if image.backbone != CLIP:
+        return NORMALIZE["imagenet"]
     tags = [tag for tag in (image.pretrained, recipe.init.image) if is_tag(image.model, tag)]
     mean, deviation = NORMALIZE["clip"]
     known = tags[-1:] or open_clip.list_pretrained_tags_by_model(image.model)
@@ -124,16 +119,19 @@ def refuse_gelu(model: str, what: str) -> None:
         raise Refused(f"{what} needs QuickGELU: image.model={model}-quickgelu")
 
 
-def resize_positions(positions: Tensor, visual: Any) -> Tensor:
-    """Position embeddings (1 + L, D) resized to those of a transformer of other pictures, bicubic (open_clip)."""
+def resize_positions(positions: Tensor, rows: int) -> Tensor:
+    """Position embeddings (1 + L, D) resized to `rows` = 1 + L' of other pictures, bicubic (open_clip)."""
     state = {"visual.positional_embedding": positions}
     if round((len(positions) - 1) ** 0.5) ** 2 == len(positions) - 1:
+        visual = SimpleNamespace(grid_size=round((rows - 1) ** 0.5))
         resize_pos_embed(state, SimpleNamespace(visual=visual))
     return state["visual.positional_embedding"]
 
 
-class ImageTower(nn.Module):
+class ImageTower(ImageBackbone):
     """A CLIP vision transformer, open_clip's own or timm's, that can be shown masked pictures and reconstruct them."""
+
+    without_tokens = ""
 
     def __init__(self, visual: Any, stem: Literal["patch", "conv"] = "patch") -> None:
         super().__init__()
@@ -144,7 +142,6 @@ class ImageTower(nn.Module):
         size = visual if trunk is None else trunk.patch_embed
         self.patch = int(size.patch_size[0])
         self.image_size = int(visual.image_size[0] if trunk is None else size.img_size[0])
-        self.grid = self.image_size // self.patch
         if stem == "conv" and trunk is not None:
             raise Refused("image.stem=conv needs a tower of open_clip's own, not of timm")
         if stem == "conv":
@@ -152,23 +149,6 @@ class ImageTower(nn.Module):
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.ln_patch = nn.LayerNorm(width)
         self.decoder = nn.Linear(width, 3 * self.patch**2)
-
-    @property
-    def embed_dim(self) -> int:
-        """E."""
-        return self.space.shape[0 if hasattr(self.visual, "trunk") else 1]
-
-    @property
-    def blocks(self) -> nn.Module:
-        """The transformer's blocks, first to last."""
-        visual = self.visual
-        return visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks
-
-    @property
-    def space(self) -> Tensor:
-        """The matrix that makes the embedding space, by which two towers' spaces are compared."""
-        held = dict(self.named_parameters())
-        return held[next(name for name in SPACES if name in held)].detach()
 
     def forward(self, pictures: Tensor, mask: Tensor | None = None) -> ImageTokens:
         """pictures (B, 3, S, S), normalised; mask (B, S/p, S/p), true for hidden patches.
@@ -179,12 +159,9 @@ class ImageTower(nn.Module):
             pictures = pictures * (1 - pixel_mask(mask, self.patch).to(pictures.dtype))[:, None]
         if hasattr(self.visual, "trunk"):
             return self._through_timm(pictures, mask)
-        x = self._hidden(widened(self.visual.conv1(pictures)).flatten(2).transpose(1, 2), mask)
-        cls = self.visual.class_embedding.expand(len(x), 1, -1)
-        x = torch.cat([cls, x], dim=1) + self.visual.positional_embedding
-        x = self.visual.transformer(self.visual.ln_pre(x))
-        feature = project(self.visual.ln_post(x[:, 0]), self.visual.proj)
-        return ImageTokens(feature, x[:, 1:])
+        x = _through_blocks(self.visual, self._hidden(_embedded(self.visual, pictures), mask))
+        own = self.visual.ln_post(x[:, 0])
+        return ImageTokens(project(own, self.visual.proj), x[:, 1:], own)
 
     def _hidden(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Patch embeddings (B, L, D) with mask tokens in the places of the hidden ones."""
@@ -200,23 +177,68 @@ class ImageTower(nn.Module):
             x = trunk.forward_features(pictures)
         finally:
             hide.remove()
-        return ImageTokens(self._read_out(x), x[:, trunk.num_prefix_tokens :])
-
-    def _read_out(self, x: Tensor) -> Tensor:
-        """(B, E), not rounded, of the tokens (B, L, D) of a tower of timm."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self.visual.head(self.visual.trunk.forward_head(widened(x)))
+        own, feature = _read_out(self.visual, x)
+        return ImageTokens(feature, x[:, trunk.num_prefix_tokens :], own)
 
     def project_tokens(self, patches: Tensor) -> Tensor:
         """f^I of patches (B, L, D) -> (B, L, E); in a tower of timm the readout of a one-token sequence."""
         if hasattr(self.visual, "trunk"):
-            return self._read_out(self.ln_patch(patches).flatten(0, 1)[:, None]).unflatten(0, patches.shape[:2])
+            one_token = self.ln_patch(patches).flatten(0, 1)[:, None]
+            return _read_out(self.visual, one_token)[1].unflatten(0, patches.shape[:2])
         return self.ln_patch(patches) @ self.visual.proj
 
     def reconstruct(self, patches: Tensor) -> Tensor:
         """Pictures (B, 3, S, S) predicted from patches, one linear map a patch (MUST)."""
         pixels = self.decoder(self.ln_patch(patches)).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return nn.functional.pixel_shuffle(pixels, self.patch)
+
+    def compile_inside(self) -> None:
+        """Compiles the blocks in place, those of open_clip's own transformer as one."""
+        if hasattr(self.visual, "trunk"):
+            super().compile_inside()
+        else:
+            self.visual.transformer.compile()
+
+
+class PooledTower(ImageBackbone):
+    """A tower of open_clip whose patches cannot be masked: a ResNet, ConvNeXt, Swin, MobileCLIP, CoCa and others."""
+
+    def __init__(self, visual: Any, without_tokens: str) -> None:
+        super().__init__()
+        self.visual, self.without_tokens = visual, without_tokens
+        embed = getattr(getattr(visual, "trunk", None), "patch_embed", None)
+        size = getattr(embed, "img_size", None) or visual.image_size
+        self.image_size = self.patch = int(size if isinstance(size, int) else size[0])
+
+    def represent(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """As open_clip; the own feature of CLIP's ResNets, whose readout is attention, is the mean of the last map."""
+        visual = self.visual
+        if hasattr(visual, "trunk"):
+            return _read_out(visual, visual.trunk.forward_features(pictures))
+        if hasattr(visual, "attnpool"):
+            x = widened(through(self.blocks, visual.stem(pictures)))
+            with torch.autocast(x.device.type, enabled=False):
+                return x.mean(dim=(2, 3)), visual.attnpool(x)
+        own, _ = visual._pool(_through_blocks(visual, _embedded(visual, pictures)))
+        return own, project(own, visual.proj)
+
+
+def _embedded(visual: Any, pictures: Tensor) -> Tensor:
+    """Patch embeddings (B, L, D) of a transformer of open_clip's own, without positions."""
+    return widened(visual.conv1(pictures)).flatten(2).transpose(1, 2)
+
+
+def _through_blocks(visual: Any, x: Tensor) -> Tensor:
+    """Tokens (B, 1 + L, D), the class token first, that such a transformer makes of patch embeddings (B, L, D)."""
+    cls = visual.class_embedding.expand(len(x), 1, -1)
+    return visual.transformer(visual.ln_pre(torch.cat([cls, x], dim=1) + visual.positional_embedding))
+
+
+def _read_out(visual: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Own feature (B, W) and feature (B, E), not rounded, of what the trunk of a tower of timm gives."""
+    with torch.autocast(x.device.type, enabled=False):
+        own = visual.trunk.forward_head(widened(x), pre_logits=True)
+        return own, visual.head(visual.trunk.get_classifier()(own))
 
 
 def conv_stem(width: int, patch: int) -> nn.Sequential:
@@ -269,7 +291,7 @@ class TextTower(nn.Module):
 
     def classifier(self, class_names: tuple[str, ...], prompts: tuple[str, ...]) -> Tensor:
         """(E, C): for each class the prompts' unit embeddings averaged and made unit again."""
-        captions = self.captions(class_names, prompts).to(self.clip.text_projection.device)
+        captions = self.captions(class_names, prompts).to(next(self.clip.parameters()).device)
         return torch.stack([self.average(tokens) for tokens in captions], dim=1)
 
 
@@ -278,19 +300,34 @@ def average_prompts(embeddings: Tensor) -> Tensor:
     return normalize(normalize(embeddings, dim=1).mean(dim=0), dim=0)
 
 
-def build_towers(settings: ImageSettings) -> tuple[ImageTower, TextTower, float]:
+def build_towers(settings: ImageSettings) -> tuple[ImageBackbone, TextTower, float]:
     """Image tower, text tower and the initial logit_scale (a logarithm) of one CLIP model. Raises Refused."""
     clip = create_clip(settings)
-    visual, scale = clip.visual, float(clip.logit_scale.detach())
-    reason = unfit(visual)
-    if reason:
-        raise Refused(f"image.model={settings.model}: {reason}; choose another, such as ViT-B-16-quickgelu")
-    if hasattr(visual, "trunk") and settings.image_size not in (0, visual.trunk.patch_embed.img_size[0]):
-        size = visual.trunk.patch_embed.img_size[0]
-        raise Refused(f"image.image_size={settings.image_size}: image.model={settings.model} takes {size} alone")
-    tower = ImageTower(visual, settings.stem)
+    scale = float(clip.logit_scale.detach())
+    tower = _image_tower(settings, clip.visual)
     clip.visual = None
+    if hasattr(clip, "text_decoder"):
+        clip.text_decoder = None  # CoCa's, which writes captions
     return tower, TextTower(clip.eval(), _tokenizer(settings.model)), scale
+
+
+def _image_tower(settings: ImageSettings, visual: Any) -> ImageBackbone:
+    """The image tower of the settings, with its CLIP's own network or in its place. Raises Refused."""
+    if settings.backbone != CLIP:
+        about = open_clip.get_model_config(settings.model) or {}
+        size = settings.image_size or about["vision_cfg"]["image_size"]
+        return ResNetTower(settings.backbone, about["embed_dim"], size)
+    reason, about = unfit(visual), getattr(getattr(visual, "trunk", None), "pretrained_cfg", {})
+    if reason and settings.stem == "conv":
+        raise Refused(f"image.stem=conv: image.model={settings.model}: {reason}")
+    wrong, takes = False, ""
+    if about.get("fixed_input_size"):
+        wrong, takes = settings.image_size not in (0, about["input_size"][-1]), f"{about['input_size'][-1]} alone"
+    elif not hasattr(visual, "transformer"):
+        wrong, takes = settings.image_size % 32 != 0, "multiples of 32"
+    if wrong:
+        raise Refused(f"image.image_size={settings.image_size}: image.model={settings.model} takes {takes}")
+    return PooledTower(visual, reason) if reason else ImageTower(visual, settings.stem)
 
 
 def unfit(visual: nn.Module) -> str:

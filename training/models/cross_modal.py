@@ -13,19 +13,25 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifests.errors import Refused
-from training.models.clip import ImageTokens, ImageTower, TextTower
+from training.models.clip import TextTower
+from training.models.image_backbone import ImageBackbone, ImageTokens
 from training.models.in_parts import in_parts
 from training.models.point_backbone import PointBackbone, PointTokens
 from training.models.precision import inside_towers
 from training.settings.model import Precision
 
 LARGEST_SCALE = math.log(100)
-UNDECAYED = ("token", "cls_pos", "positional_embedding", "trunk.pos_embed", "trunk.attn_pool.latent")
+UNDECAYED = (
+    *("token", "cls_pos", "positional_embedding", "trunk.pos_embed", "attn_pool.latent", "attn_pool.query"),
+    "gamma",  # of FastViT's layer scale, which has axes of one number
+)
 EMBEDDINGS = (  # of the image tower, before its first block
-    *(f"image.visual.{name}" for name in ("class_embedding", "positional_embedding", "conv1", "ln_pre")),
+    *(f"image.visual.{name}" for name in ("class_embedding", "positional_embedding", "conv", "bn", "ln_pre")),
     *(f"image.visual.trunk.{name}" for name in ("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre")),
+    "image.visual.trunk.stem",
     "image.mask_token",
 )
 
@@ -45,7 +51,7 @@ class CrossModalModel(nn.Module):
 
     def __init__(
         self,
-        image: ImageTower,
+        image: ImageBackbone,
         points: PointBackbone,
         classifier: Tensor,
         logit_scale: float,
@@ -70,7 +76,7 @@ class CrossModalModel(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """From now on the towers keep the inputs of their blocks alone, and backward computes each block again."""
-        self.image.visual.set_grad_checkpointing(True)
+        self.image.checkpoint_blocks()
         self.points.checkpointing = True
         if self.text is not None:
             getattr(self.text.clip, "text", self.text.clip).transformer.grad_checkpointing = True
@@ -80,10 +86,7 @@ class CrossModalModel(nn.Module):
 
         Another shape than that of the run's batches is compiled once more.
         """
-        for block in self.image.blocks.children() if hasattr(self.image.visual, "trunk") else ():
-            block.compile()
-        if not hasattr(self.image.visual, "trunk"):
-            self.image.visual.transformer.compile()
+        self.image.compile_inside()
         self.points.compile_inside()
 
     def text_and_captions(self) -> tuple[TextTower, Tensor]:
@@ -156,11 +159,14 @@ class CrossModalModel(nn.Module):
             raise Refused("supervised.head=own: the points' head answers with the classes of its training, and no text")
 
     def train(self, mode: bool = True) -> CrossModalModel:
-        """Training mode; a tower without trained weights stays in eval mode."""
+        """Training mode; a tower without trained weights stays in eval mode, and so do its single batch norms."""
         super().train(mode)
         for tower in (self.image, self.points, self.text):
             if tower is not None and not any(p.requires_grad for p in tower.parameters()):
                 tower.eval()
+        for norm in self.image.modules():
+            if isinstance(norm, _BatchNorm) and not any(p.requires_grad for p in norm.parameters()):
+                norm.eval()
         return self
 
     def _scales(self) -> list[nn.Parameter]:
@@ -199,28 +205,22 @@ def parameter_groups(
 ) -> list[dict]:
     """Groups of an optimiser: weight decay on matrices only, not on tokens and positions; `lr_scale` by layer.
 
-    Layer decay scales only the image tower: embeddings lowest, then block by block; everything else learns at lr.
+    Layer decay scales only the image tower: embeddings or stem lowest, then block by block, or stage by stage;
+    everything else learns at lr.
     (Released code also decays logit_scale, tokens and positions.)
     """
-    blocks = len(list(model.image.blocks.children())) if isinstance(model, CrossModalModel) else 0
+    blocks = list(model.image.blocks) if isinstance(model, CrossModalModel) else []
+    layer_of = {id(each): layer for layer, block in enumerate(blocks, 1) for each in block.parameters()}
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = all_decay or (parameter.ndim >= 2 and not any(word in name for word in UNDECAYED))
         decay = weight_decay if plain else 0.0
-        scale = layer_decay ** (blocks + 1 - _layer(name, blocks))
+        layer = layer_of.get(id(parameter), 0 if name.startswith(EMBEDDINGS) else len(blocks) + 1)
+        scale = layer_decay ** (len(blocks) + 1 - layer)
         group = groups.setdefault(
             (decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale, "lr": lr * scale}
         )
         group["params"].append(parameter)
     return list(groups.values())
-
-
-def _layer(name: str, blocks: int) -> int:
-    """0 for the image tower's embeddings, 1.. for its blocks, blocks + 1 for everything else."""
-    if name.startswith(("image.visual.transformer.resblocks.", "image.visual.trunk.blocks.")):
-        return int(name.split(".")[4]) + 1
-    if name.startswith(EMBEDDINGS):
-        return 0
-    return blocks + 1

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from training.data.batch import Batch
-from training.models.clip import ImageTokens, pixel_mask
+from training.models.clip import pixel_mask
 from training.models.cross_modal import CrossModalModel
+from training.models.image_backbone import ImageTokens
 from training.models.point_backbone import PointTokens
 from training.models.precision import widened
 from training.objectives import losses
@@ -62,7 +63,8 @@ def teach(student: CrossModalModel, teacher: CrossModalModel, batch: Batch, reci
     masked = _Masked(image, points, image_feature, points_feature)
     terms = _masked_terms(student, batch, masked, recipe.lg_align.points == "own")
     if recipe.mask.passes == 2:
-        image_feature = student.image_features(batch.strong_image)
+        if not student.image.without_tokens:  # else the first pass has hidden nothing
+            image_feature = student.image_features(batch.strong_image)
         points_feature = normalize(student.encode(*groups).feature, dim=1)
     image_out, points_out = student.image_logits(image_feature), student.points_logits(points_feature)
     divisor = recipe.cls.divisor
@@ -93,13 +95,15 @@ def _masked_terms(student: CrossModalModel, batch: Batch, masked: _Masked, own: 
         picture, tokens = student.image.reconstruct(image.patches), tower.reconstruct(points.tokens)
         of_patches = student.image.project_tokens(image.patches)
         of_tokens = points.tokens @ tower.own_projection if own else tower.project_tokens(points.tokens)
-    mask = batch.image_mask.to(masked.image_feature.dtype)
+    mask, strong = batch.image_mask.to(masked.image_feature.dtype), batch.strong_image
+    if student.image.without_tokens:
+        mask, strong = mask[:, :0, :0], strong[:, :, :0, :0]
     local_image, local_points = normalize(widened(of_patches), dim=2), normalize(widened(of_tokens), dim=2)
     global_points = masked.points_feature
     if own:
         global_points = normalize(widened(points.cls) @ tower.own_projection, dim=1)
     return {
-        "mim": losses.masked_image(widened(picture), batch.strong_image, pixel_mask(mask, student.image.patch)),
+        "mim": losses.masked_image(widened(picture), strong, pixel_mask(mask, student.image.patch)),
         "mpm": losses.masked_points(widened(tokens), points.original, points.mask),
         "lg_align": losses.local_global(local_image, masked.image_feature, mask.flatten(1))
         + losses.local_global(local_points, global_points, points.mask),

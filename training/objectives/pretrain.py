@@ -18,8 +18,8 @@ from torch import Tensor
 
 from training import distributed
 from training.data.batch import LabelledBatch
-from training.models.clip import SPACES
 from training.models.cross_modal import CrossModalModel
+from training.models.image_backbone import SPACES
 from training.objectives import losses
 from training.objectives.step import Step, weigh
 from training.settings.fit_recipe import PretrainRecipe

@@ -20,6 +20,7 @@ from training.settings.data import (
 )
 from training.settings.from_plugins import backbone_of, every_backbone
 from training.settings.model import (
+    CLIP,
     DEFAULT_BACKBONE,
     ImageSettings,
     InitSettings,
@@ -188,10 +189,16 @@ class PretrainRecipe(FitRecipe):
 
     @model_validator(mode="after")
     def _weights_for_frozen_towers(self) -> PretrainRecipe:
-        if not (self.image.pretrained or self.init.image or self.init.all):
-            for name, learns in (("image", self.pretrain.image), ("text", self.pretrain.text)):
-                if learns != "trained":
-                    raise ValueError(f"pretrain.{name}={learns} needs weights: init.image=FILE or a tag")
+        clip, init = self.image.backbone == CLIP, self.init
+        given = {
+            "image": init.all or init.image or (clip and self.image.pretrained),
+            "text": init.all or self.image.pretrained or (clip and init.image),
+        }
+        for name, learns in (("image", self.pretrain.image), ("text", self.pretrain.text)):
+            if learns != "trained" and not given[name]:
+                key = "init.image" if clip or name == "image" else "image.pretrained"
+                beside = "" if clip else f" beside image.backbone={self.image.backbone}"
+                raise ValueError(f"pretrain.{name}={learns} needs weights{beside}: {key}=FILE or a tag")
         return self
 
 

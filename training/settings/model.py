@@ -12,13 +12,17 @@ Who = Literal["student", "teacher"]
 
 
 Precision = Literal["fp32", "bf16", "fp16"]
+CLIP = "clip"  # the image tower is open_clip's
 
 
 class ImageSettings(Settings):
-    """The CLIP model. model: an open_clip name whose tower has a token a patch (training.models.clip.unfit), or
-    `cross_most_small` (ours, for CPUs). pretrained: its weights, a file
+    """The CLIP model. model: a name of open_clip, or `cross_most_small` (ours, for CPUs). Masks need a tower with a
+    token a patch (training.models.clip.unfit). pretrained: its weights, a file
     or a tag of open_clip as in `init.image`. They are loaded before those of `init`, so that they can give a text tower
     to an `init.all` without one. image_size: side of the picture in pixels; 0 is the model's own.
+
+    backbone: the image tower, the model's own (`clip`) or a ResNet of torchvision in its place, with a random
+    projection to the space of the model's text tower; `pretrained` is then of the text tower alone.
 
     normalize: the mean and deviation that pictures get: the `tower`'s (what its weights were trained with, CLIP's where
     open_clip says nothing else; released: CLIP's for every dataset) or the view `preset`'s, which stands for its own
@@ -29,10 +33,22 @@ class ImageSettings(Settings):
     """
 
     model: str = "ViT-B-16-quickgelu"
+    backbone: Literal["clip", "resnet18", "resnet50"] = "clip"
     pretrained: str = ""
     image_size: Annotated[int, Field(ge=0)] = 0
     normalize: Literal["tower", "preset"] = "tower"
     stem: Literal["patch", "conv"] = "patch"
+
+    @model_validator(mode="after")
+    def _stem_of_a_transformer(self) -> ImageSettings:
+        if self.stem == "conv" and self.backbone != CLIP:
+            raise ValueError(f"stem=conv is of a CLIP transformer: backbone={self.backbone} has a stem of its own")
+        return self
+
+    @property
+    def tower(self) -> str:
+        """Key and value that name the image tower, for messages."""
+        return f"image.model={self.model}" if self.backbone == CLIP else f"image.backbone={self.backbone}"
 
 
 class TextSettings(Settings):

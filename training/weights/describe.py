@@ -104,8 +104,8 @@ def _missing(weights: WeightsFile, part: str, inside: dict[str, Tensor]) -> list
     if weights.kind == DVAE:
         return []
     below, first = _BELOW[part], _BLOCKS[part]
-    if any(name.startswith(("visual.trunk.", "clip.text.")) for name in inside):
-        return []  # towers of timm and their text towers have other names
+    if any(name.startswith(("visual.trunk.", "visual.layer1.", "clip.text.")) for name in inside):
+        return []  # towers of timm, ResNets and their text towers have other names
     lost = [below + name for name in _NEEDED[part] if not any(each.startswith(below + name) for each in inside)]
     blocks: dict[int, set[str]] = {}
     for name in inside:

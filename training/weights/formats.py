@@ -2,7 +2,8 @@
 
 Nothing in a file is ever run: torch reads tensors only (weights_only), the few classes that training scripts leave
 beside them are bound to a class that does nothing, and of a TorchScript archive only the tensors are read.
-Sources of the names: the released code of OpenAI CLIP, ULIP, Point-BERT, Cross-MoST, OpenShape, Uni3D and SLIP.
+Sources of the names: the released code of OpenAI CLIP, ULIP, Point-BERT, Cross-MoST, OpenShape, Uni3D, SLIP and
+torchvision.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 from manifests.errors import Refused
-from training.models.clip import SPACES
+from training.models.image_backbone import SPACES
 from training.settings.model import DEFAULT_BACKBONE, Who
 from training.weights.network_names import names_of, network_of
 from training.weights.safe_load import _SIZES_OF_CLIP, read_tensors
 from training.weights.tensor_names import (
+    CAPTIONS,
     DVAE,
     KINDS,
     OPEN_CLIP,
@@ -30,6 +32,7 @@ from training.weights.tensor_names import (
     POINT_NETWORK,
     RELEASED,
     SLIP,
+    TORCHVISION,
     TRANSFORMERS,
     ULIP,
     ULIP2,
@@ -112,7 +115,7 @@ def require_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 def _rename(kind: str, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Tensors under our names, and the names, as in the file, of the others."""
     naming = {OURS: _ours, OPENAI: _clip, OPEN_CLIP: _clip, RELEASED: _released, ULIP: _ulip, ULIP2: _ulip}
-    naming |= {POINT_BERT: _point_bert, DVAE: _dvae}
+    naming |= {POINT_BERT: _point_bert, DVAE: _dvae, TORCHVISION: _torchvision}
     tensors, left_over = {}, []
     for name, value in given.items():
         our = naming[kind](name) if kind in naming else ""
@@ -141,7 +144,7 @@ def _ours(name: str) -> str:
 def _clip(name: str) -> str:
     if name.startswith("visual."):
         return f"image.{name}"
-    if name in _SIZES_OF_CLIP:
+    if name in _SIZES_OF_CLIP or name.startswith(CAPTIONS):
         return ""
     return name if name == "logit_scale" else f"text.clip.{name}"
 
@@ -196,6 +199,11 @@ def _dvae(name: str) -> str:
     return f"points.encoder.{inside}" if inside.startswith(("first_conv.", "second_conv.")) else ""
 
 
+def _torchvision(name: str) -> str:
+    """All but its classes."""
+    return "" if name.startswith("fc.") else f"image.visual.{name}"
+
+
 def _projection(kind: str, given: dict[str, Tensor]) -> Tensor | None:
     before = {OURS: "image.", OPENAI: "", OPEN_CLIP: "", ULIP2: "open_clip_model."}
     names = [before[kind] + name for name in SPACES] if kind in before else ["image_projection"]
@@ -206,6 +214,8 @@ def _space(kind: str, given: dict[str, Tensor]) -> str:
     """In words, to which image tower a file's features are aligned."""
     if kind == ULIP:
         return "SLIP's ViT-B/16" if "visual.cls_token" in given else "an image tower that the file does not hold"
+    if kind == TORCHVISION:
+        return "none"
     if kind in (POINT_BERT, DVAE, POINT_NETWORK):
         return "an image tower that the file does not hold" if "pc_projection" in given else "none"
     names = {

@@ -22,8 +22,6 @@ from manifests.errors import Refused, one_line
 from manifests.plain_text import number_of
 from training.models.backbones import point_tower
 from training.models.clip import (
-    SPACES,
-    ImageTower,
     TextTower,
     build_towers,
     create_clip,
@@ -32,14 +30,26 @@ from training.models.clip import (
     resize_positions,
 )
 from training.models.hub import cached, require_answer
+from training.models.image_backbone import SPACES, ImageBackbone
 from training.models.point_backbone import PointBackbone
 from training.settings.fit_recipe import FitRecipe
-from training.settings.model import DEFAULT_BACKBONE, ImageSettings, InitSettings, PointSettings, Who
+from training.settings.model import CLIP, DEFAULT_BACKBONE, ImageSettings, InitSettings, PointSettings, Who
 from training.weights.formats import WeightsFile, below, read_weights_file, require_finite
 from training.weights.grouping import IN_WEIGHTS, hold_grouping, shows_in_no_weight
 from training.weights.run_folder import MODEL, TEACHER, TEXT, last_step, recipe_of_file
 from training.weights.safe_load import read_tensors
-from training.weights.tensor_names import DVAE, KINDS, OPEN_CLIP, OPENAI, OTHER_TOWERS, OURS, POINT_NETWORK, RELEASED
+from training.weights.tensor_names import (
+    CAPTIONS,
+    DVAE,
+    KINDS,
+    OPEN_CLIP,
+    OPENAI,
+    OTHER_TOWERS,
+    OURS,
+    POINT_NETWORK,
+    RELEASED,
+    TORCHVISION,
+)
 
 log = logging.getLogger(__name__)
 HUB = "hf-hub:"
@@ -52,15 +62,17 @@ _HUB_FILES = (  # the last two are of transformers where a repository has no oth
 )
 _READ_HERE = 3  # the first ones
 _SIZES = {  # keys that the weights depend on; not all of them show in a shape
-    "image": ("model", "stem", "image_size"),
+    "image": ("model", "backbone", "stem", "image_size"),
     "points": IN_WEIGHTS,
 }
+_EARLIER_BACKBONE = {"image": CLIP, "points": DEFAULT_BACKBONE}  # of recipes that do not name one
 _OPTIONAL = {  # what pre-trained towers of others do not have; it keeps its random start
-    "image": ("mask_token", "ln_patch.", "decoder."),
+    "image": ("mask_token", "ln_patch.", "decoder.", "projection"),
     "points": ("mask_token", "lm_head.", "own_projection", "projection"),
     "text": ("clip.logit_scale", "clip.logit_bias"),
 }
 _AROUND_THE_TOKENIZER = ("reduce_dim.", "pos_embed.", "cls_", "blocks.", "norm.", *_OPTIONAL["points"])
+_POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")
 _SAME_SPACE = 0.9  # cosine of two image projections: unrelated ones are near 0, a fine-tuned one stays near 1
 _NAMES_SHOWN = 3
 
@@ -101,7 +113,7 @@ class Towers:
     classifier: (E, C) where a file gave one. space: the image projection that the point tower is aligned to.
     """
 
-    image: ImageTower
+    image: ImageBackbone
     points: PointBackbone
     text: TextTower
     scale: float
@@ -114,9 +126,10 @@ def initial_towers(recipe: FitRecipe) -> Towers:
     """Towers with the weights that the recipe names; the other weights are random. Raises Refused."""
     settings, init = recipe.image, recipe.init
     image, text, scale = build_towers(settings.model_copy(update={"pretrained": ""}))
+    _refuse_masks(image, recipe)
     towers = Towers(image, point_tower(recipe.points, image.embed_dim), text, scale)
     sources = {
-        "image.pretrained": (settings.pretrained, ("image",)),
+        "image.pretrained": (settings.pretrained, ("image",) if settings.backbone == CLIP else ("text",)),
         "init.all": (init.all, ("image", "points")),
         "init.image": (init.image, ("image",)),
         "init.points": (init.points, ("points",)),
@@ -124,10 +137,12 @@ def initial_towers(recipe: FitRecipe) -> Towers:
     for key, (source, parts) in sources.items():
         if source:
             weights = read_source(key, source, settings, init.take)
-            if "image" in parts and weights.kind in (OPENAI, RELEASED):
+            if parts != ("points",) and weights.kind in (OPENAI, RELEASED):
                 refuse_gelu(settings.model, f"{key}={source} ({KINDS[weights.kind]})")
             _refuse_other_backbone(f"{key}={source} ({KINDS[weights.kind]})", weights, parts, recipe)
             _refuse_other_sizes(f"{key}={source}", weights, parts, recipe)
+            if "image" in parts:
+                _refuse_other_network(f"{key}={source} ({KINDS[weights.kind]})", weights, settings)
             _take(towers, weights, key, source, parts, init)
             if "points" in parts:
                 hold_grouping(f"{key}={source} ({KINDS[weights.kind]})", weights, recipe)
@@ -176,6 +191,8 @@ def read_path(path: Path, who: Who) -> WeightsFile:
 def _of_clip(tag: str, clip: nn.Module) -> WeightsFile:
     tensors = {}
     for name, value in clip.state_dict().items():
+        if name.startswith(CAPTIONS):
+            continue
         inside = name.startswith("visual.") or name == "logit_scale"
         tensors[("image." if name.startswith("visual.") else "") + name if inside else f"text.clip.{name}"] = value
     space = next((tensors[f"image.{name}"] for name in SPACES if f"image.{name}" in tensors), None)
@@ -227,9 +244,9 @@ def _refuse_other_sizes(what: str, weights: WeightsFile, parts: Iterable[str], r
     begun = recipe_of_file(Path(weights.path)) if weights.kind == OURS else None
     if begun is None:
         return
-    for table in parts:
+    for table in _SIZES.keys() & set(parts):
         now, own = getattr(recipe, table).model_dump(mode="json"), begun.get(table)
-        own = {"backbone": DEFAULT_BACKBONE} | (own if isinstance(own, dict) else {})
+        own = {"backbone": _EARLIER_BACKBONE[table]} | (own if isinstance(own, dict) else {})
         every = table == "points" and not isinstance(recipe.points, PointSettings)
         for name in now if every else _SIZES[table]:
             old = own.get(name, now[name])
@@ -243,6 +260,22 @@ def _refuse_other_sizes(what: str, weights: WeightsFile, parts: Iterable[str], r
             log.warning("%s", words)
 
 
+def _refuse_masks(image: ImageBackbone, recipe: FitRecipe) -> None:
+    """Losses of masked pictures need patches. Raises Refused, naming the keys that leave these losses out."""
+    weights = getattr(recipe, "weights", None)
+    wanted = [f"weights.{name}=0" for name in ("mim", "lg_align") if getattr(weights, name, 0)]
+    if image.without_tokens and wanted:
+        raise Refused(f"{recipe.image.tower}: {image.without_tokens}: {' '.join(wanted)} trains it without masks")
+
+
+def _refuse_other_network(what: str, weights: WeightsFile, settings: ImageSettings) -> None:
+    """Raises Refused where a file's image tower is CLIP's and the recipe's torchvision's, or the other way round."""
+    if weights.kind == TORCHVISION and settings.backbone == CLIP:
+        raise Refused(f"{what}: image.backbone=resnet50 (or resnet18) takes it")
+    if weights.kind not in (TORCHVISION, OURS) and settings.backbone != CLIP and weights.below("image."):
+        raise Refused(f"{what} fits no {settings.tower}: its text tower is taken by image.pretrained")
+
+
 def _take(
     towers: Towers, weights: WeightsFile, key: str, source: str, parts: tuple[str, ...], init: InitSettings
 ) -> None:
@@ -252,11 +285,12 @@ def _take(
         raise Refused(f"{what}: {OTHER_TOWERS[weights.kind]}")
     for part in parts:
         if not weights.below(f"{part}."):
-            other = "points" if part == "image" else "image"
+            other = "image" if part == "points" else "points"
             raise Refused(f"{what} holds no {part} tower; init.{other} takes the tower of a file that holds one only")
     tensors, dropped = _prepared(towers, weights, what, parts, init)
     modules: dict[str, nn.Module] = {"image": towers.image, "points": towers.points, "text": towers.text}
     wanted = [*parts, *(["text"] if "image" in parts and weights.below("text.") else [])]
+    of_clip = "image" in parts or "text" in parts
     loaded: list[str] = []
     missing: list[str] = []
     for part in wanted:
@@ -264,7 +298,7 @@ def _take(
         there, lacking = _fill(modules[part], below(tensors, f"{part}."), what, part, optional)
         loaded += there
         missing += lacking
-    if "image" in parts and "logit_scale" in tensors:
+    if of_clip and "logit_scale" in tensors:
         towers.scale = float(tensors["logit_scale"])
         loaded.append("logit_scale")
     if init.classifier == "file" and key == "init.all":
@@ -283,9 +317,9 @@ def _prepared(
     """The tensors to load, positions resized to the pictures' size; and the names of those that are dropped."""
     tensors = dict(weights.tensors)
     dropped: tuple[str, ...] = ()
-    if "image.visual.positional_embedding" in tensors and weights.kind in (OPENAI, OPEN_CLIP, RELEASED):
-        name = "image.visual.positional_embedding"
-        tensors[name] = resize_positions(tensors[name], towers.image.visual)
+    for name, value in towers.image.state_dict().items():
+        if name in _POSITIONS and f"image.{name}" in tensors and weights.kind in (OPENAI, OPEN_CLIP, RELEASED):
+            tensors[f"image.{name}"] = resize_positions(tensors[f"image.{name}"], len(value))
     if "points" in parts and "points.projection" in tensors:
         towers.space = (what, weights.projection, weights.space)
         own = towers.image.space if "image" not in parts else weights.projection
@@ -346,7 +380,8 @@ def _hold_space(towers: Towers, init: InitSettings) -> None:
 
 def _refuse_random_text(loaded: list[Loaded]) -> None:
     """A trained image tower needs a trained text tower, or the classifier would be noise."""
-    images = [each for each in loaded if any(name.startswith("image.") for name in each.loaded)]
+    trained = [each for each in loaded if each.kind != TORCHVISION]  # its projection is random, whatever the text
+    images = [each for each in trained if any(name.startswith("image.") for name in each.loaded)]
     if images and not any(name.startswith("text.") for each in loaded for name in each.loaded):
         last = images[-1]
         raise Refused(

@@ -10,7 +10,8 @@ OURS, OPENAI, OPEN_CLIP, RELEASED = "ours", "openai_clip", "open_clip", "cross_m
 ULIP, ULIP2, POINT_BERT, DVAE = "ulip", "ulip2", "point_bert", "dvae"
 POINT_NETWORK = "point_network"
 SLIP, OPENSHAPE, UNI3D, TRANSFORMERS = "slip", "openshape", "uni3d", "transformers"
-POINT_NETWORK = "point_network"
+TORCHVISION = "torchvision"
+CAPTIONS = "text_decoder."  # of CoCa, which no tower of ours has
 KINDS = {  # kind -> what it is, in words
     OURS: "a checkpoint of this program",
     OPENAI: "CLIP as OpenAI published it",
@@ -25,7 +26,7 @@ KINDS = {  # kind -> what it is, in words
     OPENSHAPE: "OpenShape's point encoder",
     UNI3D: "Uni3D's point encoder",
     TRANSFORMERS: "CLIP in the format of transformers",
-    POINT_NETWORK: "a point network of its authors",
+    TORCHVISION: "a ResNet of torchvision",
 }
 OTHER_TOWERS = {  # kinds whose tensors fit no tower of ours, and why
     SLIP: "its image tower is timm's ViT with a bias in the patches and no first norm, not a CLIP ViT",
@@ -59,6 +60,8 @@ def recognise(names: Iterable[str]) -> str:
         return SLIP
     if some("vision_model.", "text_model."):
         return TRANSFORMERS
+    if {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= names:
+        return TORCHVISION
     if some("visual."):
         return OPENAI if "input_resolution" in names else OPEN_CLIP
     return POINT_NETWORK if network_of(names) else ""

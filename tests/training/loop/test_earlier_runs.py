@@ -24,6 +24,7 @@ import make
 
 SINCE = {  # keys that the stored run's recipe does not have yet, and what runs did before they were there
     "image.normalize": "preset",
+    "image.backbone": "clip",
     "augment.weak_crop": "middle",
     "augment.points_fill": "repeat",
     "labels.image_threshold": None,

@@ -1,7 +1,8 @@
-"""open_clip's image towers by name: which take masks, that a mask hides what it says, and which are refused."""
+"""open_clip's image towers by name: which take masks, that a mask hides what it says, and which have no tokens."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -10,6 +11,7 @@ import timm
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from torch import nn
+from weight_files import register
 
 from manifests.config import parse_changes
 from manifests.errors import Refused
@@ -17,7 +19,7 @@ from training.data.batch import Batch
 from training.loop.fit import _form_of
 from training.loop.update import updates_of
 from training.models import clip
-from training.models.clip import ImageTower, build_towers, pixel_statistics, unfit
+from training.models.clip import ImageTower, PooledTower, build_towers, pixel_statistics, unfit
 from training.settings.fit_recipe import read_recipe
 from training.settings.model import ImageSettings
 from training.weights.checkpoint import build_model
@@ -112,10 +114,34 @@ def test_other_towers_say_why_not(model: str) -> None:
     assert LEFT[model] in unfit(visual_of(model))
 
 
-def test_one_is_refused_before_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [*LEFT, "swin_base_patch4_window7_224", "MobileCLIP-S1"])
+def test_features_of_published_shapes_are_open_clips(model: str) -> None:
+    """One block or one of a stage; all have their space, and blocks whose rates decay."""
+    visual: Any = visual_of(model)
+    tower = PooledTower(visual, unfit(visual))
+    for each in tower.blocks:
+        if isinstance(getattr(each, "blocks", each), nn.Sequential):
+            inside = getattr(each, "blocks", each)
+            del inside[1:]
+    tower.to_empty(device="cpu")
+    torch.manual_seed(0)
+    for name, value in [*tower.named_parameters(), *tower.named_buffers()]:
+        with torch.no_grad():
+            value.fill_(1) if "norm" in name or "bn" in name or value.ndim == 1 else value.normal_(0, 0.02)
+    pictures = torch.randn(1, 3, tower.image_size, tower.image_size)
+    with torch.no_grad():
+        feature, given = tower.eval()(pictures).feature, visual(pictures)
+    torch.testing.assert_close(feature, given[0] if isinstance(given, tuple) else given, rtol=1e-3, atol=1e-3)
+    assert feature.shape == (1, tower.embed_dim)
+    assert len(tower.blocks) >= 4
+
+
+def test_masks_are_refused_before_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip, "require_answer", lambda *given: pytest.fail("weights were asked for"))
-    with pytest.raises(Refused, match=r"image\.model=RN50: a convolutional network .* such as ViT-B-16-quickgelu"):
-        build_towers(ImageSettings(model="RN50"))
+    recipe = read_recipe("modelnet40", parse_changes(("image.model=RN50", "init.image=openai")))
+    with pytest.raises(Refused, match=r"image\.model=RN50: a conv.*: weights\.mim=0 weights\.lg_align=0"):
+        build_model(recipe, ("mug",))
 
 
 def test_pictures_are_normalised_as_the_model_wants() -> None:
@@ -129,6 +155,15 @@ def test_a_cell_that_does_not_fit_names_one_that_does() -> None:
     with pytest.raises(Refused, match=r"mask\.image_cell=32 must be whole patches of 14 and divide 224, such as 28"):
         _form_of(tower, read_recipe("modelnet40", {}))
     assert _form_of(tower, read_recipe("modelnet40", parse_changes(("mask.image_cell=28",)))).patch == 14
+
+
+def test_a_text_tower_of_its_own_makes_the_classifier(tmp_path: Path) -> None:
+    """open_clip keeps it, and its projection, below `text` beside an image tower of timm."""
+    name = register(tmp_path, "own-text", 32, custom_text=True, text={"vocab_size": 49408})
+    _, text, _ = build_towers(ImageSettings(model=name))
+    classifier = text.classifier(("mug", "bowl"), ("a {}.",))
+    assert classifier.shape == (32, 2)
+    torch.testing.assert_close(classifier.norm(dim=0), torch.ones(2))
 
 
 @pytest.mark.slow

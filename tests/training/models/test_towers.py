@@ -228,14 +228,15 @@ def test_tags_trained_with_quickgelu_are_refused_under_gelu(model: str, tag: str
 
 
 @pytest.mark.parametrize("readout", [{"pool_type": "avg"}, {"attentional_pool": True, "attn_pooler_heads": 4}])
-def test_a_transformer_with_another_readout_is_refused(tmp_path, readout: dict) -> None:
+def test_a_transformer_with_another_readout_takes_no_mask(tmp_path, readout: dict) -> None:
     config = json.loads(SMALL_CONFIG.read_text())
     config["vision_cfg"] |= readout
     name = f"small-with-{next(iter(readout))}"
     (tmp_path / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / f"{name}.json")
-    with pytest.raises(Refused, match="class token"):
-        build_towers(ImageSettings(model=name))
+    tower, _, _ = build_towers(ImageSettings(model=name))
+    assert "class token" in tower.without_tokens
+    assert tower(torch.randn(1, 3, tower.image_size, tower.image_size)).patches.numel() == 0
 
 
 def test_heads_must_divide_the_width() -> None:
