@@ -44,6 +44,7 @@ LABEL_READERS = {  # beside them no file may see a label
     "training/objectives/supervised.py",
     "training/evaluation/evaluate.py",
     "training/evaluation/embed.py",
+    "training/evaluation/probed_features.py",
     "training/data/loader.py",
     "training/data/labels.py",
 }
