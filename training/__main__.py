@@ -1,4 +1,4 @@
-"""Command line of training: fit, evaluate, embed, predict, report, table, weights, recipes.
+"""Command line of training: fit, evaluate, embed, predict, probe, report, table, weights, recipes.
 
 Exit codes: 0 done; 1 rows of a table failed; 2 refused before work began; 3 stopped midway by the machine or by a loss
 that is not finite; 130 Ctrl-C, 143 SIGTERM. Under torchrun all processes end with the same one, and the first speaks
@@ -34,7 +34,8 @@ from manifests.records import json_text
 from training.command_line import parser
 from training.parts_command import evaluate_run_of_parts, run_of_parts
 from training.predict_command import predict
-from training.typed_keys import typed_candidates, typed_changes
+from training.probe_command import probe
+from training.typed_keys import typed_candidates, typed_changes, typed_source
 
 if TYPE_CHECKING:
     import torch
@@ -182,12 +183,10 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from training.evaluation.judged_models import TOWER_KEYS, asked_prompts, open_judged
     from training.reports import evaluation_files, terminal
 
-    source = options.checkpoint
-    if (parts_run := run_of_parts(source)) is not None:
+    if (parts_run := run_of_parts(options.checkpoint)) is not None:
         with _objects_bar(console) as on_progress:
             return evaluate_run_of_parts(options, parts_run, on_progress)
-    if "=" in source and not os.path.exists(source):  # init.image=... init.points=...: all is said by keys
-        source, options.changes = "", [source, *options.changes]
+    source = typed_source(options)
     changes = typed_changes(options, ("data", "prompts", "classes", *TOWER_KEYS))
     with distributed.together():
         if options.out:
@@ -358,6 +357,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "evaluate": _evaluate,
     "embed": _embed,
     "predict": predict,
+    "probe": probe,
     "report": _report,
     "table": _table,
     "weights": _weights,

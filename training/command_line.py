@@ -23,6 +23,12 @@ _EXAMPLES = {
         "predict runs/mn40 my_meshes --axes y,z,x --html page.html",
         "predict runs/mn40 --shards shards/mine --split all --json",
     ),
+    "probe": (
+        "probe runs/pretrain --shards shards/modelnet40 --C search",
+        "probe runs/pretrain --shards shards/modelnet40 --ways 5 --shots 10",
+        "probe openai --shards shards/modelnet40 --features image data.views=rgb12",
+        "probe runs/pretrain --shards shards/modelnet40 --retrieval --plot modelnet40.png",
+    ),
     "report": ("report runs/self_training runs/cross_most --shards shards/target --source shards/source",),
     "table": (
         "table 1 --shards shards --run runs/tables init.points=runs/pretrain --dry-run",
@@ -42,6 +48,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     _evaluate(commands.add_parser("evaluate", help="accuracies of a checkpoint"))
     _embed(commands.add_parser("embed", help="features of a split as one .npz file, and a picture of them"))
     _predict(commands.add_parser("predict", help="labels of files, or of shards"))
+    _probe(
+        commands.add_parser("probe", help="how well frozen features tell classes apart: linear, few-shot, retrieval")
+    )
     _report(commands.add_parser("report", help="compare runs: a table, curves and contact sheets"))
     _table(commands.add_parser("table", help="run a table of the paper and print it beside the paper's figures"))
     _weights(commands.add_parser("weights", help="what a weights file holds, and what of our towers it fills"))
@@ -70,17 +79,8 @@ def _fit(fit: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument(
-        "checkpoint",
-        help=f"{A_RUN}, or weights: a file, a tag of open_clip, MODEL:TAG",
-    )
-    evaluate.add_argument(
-        "changes",
-        nargs="*",
-        metavar="key=value",
-        help="prompts, classes, keys of data; of weights without a run init.* (the other tower), image.*, points.*",
-    )
-    evaluate.add_argument("--recipe", default="", help="of weights without a run: its towers, views and precision")
+    keys = "prompts, classes, keys of data; of weights without a run init.* (the other tower), image.*, points.*"
+    _add_judged(evaluate, keys)
     evaluate.add_argument("--shards", required=True, help="a finished build with labels")
     _add_split(evaluate)
     _add_plugin(evaluate)
@@ -141,6 +141,46 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     _add_json(predict)
 
 
+def _probe(probe: argparse.ArgumentParser) -> None:
+    _add_judged(probe, "keys of data; of weights without a run init.* (the other tower), image.*, points.*")
+    probe.add_argument("--shards", required=True, help="a finished build with labels")
+    probe.add_argument("--train-split", default="train", help="what the classifier learns from; all of an episode")
+    probe.add_argument("--test-split", default="test", help="what it is asked about; what is retrieved")
+    probe.add_argument(
+        "--features",
+        choices=("points", "image", "both"),
+        help="default: points; with --retrieval both, else side by side",
+    )
+    probe.add_argument(
+        "--space", default="own", choices=("own", "clip"), help="the tower's own feature, or that of the shared space"
+    )
+    probe.add_argument("--classifier", choices=("svm", "logistic", "knn"), help="default: svm, linear, one against one")
+    probe.add_argument("--standardise", action="store_true", help="the first row is of standardised features, not raw")
+    probe.add_argument(
+        "--C",
+        type=_strength,
+        metavar="C|search",
+        help="default: 0.01; logistic 1; search: on a fifth of the train split",
+    )
+    probe.add_argument("--ways", type=_some, metavar="N", help="few-shot episodes of N classes of the train split")
+    probe.add_argument("--shots", type=_some, metavar="K", help="objects to learn a class from; default: 10")
+    probe.add_argument(
+        "--queries", type=_some, metavar="Q", help="objects of a class that are asked about; default: 20"
+    )
+    probe.add_argument("--episodes", type=_some, metavar="E", help="default: 10")
+    probe.add_argument("--retrieval", action="store_true", help="recall and mAP, image to cloud, cloud to cloud, ...")
+    probe.add_argument("--plot", metavar="FILE.png", help="the last split's features in the plane, with 10-NN purity")
+    probe.add_argument("--picture", default="tsne", choices=("tsne", "umap"), help="how --plot makes the plane")
+    probe.add_argument("--without-random", action="store_true", help="leave out the random network of the same shape")
+    probe.add_argument("--seed", type=_count, default=0, metavar="N", help="of the search, the episodes and the plane")
+    _add_who(probe)
+    _add_plugin(probe)
+    _add_device(probe)
+    _add_precision(probe)
+    _add_workers(probe)
+    _add_json(probe)
+
+
 def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "runs",
@@ -190,6 +230,12 @@ def _weights(weights: argparse.ArgumentParser) -> None:
     weights.add_argument("--take", default="student", choices=("student", "teacher"), help="of a file that holds both")
     weights.add_argument("--out", metavar="FILE", help="also write a run or checkpoint as one .safetensors file")
     _add_json(weights)
+
+
+def _add_judged(command: argparse.ArgumentParser, keys: str) -> None:
+    command.add_argument("checkpoint", help=f"{A_RUN}, or weights: a file, a tag of open_clip, MODEL:TAG")
+    command.add_argument("changes", nargs="*", metavar="key=value", help=keys)
+    command.add_argument("--recipe", default="", help="of weights without a run: its towers, views and precision")
 
 
 def _add_preset(command: argparse.ArgumentParser) -> None:
@@ -252,6 +298,19 @@ def _some(text: str) -> int:
     if not _count(text):
         raise argparse.ArgumentTypeError("at least 1")
     return int(text)
+
+
+def _strength(text: str) -> float | str:
+    """A number above 0, or `search`."""
+    if text == "search":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, and not search")
+    return value
 
 
 def _count(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from manifests.config import Value, parse_changes
 from manifests.errors import Refused
@@ -22,8 +23,17 @@ def typed_changes(options: argparse.Namespace, keys: tuple[str, ...] = ("data",)
         flag = getattr(options, name, None)
         if name in data and (name == "split" or flag is not None):
             said = data[name] if name == "split" else flag
-            raise Refused(f"data.{name}={data[name]}: of {options.command} the flag says it: --{name} {said}")
+            own = name if hasattr(options, name) else f"test-{name}"  # of probe, which reads two splits
+            raise Refused(f"data.{name}={data[name]}: of {options.command} the flag says it: --{own} {said}")
     return changes
+
+
+def typed_source(options: argparse.Namespace) -> str:
+    """What is to be judged; empty where `init.*` says all: then the first word was such a key."""
+    source = options.checkpoint
+    if "=" in source and not os.path.exists(source):  # init.image=... init.points=...
+        source, options.changes = "", [source, *options.changes]
+    return source
 
 
 def typed_candidates(options: argparse.Namespace, changes: dict[str, Value]) -> dict[str, Value]:

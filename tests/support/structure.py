@@ -62,7 +62,11 @@ HOME = {
     "open3d": {"renderers/raycast.py"},
     "pytorch3d": {"renderers/rasterize.py"},
     "open_clip": {"training/models/clip.py"},
-    "sklearn": {"training/evaluation/embed.py", "training/evaluation/metrics.py"},  # t-SNE; confusion matrices
+    "sklearn": {  # t-SNE, confusion matrices, classifiers
+        "training/evaluation/embed.py",
+        "training/evaluation/metrics.py",
+        "training/evaluation/linear_probe.py",
+    },
     "umap": {"training/evaluation/embed.py"},
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from training.weights.checkpoint import Checkpoint
 from training.weights.open_models import open_models
 
 Method = Literal["tsne", "umap"]
+NAMES: dict[Method, str] = {"tsne": "t-SNE", "umap": "UMAP"}
 LIBRARIES = {"tsne": ("sklearn", "scikit-learn"), "umap": ("umap", "umap-learn")}
 DRAWN = 3000  # objects in a picture at most
 PERPLEXITY = 30.0
@@ -135,9 +136,14 @@ def require(out: str, method: Method | None) -> None:
     if not out.endswith(".npz"):
         raise Refused(f"--out {out}: the file holds several arrays, so its name must end in .npz")
     if method is not None:
-        module, distribution = LIBRARIES[method]
-        if importlib.util.find_spec(module) is None:
-            raise Refused(f"--picture {method} needs {distribution}: pip install {distribution}")
+        require_library(method)
+
+
+def require_library(method: Method) -> None:
+    """Raises Refused where the library that makes such a plane is missing."""
+    module, distribution = LIBRARIES[method]
+    if importlib.util.find_spec(module) is None:
+        raise Refused(f"--picture {method} needs {distribution}: pip install {distribution}")
 
 
 def write(embedding: Embedding, out: str, method: Method | None = None, seed: int = 0) -> list[str]:
@@ -160,23 +166,34 @@ def write(embedding: Embedding, out: str, method: Method | None = None, seed: in
 
 def picture(embedding: Embedding, method: Method, seed: int = 0) -> bytes:
     """PNG: both modalities of up to DRAWN objects in one plane, where near is similar (cosine), coloured by class."""
-    order = sorted(range(len(embedding.keys)), key=lambda number: seed_digest(seed, embedding.keys[number]))
-    drawn = np.array(sorted(order[:DRAWN]))
+    drawn, counted = some_of(embedding.keys, seed)
     image = embedding.image[drawn] if len(embedding.image) else embedding.image
     features = np.concatenate([image, embedding.points[drawn]]) if len(image) else embedding.points[drawn]
-    plane = in_plane(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-9), method, seed)
-    total, name = len(embedding.keys), {"tsne": "t-SNE", "umap": "UMAP"}[method]
-    counted = number_of(total, "object")
-    counted = counted if len(drawn) == total else f"{len(drawn):,} of {counted}"
+    plane = in_plane(unit_rows(features), method, seed)
     about = embedding.about
-    title = f"{about['dataset']} {about['split']}, step {about['step']}, {about['who']}: {name} of {counted}"
-    return scatter_picture(plane[: len(image)], plane[len(image) :], embedding.label[drawn], embedding.classes, title)
+    title = f"{about['dataset']} {about['split']}, step {about['step']}, {about['who']}: {NAMES[method]} of {counted}"
+    places = {"image (mean of views)": plane[: len(image)]} if len(image) else {}
+    places["point cloud"] = plane[len(image) :]
+    return scatter_picture(places, embedding.label[drawn], embedding.classes, title)
+
+
+def some_of(keys: Sequence[str], seed: int) -> tuple[np.ndarray, str]:
+    """The numbers of up to DRAWN objects, ascending, chosen by the seed; and how many of how many, in words."""
+    order = sorted(range(len(keys)), key=lambda number: seed_digest(seed, keys[number]))
+    drawn = np.array(sorted(order[:DRAWN]))
+    counted = number_of(len(keys), "object")
+    return drawn, counted if len(drawn) == len(keys) else f"{len(drawn):,} of {counted}"
+
+
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Features (M, E), each of length 1; a row of zeros stays one."""
+    return features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-9)
 
 
 def in_plane(features: np.ndarray, method: Method, seed: int) -> np.ndarray:
     """Projects unit features (M, E): float (M, 2), the same for the same features, library and seed."""
     if len(features) < 5:
-        raise Refused(f"--picture {method}: {number_of(len(features) // 2, 'object')}, too few for a picture")
+        raise Refused(f"--picture {method}: {number_of(len(features), 'feature')}, too few for a picture")
     if method == "umap":
         import umap
 

@@ -5,7 +5,7 @@ Shape letters: B batch, N objects of a split, V views, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,15 +57,27 @@ def require_finite(keys: Sequence[str], *values: Tensor) -> None:
 
 def features_of(model: CrossModalModel, batch: WholeBatch, device: torch.device) -> Features:
     """The features of a batch; pictures pass the tower PICTURES at a time."""
+    views = by_view(batch, device, model.image_features, model.image.embed_dim)
+    return Features(views, view_counts(batch, views), model.point_features(batch.points.to(device)))
+
+
+def by_view(batch: WholeBatch, device: torch.device, encode: Callable[[Tensor], Tensor], width: int = 0) -> Tensor:
+    """(B, V, E) of `encode`, which takes normalised pictures, PICTURES at a time; zero where there is no such view.
+
+    width: E where a batch has no view at all.
+    """
     there = batch.there()
     numbers = there.flatten().nonzero()[:, 0]
-    parts = [model.image_features(batch.normalized(part, device)) for part in numbers.split(PICTURES) if len(part)]
-    found = torch.cat(parts) if parts else torch.zeros(0, model.image.embed_dim, device=device)
+    parts = [encode(batch.normalized(part, device)) for part in numbers.split(PICTURES) if len(part)]
+    found = torch.cat(parts) if parts else torch.zeros(0, width, device=device)
     views = found.new_zeros(there.numel(), found.shape[1])
     views[numbers.to(device)] = found
-    counts = torch.tensor(batch.num_views, dtype=found.dtype, device=device)[:, None]
-    points = model.point_features(batch.points.to(device))
-    return Features(views.unflatten(0, there.shape), counts, points)
+    return views.unflatten(0, there.shape)
+
+
+def view_counts(batch: WholeBatch, views: Tensor) -> Tensor:
+    """(B, 1), of the type of views: the number of each object's views."""
+    return torch.tensor(batch.num_views, dtype=views.dtype, device=views.device)[:, None]
 
 
 def gathered(parts: Sequence[Tensor], *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

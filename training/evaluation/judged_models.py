@@ -56,20 +56,22 @@ def open_judged(
     recipe: str = "",
     say: Callable[[list[str]], None] = lambda lines: None,
     other_neighbours: bool = False,
+    needs: tuple[str, ...] = (),
 ) -> Opened:
     """Opens a run, a checkpoint or a file of `Classifier.save`, which bring their towers; or weights that do not.
 
     source: a path, or of weights also `hf-hub:...`, a tag of open_clip for image.model, or MODEL:TAG; empty where
     `init.*` among the changes names all. changes: keys of TOWER_KEYS and of `data`. recipe: one whose towers, weights
     and data are used where no change says otherwise; by default the full-size towers, without weights. say: is given
-    lines about the weights. other_neighbours: as of `with_points`. Raises Refused naming the key that is missing or
-    does not fit.
+    lines about the weights. other_neighbours: as of `with_points`. needs: beginnings of the names of tensors that must
+    be loaded, where features alone are asked for; then no classifier is made, which else needs an image tower with its
+    text tower. Raises Refused naming the key that is missing or does not fit.
     """
     path, base = Path(source), _base(recipe, changes)
     bare = not source or path.is_file() or source.startswith(HUB) or _tag(source, base, changes) is not None
     own = path.is_file() and written_here(path)
     if bare and not own:
-        return _open_bare(source, shards, changes, base, bool(recipe), device, precision, say)
+        return _open_bare(source, shards, changes, base, bool(recipe), device, precision, say, needs)
     keys = TOWER_KEYS if own else TOWER_KEYS[:-1]  # a checkpoint's points can be given other neighbours
     given = [f"{key}=..." for key in keys if key in changes] + (["--recipe"] if recipe else [])
     if given:
@@ -123,6 +125,7 @@ def _open_bare(
     device: torch.device,
     precision: Precision | None,
     say: Callable[[list[str]], None],
+    needs: tuple[str, ...],
 ) -> Opened:
     """Towers as a run with these keys would begin, without the classifier, which the shards' class names make."""
     named = _named(source, base, changes)
@@ -130,9 +133,11 @@ def _open_bare(
         if both := named[table].keys() & changes.get(table, {}).keys():
             raise Refused(f"{table}.{min(both)}={changes[table][min(both)]}: {source} says it already")
     data = _data(shards, merge(base["data"], changes.get("data", {})), changes.get("data", {}), from_recipe)
+    if needs and not {"image.", "points.projection"} <= set(needs):  # then the towers need share no space
+        base = merge({"init": {"other_space": "keep"}}, base)
     recipe = _as_recipe(merge(merge(base, changes), named) | {"data": data})
     what = source or "init.*"
-    if not (recipe.init.all or recipe.init.image or recipe.image.pretrained):
+    if not (needs or recipe.init.all or recipe.init.image or recipe.image.pretrained):
         raise Refused(
             f"{what} holds no image tower, and no text tower to make the classifier from: init.image=TAG or FILE"
         )
@@ -142,8 +147,13 @@ def _open_bare(
     model, text = build_model(recipe, manifest.prompt_names, loaded.append, blank=from_text)
     for each in loaded:
         say(each.lines())
-    random = () if any("points.projection" in each.loaded for each in loaded) else ("points",)
-    if random:
+    names = [name for each in loaded for name in each.loaded]
+    for need in needs:
+        if not any(name.startswith(need) for name in names):
+            tower, _, part = need.partition(".")
+            raise Refused(f"{what} gives no {part or 'tower'} of {tower}: init.{tower}=FILE")
+    random = () if "points.projection" in names else ("points",)
+    if random and not needs:
         say(["points are not judged: no weights give their tower and its projection (init.points=FILE)"])
     checkpoint = Checkpoint(Path(what), 0, recipe, manifest.classes, manifest.prompt_names, manifest.dataset)
     precision = as_trained(recipe, device, precision)

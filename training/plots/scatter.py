@@ -16,6 +16,7 @@ from training.plots.figure import literal, new_figure, png
 
 GREY = "#9a9a9a"
 MAPS = ("tab20", "tab20b", "tab20c")
+MARKS = (("o", 16), ("^", 20))  # and their sizes
 ROWS = 32  # of the legend
 
 
@@ -26,29 +27,28 @@ def class_colours(number: int) -> list[tuple[float, float, float]]:
     return [colours[index % len(colours)] for index in range(number)]
 
 
-def scatter_picture(
-    image_N2: np.ndarray, points_N2: np.ndarray, label_N: np.ndarray, classes: Sequence[str], title: str
-) -> bytes:
-    """PNG: discs for images, where there are some, triangles for clouds; the legend lists the classes that occur.
+def scatter_picture(places: dict[str, np.ndarray], label_N: np.ndarray, classes: Sequence[str], title: str) -> bytes:
+    """PNG: places (N, 2) in the plane by what is there, each with a mark of its own; the legend lists the classes that
+    occur.
 
     Forty colours are hard to tell apart, so the number of a class is written over the middle of its marks.
     """
     there = [int(label) for label in np.unique(label_N) if label >= 0]
-    columns = -(-(len(there) + 3) // ROWS)
+    columns = -(-(len(there) + len(places) + 1) // ROWS)
     figure = new_figure(8.2 + 1.7 * columns, 8.0, title)
     axis = figure.add_subplot()
     colours = class_colours(len(classes))
-    marks = [(image_N2, "o", 16)] * bool(len(image_N2)) + [(points_N2, "^", 20)]
-    for places, mark, size in marks:
+    marks = tuple(zip(places.items(), MARKS, strict=False))
+    for (_, places_N2), (mark, size) in marks:
         for label in [-1, *there]:
-            chosen = places[label_N == label]
+            chosen = places_N2[label_N == label]
             colour = GREY if label < 0 else colours[label]
             axis.scatter(chosen[:, 0], chosen[:, 1], s=size, marker=mark, color=[colour], linewidths=0, alpha=0.75)
-    for places, _, _ in marks:
+    for places_N2 in places.values():
         for label in there:
             axis.annotate(
                 str(label),
-                np.median(places[label_N == label], axis=0),
+                np.median(places_N2[label_N == label], axis=0),
                 xytext=(0, 4),
                 textcoords="offset points",
                 ha="center",
@@ -60,8 +60,7 @@ def scatter_picture(
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_color("#cccccc")
-    handles = [_mark("o", "#444444", "image (mean of views)")] * bool(len(image_N2))
-    handles += [_mark("^", "#444444", "point cloud")]
+    handles = [_mark(mark, "#444444", name) for (name, _), (mark, _) in marks]
     handles += [_mark("s", colours[label], literal(f"{label}  {classes[label]}", 8)) for label in there]
     if (label_N < 0).any():
         handles.append(_mark("s", GREY, "no label"))

@@ -156,7 +156,7 @@ def test_views_that_are_not_there_are_zero() -> None:
 def test_a_legend_of_forty_classes_fits() -> None:
     rng = np.random.default_rng(0)
     label, names = np.arange(80) % 40, [f"class_{number:02d}" for number in range(40)]
-    page = scatter_picture(rng.normal(size=(80, 2)), rng.normal(size=(80, 2)), label, names, "forty")
+    page = scatter_picture({name: rng.normal(size=(80, 2)) for name in ("image", "points")}, label, names, "forty")
     with Image.open(io.BytesIO(page)) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     for edge in (pixels[:, -4:], pixels[-4:], pixels[:2]):

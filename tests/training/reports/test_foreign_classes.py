@@ -227,5 +227,5 @@ def test_a_table_shows_labels_and_no_more(named, tmp_path) -> None:
 
 def test_pictures_take_any_name(classes) -> None:
     plane, label = np.random.default_rng(0).normal(size=(len(classes), 2)), np.arange(len(classes))
-    data = scatter_picture(plane, plane, label, classes, " ".join(HOSTILE))
+    data = scatter_picture({"image": plane, "points": plane}, label, classes, " ".join(HOSTILE))
     Image.open(io.BytesIO(data)).verify()

@@ -85,8 +85,8 @@ def test_confusion_and_histogram_fit(monkeypatch) -> None:
 
 def test_scatter_fits(monkeypatch) -> None:
     places = np.arange(2.0 * len(NAMES)).reshape(-1, 2)
-    labels = np.arange(len(NAMES))
-    confirm_fits(drawn(monkeypatch, scatter, "scatter_picture", places, places + 1, labels, NAMES, TITLE))
+    labels, given = np.arange(len(NAMES)), {"image (mean of views)": places, "point cloud": places + 1}
+    confirm_fits(drawn(monkeypatch, scatter, "scatter_picture", given, labels, NAMES, TITLE))
 
 
 def test_a_sheet_writes_nothing_beyond_its_columns(monkeypatch) -> None:
