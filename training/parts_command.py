@@ -91,7 +91,7 @@ def predict_parts(options: argparse.Namespace, console: Console, checkpoint: Che
 
 def _opened(options: argparse.Namespace, checkpoint: Checkpoint) -> OpenedParts:
     from training import distributed
-    from training.models.precision import require_precision
+    from training.networks.precision import require_precision
     from training.weights.open_models import as_trained
     from training.weights.part_weights import open_parts
 

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn.functional import batch_norm, leaky_relu  # noqa: E402
 
-from training.models.dgcnn import Dgcnn  # noqa: E402
+from training.networks.dgcnn import Dgcnn  # noqa: E402
 from training.settings.point_networks import DgcnnSettings  # noqa: E402
 
 

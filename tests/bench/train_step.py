@@ -34,8 +34,8 @@ from training.data.image_augment import image_mask  # noqa: E402
 from training.loop.update import Updates, updates_of  # noqa: E402
 from training.models.clip import build_towers  # noqa: E402
 from training.models.cross_modal import CrossModalModel  # noqa: E402
-from training.models.neighbours import farthest_points  # noqa: E402
-from training.models.point_bert import PointTower  # noqa: E402
+from training.networks.neighbours import farthest_points  # noqa: E402
+from training.networks.point_bert import PointTower  # noqa: E402
 from training.settings.data import AugmentSettings  # noqa: E402
 from training.settings.fit_recipe import CrossMostRecipe  # noqa: E402
 from training.settings.model import ImageSettings, PointSettings  # noqa: E402

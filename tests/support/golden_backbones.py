@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.models.point_backbone import PointBackbone
+from training.networks.point_backbone import PointBackbone
 
 
 @dataclass(frozen=True)

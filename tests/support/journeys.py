@@ -31,7 +31,7 @@ from manifests.layout import read_manifest
 from manifests.presets import load_preset
 from pipeline.plan import build_recipe
 from training.models import clip
-from training.models.point_bert import PointTower
+from training.networks.point_bert import PointTower
 from training.settings.fit_recipe import READ_BY, keys_in, method_of
 from training.settings.model import PointSettings
 

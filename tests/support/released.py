@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.models.clip import ImageTower
 from training.models.cross_modal import CrossModalModel
-from training.models.point_bert import PointTower
+from training.networks.point_bert import PointTower
 from training.settings.model import PointSettings
 
 NAMES = {  # ours -> released, the longest first

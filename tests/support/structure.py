@@ -18,9 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("manifests", "renderers", "pipeline", "training")
 BELOW_JOBS = ("manifests", "renderers", "pipeline/sources", "pipeline/formats", "pipeline/datasets", "pipeline/plan")
 BELOW_DATASETS = ("pipeline/sources", "pipeline/formats")
-BELOW_LOOP = ("manifests", "training/settings", "training/models", "training/data", "training/objectives")
+BELOW_OBJECTIVES = ("manifests", "training/settings", "training/networks", "training/models", "training/data")
+BELOW_LOOP = (*BELOW_OBJECTIVES, "training/objectives")
 PIPELINE = ("sources", "formats", "datasets", "datasets/synthetic", "plan", "shards", "jobs", "inspect", "export")
-TRAINING = ("settings", "data", "models", "objectives", "weights", "loop", "evaluation", "plots", "reports")
+TRAINING = (
+    *("settings", "data", "networks", "models", "objectives", "weights", "loop", "evaluation", "plots", "reports"),
+)
 ROOM_MAY_IMPORT = {  # beside itself; docs/architecture.md draws it
     "manifests": (),
     "renderers": ("manifests",),
@@ -38,13 +41,14 @@ ROOM_MAY_IMPORT = {  # beside itself; docs/architecture.md draws it
     "training/settings": ("manifests",),
     "training/plots": ("manifests",),
     "training/data": ("manifests", "training/settings"),
-    "training/models": ("manifests", "training/settings"),
-    "training/objectives": ("manifests", "training/settings", "training/models", "training/data"),
+    "training/networks": ("manifests", "training/settings"),
+    "training/models": ("manifests", "training/settings", "training/networks"),
+    "training/objectives": BELOW_OBJECTIVES,
     "training/weights": BELOW_LOOP,
     "training/loop": (*BELOW_LOOP, "training/weights"),
     "training/evaluation": (*BELOW_LOOP, "training/weights", "training/plots"),
     "training/reports": (*BELOW_LOOP, "training/weights", "training/plots", "training/loop", "training/evaluation"),
-    "training/paper_tables": ("manifests", "training/settings", "training/models"),
+    "training/paper_tables": ("manifests", "training/settings", "training/networks", "training/models"),
 }
 FOR_ALL_ROOMS = {  # files beside the rooms that rooms of their program may import
     "pipeline/__init__.py",

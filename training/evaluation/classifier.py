@@ -31,7 +31,7 @@ from training.evaluation.features import PICTURES
 from training.evaluation.given_pictures import Prepared, as_uint8, is_prepared, objects_in, pictures_in, stacked
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
-from training.models.neighbours import farthest_points
+from training.networks.neighbours import farthest_points
 from training.settings.checkpoint_recipe import checkpoint_recipe
 from training.settings.model import Who
 from training.weights.checkpoint import (

@@ -28,7 +28,7 @@ from training.evaluation.evaluate import Progress, settings_of
 from training.evaluation.features import Features, by_view, require_finite, view_counts
 from training.models.clip import pixel_statistics
 from training.models.cross_modal import CrossModalModel
-from training.models.point_backbone import PointTokens
+from training.networks.point_backbone import PointTokens
 from training.weights.checkpoint import Checkpoint, build_model, without_pretrained
 from training.weights.open_models import rest
 

@@ -2,7 +2,7 @@
 
 It is torch's DistributedDataParallel with a static graph, as every step of a recipe uses the same weights: weights
 without a gradient need no search (find_unused_parameters, as released). Buffers are not exchanged: batch norms that
-are trained take their statistics from the global batch (training/models/global_batch_norm.py), the others are frozen.
+are trained take their statistics from the global batch (training/networks/global_batch_norm.py), the others are frozen.
 """
 
 from __future__ import annotations

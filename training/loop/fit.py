@@ -35,7 +35,7 @@ from training.models.clip import pixel_statistics
 from training.models.cross_modal import CrossModalModel
 from training.models.image_backbone import ImageBackbone
 from training.models.part_model import PartModel, TrainedModel
-from training.models.precision import require_precision
+from training.networks.precision import require_precision
 from training.objectives import is_supervised
 from training.settings.checkpoint_recipe import POLICY_OF_DATA
 from training.settings.fit_recipe import (

@@ -16,9 +16,9 @@ from training.loop.metric_log import Log
 from training.loop.schedule import Schedule
 from training.models.cross_modal import CrossModalModel, parameter_groups
 from training.models.ema_teacher import Teacher
-from training.models.global_batch_norm import OverProcesses, with_global_norms
 from training.models.part_model import TrainedModel
-from training.models.precision import settle
+from training.networks.global_batch_norm import OverProcesses, with_global_norms
+from training.networks.precision import settle
 from training.objectives import step_of
 from training.settings.fit_recipe import FitRecipe, TaughtRecipe
 from training.settings.optimizer import OptimizerSettings

@@ -12,15 +12,15 @@ from typing import Any
 from torch.nn import Parameter
 
 from manifests.errors import Refused
-from training.models.dgcnn import Dgcnn
-from training.models.part_networks import PART_TOWERS
-from training.models.point_backbone import PointBackbone
-from training.models.point_bert import PointTower
-from training.models.pointmlp import PointMlp
-from training.models.pointnet import PointNet
-from training.models.pointnet2 import MultiScalePointNet2, PointCmtPointNet2, SingleScalePointNet2
-from training.models.pointnet_tnet import TransformedPointNet
-from training.models.rscnn import RelationShapeNet
+from training.networks.dgcnn import Dgcnn
+from training.networks.part_networks import PART_TOWERS
+from training.networks.point_backbone import PointBackbone
+from training.networks.point_bert import PointTower
+from training.networks.pointmlp import PointMlp
+from training.networks.pointnet import PointNet
+from training.networks.pointnet2 import MultiScalePointNet2, PointCmtPointNet2, SingleScalePointNet2
+from training.networks.pointnet_tnet import TransformedPointNet
+from training.networks.rscnn import RelationShapeNet
 from training.settings.from_plugins import backbones
 from training.settings.model import BackboneSettings
 

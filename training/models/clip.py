@@ -25,8 +25,8 @@ from manifests.errors import Refused, one_line
 from manifests.picture_mapping import NORMALIZE, Statistics
 from training.models.hub import cached, require_answer
 from training.models.image_backbone import ImageBackbone, ImageTokens, through
-from training.models.precision import project, widened
 from training.models.resnet import ResNetTower
+from training.networks.precision import project, widened
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import CLIP, ImageSettings
 

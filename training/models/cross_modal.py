@@ -19,8 +19,8 @@ from manifests.errors import Refused
 from training.models.clip import TextTower
 from training.models.image_backbone import ImageBackbone, ImageTokens
 from training.models.in_parts import in_parts
-from training.models.point_backbone import PointBackbone, PointTokens
-from training.models.precision import inside_towers
+from training.networks.point_backbone import PointBackbone, PointTokens
+from training.networks.precision import inside_towers
 from training.settings.model import Precision
 
 LARGEST_SCALE = math.log(100)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from training.models.cross_modal import CrossModalModel
-from training.models.part_networks import PART_TOWERS
-from training.models.precision import inside_towers, widened
+from training.networks.part_networks import PART_TOWERS
+from training.networks.precision import inside_towers, widened
 from training.settings.model import BackboneSettings, Precision
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from training.models.image_backbone import ImageBackbone, through
-from training.models.point_backbone import new_projection
-from training.models.precision import project, widened
+from training.networks.point_backbone import new_projection
+from training.networks.precision import project, widened
 
 
 class ResNetTower(ImageBackbone):

@@ -16,8 +16,8 @@ from training.data.batch import Batch
 from training.models.clip import pixel_mask
 from training.models.cross_modal import CrossModalModel
 from training.models.image_backbone import ImageTokens
-from training.models.point_backbone import PointTokens
-from training.models.precision import widened
+from training.networks.point_backbone import PointTokens
+from training.networks.precision import widened
 from training.objectives import losses
 from training.objectives.pseudo_labels import PseudoLabels, pseudo_labels
 from training.objectives.step import Step, plugin_terms, weigh

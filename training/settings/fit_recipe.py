@@ -44,9 +44,9 @@ class FitRecipe(Settings):
     one a line. log_every: steps between two rows of the log. save_every: steps between two checkpoints. keep_last:
     newest checkpoints that stay beside the first. eval_every: steps between two looks at the labelled test split, a
     multiple of log_every, or 0 for never; `fit` wants --looks-at-labels beside it. tensorboard: write RUN/tensorboard
-    as well. precision: of the towers, `fp32`, `bf16` or `fp16` (training/models/precision.py). compile: the towers, by
-    torch.compile. activation_checkpointing: backward computes the blocks of the towers again, which takes a third more
-    time and less memory.
+    as well. precision: of the towers, `fp32`, `bf16` or `fp16` (training/networks/precision.py). compile: the towers,
+    by torch.compile. activation_checkpointing: backward computes the blocks of the towers again, which takes a third
+    more time and less memory.
     """
 
     method: str

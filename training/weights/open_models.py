@@ -18,7 +18,7 @@ from training.data.dataset import Source
 from training.data.subsets import NO_CLASSES
 from training.models.clip import SMALL_CONFIG, TextTower
 from training.models.cross_modal import CrossModalModel
-from training.models.precision import settle
+from training.networks.precision import settle
 from training.settings.fit_recipe import FitRecipe, PretrainRecipe
 from training.settings.model import Precision
 from training.settings.prompts import DEFAULT_PROMPTS

@@ -15,7 +15,7 @@ import torch
 
 from manifests.errors import Refused
 from training.models.part_model import PartModel
-from training.models.precision import settle
+from training.networks.precision import settle
 from training.settings.fit_recipe import PartsRecipe
 from training.settings.model import Precision, Who
 from training.settings.part_settings import part_backbones

@@ -31,7 +31,7 @@ from training.models.clip import (
 )
 from training.models.hub import cached, require_answer
 from training.models.image_backbone import SPACES, ImageBackbone
-from training.models.point_backbone import PointBackbone
+from training.networks.point_backbone import PointBackbone
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import CLIP, DEFAULT_BACKBONE, ImageSettings, InitSettings, PointSettings, Who
 from training.weights.formats import WeightsFile, below, read_weights_file, require_finite

@@ -12,7 +12,7 @@ from torch import Tensor
 from training.data import point_augment
 from training.data.image_augment import normalize_cloud
 from training.data.point_augment import strong_clouds, turned_clouds, ulip_clouds, weak_clouds
-from training.models.neighbours import farthest_points
+from training.networks.neighbours import farthest_points
 from training.settings.data import AugmentSettings
 
 STRONG = AugmentSettings()

@@ -17,9 +17,9 @@ from manifests.errors import Refused, Stopped
 from training import distributed
 from training.data.dataset import open_source
 from training.data.loader import Form, UnlabelledSamples
-from training.models.dgcnn import EdgeConv
-from training.models.global_batch_norm import GlobalBatchNorm1d
-from training.models.nearest import nearest_neighbours
+from training.networks.dgcnn import EdgeConv
+from training.networks.global_batch_norm import GlobalBatchNorm1d
+from training.networks.nearest import nearest_neighbours
 from training.settings.data import AugmentSettings, DataSettings
 
 ENVIRONMENT = dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
@@ -102,9 +102,9 @@ import json, sys, torch
 from training import distributed as d
 from manifests.errors import Refused, Stopped
 from training.data.sample_index import DamagedShard
-from training.models.dgcnn import EdgeConv
-from training.models.global_batch_norm import GlobalBatchNorm1d
-from training.models.nearest import nearest_neighbours
+from training.networks.dgcnn import EdgeConv
+from training.networks.global_batch_norm import GlobalBatchNorm1d
+from training.networks.nearest import nearest_neighbours
 
 d.start()
 found = {

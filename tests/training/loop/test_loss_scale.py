@@ -14,7 +14,7 @@ from manifests.config import parse_changes
 from manifests.errors import Refused, Stopped
 from training.data.batch import LabelledBatch
 from training.loop.update import Updates, updates_of
-from training.models.precision import require_precision
+from training.networks.precision import require_precision
 from training.settings.fit_recipe import read_recipe
 from training.weights.checkpoint import build_model
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from weight_files import GOLDEN_POINTS, recipe_of, register, save_archive, save_released, save_ulip
 
-from training.models import point_bert
 from training.models.clip import pixel_mask
 from training.models.cross_modal import CrossModalModel
-from training.models.neighbours import farther, farthest_points
-from training.models.point_bert import group_points
+from training.networks import point_bert
+from training.networks.neighbours import farther, farthest_points
+from training.networks.point_bert import group_points
 from training.objectives import losses
 from training.weights.checkpoint import build_model
 from training.weights.pretrained import initial_towers
@@ -196,7 +196,7 @@ def test_all_clouds_at_once_and_one_by_one_give_the_same_groups(monkeypatch) -> 
 
 
 def test_512_groups_of_32_are_a_key() -> None:
-    from training.models.point_bert import PointTower
+    from training.networks.point_bert import PointTower
     from training.settings.model import PointSettings
 
     settings = PointSettings(groups=512, group_size=32, width=96, depth=1, heads=3, tokenizer_widths=(8, 8, 8))

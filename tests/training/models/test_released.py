@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from training.models.clip import pixel_mask
 from training.models.cross_modal import CrossModalModel, parameter_groups
 from training.models.ema_teacher import Teacher
-from training.models.point_bert import block_mask, group_points
+from training.networks.point_bert import block_mask, group_points
 from training.objectives import losses
 from training.objectives.pseudo_labels import pseudo_labels
 from training.settings.objective import EMASettings, LabelSettings

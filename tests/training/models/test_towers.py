@@ -12,8 +12,8 @@ from weight_files import GOLDEN_POINTS
 
 from manifests.errors import Refused
 from training.models.clip import SMALL_CONFIG, ImageTower, average_prompts, build_towers, create_clip, pixel_mask
-from training.models.neighbours import farther, farthest_points
-from training.models.point_bert import MiniPointNet, PointTower, block_mask, group_points
+from training.networks.neighbours import farther, farthest_points
+from training.networks.point_bert import MiniPointNet, PointTower, block_mask, group_points
 from training.settings.model import ImageSettings, PointSettings
 from training.settings.prompts import DEFAULT_PROMPTS
 

@@ -16,7 +16,7 @@ from training_runs import ONE_STEP, typed
 from weight_files import as_point_bert, bare_points, save_ulip
 
 from training.models import clip
-from training.models.point_bert import group_points
+from training.networks.point_bert import group_points
 from training.weights.formats import below
 from training.weights.grouping import Grouping
 

@@ -13,10 +13,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.models.global_batch_norm import GlobalBatchNorm1d
-from training.models.neighbours import farther, farthest_points
-from training.models.point_backbone import PointBackbone, PointTokens, new_projection
-from training.models.precision import project, widened
+from training.networks.global_batch_norm import GlobalBatchNorm1d
+from training.networks.neighbours import farther, farthest_points
+from training.networks.point_backbone import PointBackbone, PointTokens, new_projection
+from training.networks.precision import project, widened
 from training.settings.model import PointSettings
 
 LARGEST_DISTANCES = 2**26  # of centres to points, 256 MB in float32; 512 groups of 512 clouds would take 8.6 GB

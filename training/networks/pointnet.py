@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from training.models.point_backbone import PointBackbone, new_projection
+from training.networks.point_backbone import PointBackbone, new_projection
 from training.settings.point_networks import PointNetSettings
 
 

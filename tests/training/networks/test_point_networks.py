@@ -13,12 +13,12 @@ from golden_backbones import filled, golden_network, with_weights
 from torch import Tensor, nn
 
 from manifests.errors import Stopped
-from training.models import nearest
 from training.models.backbones import point_tower
-from training.models.dgcnn import Dgcnn, EdgeConv
-from training.models.global_batch_norm import GlobalBatchNorm1d, GlobalBatchNorm2d, with_global_norms
-from training.models.nearest import nearest_neighbours, over_neighbours
-from training.models.point_backbone import PointBackbone
+from training.networks import nearest
+from training.networks.dgcnn import Dgcnn, EdgeConv
+from training.networks.global_batch_norm import GlobalBatchNorm1d, GlobalBatchNorm2d, with_global_norms
+from training.networks.nearest import nearest_neighbours, over_neighbours
+from training.networks.point_backbone import PointBackbone
 from training.settings.backbone_rows import BACKBONE_SETTINGS
 from training.settings.point_networks import DgcnnSettings
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, relu
 
-from training.models.dgcnn import SLOPE, EdgeConv
-from training.models.nearest import nearest_neighbours
-from training.models.neighbours import ball_query, farthest_points, gathered, upsampled
-from training.models.point_backbone import PointBackbone, new_projection
-from training.models.pointnet2 import (
+from training.networks.dgcnn import SLOPE, EdgeConv
+from training.networks.nearest import nearest_neighbours
+from training.networks.neighbours import ball_query, farthest_points, gathered, upsampled
+from training.networks.point_backbone import PointBackbone, new_projection
+from training.networks.pointnet2 import (
     MultiScaleLevel,
     SetAbstraction,
     SingleScaleLevel,

@@ -17,10 +17,10 @@ from torch.nn.functional import leaky_relu, linear
 from torch.utils.checkpoint import checkpoint
 
 from training import distributed
-from training.models.global_batch_norm import GlobalBatchNorm2d
-from training.models.nearest import nearest_neighbours, over_neighbours
-from training.models.point_backbone import PointBackbone, new_projection
-from training.models.precision import widened
+from training.networks.global_batch_norm import GlobalBatchNorm2d
+from training.networks.nearest import nearest_neighbours, over_neighbours
+from training.networks.point_backbone import PointBackbone, new_projection
+from training.networks.precision import widened
 from training.settings.point_networks import DgcnnSettings
 
 SLOPE = 0.2

@@ -14,7 +14,7 @@ from training.data.batch import RawBatch, RawLabelledBatch
 from training.loop.update import Updates, updates_of
 from training.models.cross_modal import CrossModalModel
 from training.models.ema_teacher import Teacher
-from training.models.precision import inside_towers, project, settle
+from training.networks.precision import inside_towers, project, settle
 from training.objectives import METHODS, SUPERVISED
 from training.objectives.pretrain import captions_of
 from training.settings.data import AugmentSettings, LabelledAugmentSettings

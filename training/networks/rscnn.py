@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from training.models.neighbours import ball_query_without_centre, gathered
-from training.models.pointnet2 import OverGroups, PointSetBackbone, channels_first, he_initialised, over_all, through
+from training.networks.neighbours import ball_query_without_centre, gathered
+from training.networks.pointnet2 import OverGroups, PointSetBackbone, channels_first, he_initialised, over_all, through
 from training.settings.point_set_networks import RelationShapeSettings
 
 RELATION = 10  # numbers of a relation: a distance and three points

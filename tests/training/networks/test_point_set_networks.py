@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from training_runs import typed
 
 from training.models.backbones import TOWERS
-from training.models.point_backbone import PointBackbone
-from training.models.pointmlp import GeometricAffine
+from training.networks.point_backbone import PointBackbone
+from training.networks.pointmlp import GeometricAffine
 from training.settings.backbone_rows import BACKBONE_SETTINGS
 
 GOLDEN = {  # case -> the backbone and the keys that the released program has

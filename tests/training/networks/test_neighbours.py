@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.models import neighbours
-from training.models.neighbours import (
+from training.networks import neighbours
+from training.networks.neighbours import (
     ball_query,
     ball_query_without_centre,
     farther,

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from training.models.precision import project, widened
+from training.networks.precision import project, widened
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-from training.models.neighbours import ball_query, farther, farthest_points, gathered
-from training.models.point_backbone import PointBackbone, new_projection
+from training.networks.neighbours import ball_query, farther, farthest_points, gathered
+from training.networks.point_backbone import PointBackbone, new_projection
 from training.settings.point_set_networks import (
     MultiScaleSettings,
     PointCmtSettings,

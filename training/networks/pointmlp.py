@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-from training.models.neighbours import gathered, nearest_to_centres
-from training.models.pointnet2 import OverGroups, PointSetBackbone, channels_first
+from training.networks.neighbours import gathered, nearest_to_centres
+from training.networks.pointnet2 import OverGroups, PointSetBackbone, channels_first
 from training.settings.point_set_networks import PointMlpSettings
 
 
