@@ -16,7 +16,7 @@ from training.loop.metric_log import Log
 from training.loop.schedule import Schedule
 from training.models.cross_modal import CrossModalModel, parameter_groups
 from training.models.ema_teacher import Teacher
-from training.models.part_model import TrainedModel
+from training.models.part_model import PartModel, TrainedModel
 from training.networks.global_batch_norm import OverProcesses, with_global_norms
 from training.networks.precision import settle
 from training.objectives import step_of
@@ -146,7 +146,7 @@ def _refuse_batch_norms(student: TrainedModel, recipe: FitRecipe) -> None:
 
 def point_norms(student: TrainedModel) -> list[_BatchNorm]:
     """The batch norms of the point tower and of its head."""
-    parts = (student.points, getattr(student, "points_head", None))
+    parts = (student.points, student.head if isinstance(student, PartModel) else student.points_head)
     return [each for part in parts if part is not None for each in _norms(part)]
 
 
