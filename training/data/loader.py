@@ -278,7 +278,8 @@ class SupervisedSamples(EpochSamples):
     @property
     def num_points(self) -> int:
         """RS-CNN's clouds are drawn from a larger part of the stored one."""
-        return pool_of(self.settings.num_points) if self.augment.labelled_points == "rscnn" else super().num_points
+        drawn = getattr(self.augment, "labelled_points", "") == "rscnn"  # a plugin's method may have other keys
+        return pool_of(self.settings.num_points) if drawn else super().num_points
 
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         return suffix in (POINTS, JSON)

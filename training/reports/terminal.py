@@ -17,7 +17,7 @@ ABSENT = "-"
 
 def split_line(result: dict[str, Any]) -> str:
     """`test, n=60, step 100, bf16`, and `, 10 votes` where clouds had several."""
-    votes = f", {result['votes']} votes" if result["votes"] > 1 else ""
+    votes = f", {result['votes']} votes" if result.get("votes", 1) > 1 else ""
     return f"{result['split']}, n={result['n']}, step {result['step']}, {result['precision']}{votes}"
 
 

@@ -138,7 +138,7 @@ class CrossPointSettings(Settings):
 class SupervisedSettings(Settings):
     """Training with labels. head: of the point branch, the classifier from `text` or the network's `own`. towers: those
     that are trained, alone read and judged; with `points` no picture is needed. smoothing: share of a label that goes
-    to other classes: `upstream` gives it to the others alone, `torch` to all, the true one too."""
+    to other classes. smoothing_form: `upstream` gives it to the others alone, `torch` to all, the true one too."""
 
     head: Literal["text", "own"] = "text"
     towers: Literal["both", "points", "image"] = "both"

@@ -52,6 +52,7 @@ class PartInitSettings(InitSettings):
     all: ClassVar[str] = ""  # type: ignore[misc]
     image: ClassVar[str] = ""  # type: ignore[misc]
     other_space: ClassVar[str] = "refuse"  # type: ignore[misc,assignment]
+    other_neighbours: ClassVar[str] = "keep"  # type: ignore[misc,assignment]
     classifier: ClassVar[str] = "text"  # type: ignore[misc,assignment]
 
 

@@ -34,7 +34,18 @@ _HARMLESS = (  # classes that training scripts pickle beside their tensors: argu
     "pathlib.PosixPath",
 )
 _DICTIONARIES = ("easydict.EasyDict", "collections.defaultdict")
-_STUDENT = ("state_dict", "base_model", "module", "model_state_dict", "model", "net", "network", "student", "weights")
+_STUDENT = (
+    "state_dict",
+    "base_model",
+    "module",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "student",
+    "weights",
+)
 _TEACHER = ("model_ema", "ema", "teacher", "state_dict_ema", "ema_state_dict", "ema_model", "model_ema_state_dict")
 _DEEPEST = 4  # dictionaries inside each other in which weights are looked for
 _LONGEST_NAME = 1000  # of a class

@@ -21,7 +21,7 @@ KINDS = {  # kind -> what it is, in words
     ULIP2: "ULIP-2's Point-BERT",
     POINT_BERT: "Point-BERT",
     DVAE: "Point-BERT's dVAE",
-    POINT_NETWORK: "a point network of released code",
+    POINT_NETWORK: "a point network of its authors",
     SLIP: "SLIP",
     OPENSHAPE: "OpenShape's point encoder",
     UNI3D: "Uni3D's point encoder",

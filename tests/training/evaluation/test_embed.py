@@ -174,7 +174,7 @@ def test_what_is_refused_is_one_line_before_any_work(run, shards, tmp_path, monk
     assert words == "--picture umap needs umap-learn: pip install umap-learn"
     assert not list(tmp_path.iterdir())
     assert "data.split=tset" in typed(*options, tmp_path / "f.npz", "--split", "tset", code=2)[1]
-    assert "embed takes keys of data alone" in typed(*options, tmp_path / "f.npz", "seed=1", code=2)[1]
+    assert "embed takes keys of data, points, not seed" in typed(*options, tmp_path / "f.npz", "seed=1", code=2)[1]
     assert "name a key of data" in typed(*options, tmp_path / "f.npz", "data=5", code=2)[1]
 
 

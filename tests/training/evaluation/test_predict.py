@@ -123,11 +123,11 @@ def test_the_surer_modality_answers() -> None:
     """With its own label and confidence, sorted; a tie is the image's."""
     names = ("mug", "bowl", "chair")
     image, sure = torch.tensor([0.2, 0.7, 0.1]), torch.tensor([0.05, 0.05, 0.9])
-    found = predict._row(image, sure, names)
+    found = predict._row({"image": image, "points": sure}, names)
     assert (found["label"], found["confidence"], found["surer"]) == ("chair", 0.9, "points")
-    found = predict._row(sure, image, names)
+    found = predict._row({"image": sure, "points": image}, names)
     assert (found["label"], found["confidence"], found["surer"]) == ("chair", 0.9, "image")
-    found = predict._row(image, image.flip(0), names)
+    found = predict._row({"image": image, "points": image.flip(0)}, names)
     assert (found["label"], found["surer"], found["error"]) == ("bowl", "image", None)
     top = [("bowl", 0.7), ("mug", 0.2), ("chair", 0.1)]
     assert [(each["label"], each["confidence"]) for each in found["top5"]] == top

@@ -48,10 +48,16 @@ SINCE = {  # keys that the stored run's recipe does not have yet, and what runs 
     "optimizer.norm_decay": 0.5,
     "optimizer.norm_floor": 0.01,
     "optimizer.norm_ahead": 0,
+    "init.other_neighbours": "refuse",
     "supervised.head": "text",
     "supervised.towers": "both",
     "supervised.smoothing": 0.0,
     "supervised.smoothing_form": "upstream",
+    "parts.smoothing": 0.2,
+    "parts.dropout": 0.5,
+    "augment.cloud_scale": 1.0,
+    "augment.cloud_shift": 0.0,
+    "augment.cloud_order": "shuffled",
 }
 LAST = "checkpoints/step-00000006"
 FEW = (
