@@ -125,14 +125,14 @@ def updates_of(student: TrainedModel, recipe: FitRecipe, steps_an_epoch: int) ->
 def _refuse_batch_norms(student: TrainedModel, recipe: FitRecipe) -> None:
     """Raises Refused where batch norms of a tower would learn from another batch than the whole one, or twice."""
     settings = recipe.optimizer
-    towers = {f"points.backbone={recipe.points.backbone}": point_norms(student)}
+    headed = getattr(student, "points_head", None) is not None
+    towers = [(f"points.backbone={recipe.points.backbone}", point_norms(student), headed)]
     if isinstance(student, CrossModalModel):
-        towers[recipe.image.tower] = _norms(student.image)
-    for name, all_norms in towers.items():
-        norms = [each for each in all_norms if each.training]
+        towers.append((recipe.image.tower, _norms(student.image), True))
+    for name, every, over_objects in towers:
+        norms = [each for each in every if each.training]
         what = f"{name} learns batch norms, which need"
-        single = name == recipe.image.tower if isinstance(student, CrossModalModel) else False
-        if norms and settings.batch_size == 1 and (single or getattr(student, "points_head", None) is not None):
+        if norms and settings.batch_size == 1 and over_objects:
             raise Refused(f"optimizer.batch_size=1: {what} two objects at least")
         if norms and settings.accumulate > 1:
             raise Refused(f"optimizer.accumulate={settings.accumulate}: {what} the whole batch at once")
