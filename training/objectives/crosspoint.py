@@ -37,7 +37,7 @@ def step(student: CrossModalModel, teacher: None, batch: Batch, recipe: CrossPoi
     else:
         first, second = (_of_clouds(student, points) for points in clouds)
     with torch.set_grad_enabled(settings.image == "trained"):
-        image = _of_pictures(student, batch.strong_image)
+        image = of_pictures(student, batch.strong_image)
     terms = terms_of(first, second, image, settings.temperature)
     return weigh(terms, {"intra": settings.intra, "cross": settings.cross})
 
@@ -48,7 +48,7 @@ def _of_clouds(student: CrossModalModel, points: Tensor) -> Tensor:
     return found.feature if student.contrast is None else student.contrast["points"](student.points.readout(found))
 
 
-def _of_pictures(student: CrossModalModel, pictures: Tensor) -> Tensor:
+def of_pictures(student: CrossModalModel, pictures: Tensor) -> Tensor:
     """What is compared of pictures (B, 3, S, S), or of several views (B, V, 3, S, S): their mean."""
     views = pictures[:, None] if pictures.ndim == 4 else pictures
     found = student.image_tokens(views.flatten(0, 1))

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from training_runs import evaluated
 
 from manifests.config import parse_changes
+from manifests.errors import Refused
 from training.data.batch import Batch
-from training.loop.fit import fit
+from training.loop.fit import fit, prepare
 from training.loop.update import optimizer_of
 from training.models.backbones import point_tower
 from training.models.cross_modal import CrossModalModel
 from training.models.image_backbone import ImageBackbone
 from training.models.resnet import ResNetTower
 from training.networks.point_backbone import PointBackbone, new_projection
-from training.objectives.crosspoint import step, terms_of
+from training.objectives.crosspoint import of_pictures, step, terms_of
 from training.objectives.losses import nt_xent
 from training.settings.backbone_rows import BACKBONE_SETTINGS
 from training.settings.fit_recipe import read_recipe
@@ -201,6 +202,32 @@ def test_a_step_takes_both_clouds_and_the_strong_picture(image: str, heads: str)
     assert {name.split(".")[1] for name in learned if name.startswith("contrast.")} == (
         {"points", "image"} if own else set()
     )
+
+
+def test_several_pictures_are_averaged() -> None:
+    """Their mean vector is h: the same picture thrice is one, and their order does not count."""
+    keys = ("crosspoint.images=3", "data.num_points=64")
+    model = build_model(read_recipe("small_crosspoint", parse_changes((*FEW, *keys))), ("mug", "bowl"))[0].eval()
+    views = torch.randn(4, 3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    mean = of_pictures(model, views)
+    each = torch.stack([of_pictures(model, views[:, view]) for view in range(3)])
+    torch.testing.assert_close(mean, each.mean(dim=0))
+    torch.testing.assert_close(of_pictures(model, views[:, :1].expand(-1, 3, -1, -1, -1)), each[0])
+
+
+def test_a_run_with_several_pictures_draws_different_views(shards, tmp_path) -> None:
+    """Three of each object, and two clouds that differ."""
+    recipe = read_recipe("small_crosspoint", parse_changes((*FEW, "crosspoint.images=3", "augment.image_jitter=0.4")))
+    state = prepare(recipe, str(shards), str(tmp_path / "none"), torch.device("cpu"))
+    batch = next(iter(state.samples)).to(torch.device("cpu"))
+    assert batch.strong_image.shape[:2] == (8, 3)
+    assert (batch.strong_image[:, 0] - batch.strong_image[:, 1]).flatten(1).abs().amax(dim=1).min() > 0
+    assert not torch.equal(batch.weak_points, batch.strong_points)
+
+
+def test_one_object_a_batch_is_refused() -> None:
+    with pytest.raises(Refused, match=r"batch_size=1: an object is told apart from others"):
+        read_recipe("small_crosspoint", parse_changes(["optimizer.batch_size=1"]))
 
 
 def run_of(recipe: str, shards, folder, *changes: str):
