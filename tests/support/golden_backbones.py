@@ -33,7 +33,7 @@ def golden_network(golden: Path, case: str) -> GoldenNetwork:
     return GoldenNetwork(arrays, weights, meta["grad_norms_f64"])
 
 
-def filled(name: str, shape: list[int], number: int, salt: int) -> Tensor:
+def filled(name: str, shape: list[int], number: int, salt: int, gain: float = 6.0) -> Tensor:
     """A tensor by the rule, number: its place among the sorted names."""
     count = math.prod(shape)
     with np.errstate(over="ignore"):
@@ -50,7 +50,7 @@ def filled(name: str, shape: list[int], number: int, salt: int) -> Tensor:
     elif name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
         values = 0.5 + u
     elif name.endswith("weight"):
-        values = (2 * u - 1) * math.sqrt(6 / math.prod(shape[1:]))
+        values = (2 * u - 1) * math.sqrt(gain / math.prod(shape[1:]))
     else:
         values = (2 * u - 1) * 0.5
     return torch.from_numpy(values.astype(np.float32).reshape(shape))

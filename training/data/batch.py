@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.data.point_augment import LABELLED, moved_clouds, strong_clouds, weak_clouds
-from training.settings.data import AugmentSettings, LabelledAugmentSettings
+from training.settings.data import AugmentSettings, CrossPointAugmentSettings, LabelledAugmentSettings
 from training.settings.part_settings import PartAugmentSettings
 
 
@@ -23,7 +23,8 @@ from training.settings.part_settings import PartAugmentSettings
 class Batch:
     """What training sees: no label.
 
-    weak_image, strong_image: float32 (B, 3, S, S), normalised. weak_points, strong_points: float32 (B, N, 3).
+    weak_image, strong_image: float32 (B, 3, S, S), normalised; the strong ones (B, V, 3, S, S) where a method takes
+    several views of an object. weak_points, strong_points: float32 (B, N, 3).
     image_mask: bool (B, S/p, S/p), true where hidden. points_draw: float32 (B, 2) and modality_draw: float32 (B,),
     uniform draws for the point mask and for labels.mode=random.
     """
@@ -42,7 +43,8 @@ class Batch:
 class RawBatch:
     """What a loader gives without labels.
 
-    weak_image, strong_image: uint8 (B, 3, S, S). points: float32 (B, N, 3). seed: int64 (B,), of the draws for clouds.
+    weak_image, strong_image: uint8 (B, 3, S, S), or (B, V, 3, S, S) as of a Batch. points: float32 (B, N, 3).
+    seed: int64 (B,), of the draws for clouds.
     mean, deviation: of RGB in [0, 1]. The rest is a Batch's.
     """
 
@@ -69,12 +71,18 @@ class RawBatch:
             self.keys,
             normalized(here.weak_image, self.mean, self.deviation),
             normalized(here.strong_image, self.mean, self.deviation),
-            weak_clouds(here.points, here.seed),
+            self._first(here.points, here.seed),
             strong_clouds(here.points, here.seed, self.augment),
             here.image_mask,
             here.points_draw,
             here.modality_draw,
         )
+
+    def _first(self, points: Tensor, seed: Tensor) -> Tensor:
+        """The weak clouds; in CrossPoint strong ones as the others, by draws of their own."""
+        if isinstance(self.augment, CrossPointAugmentSettings) and self.augment.first_cloud == "strong":
+            return strong_clouds(points, ~seed, self.augment)
+        return weak_clouds(points, seed)
 
 
 @dataclass(frozen=True)

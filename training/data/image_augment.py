@@ -16,7 +16,7 @@ from PIL import Image
 from timm.data import auto_augment
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation, resize
 
 from training.settings.data import PictureAugmentSettings
 
@@ -54,10 +54,11 @@ def weak_picture(picture: np.ndarray, size: int, place: float = 0.5) -> np.ndarr
 
 
 class StrongPicture:
-    """Random resized crop, flip, RandAugment (2 of 15 operations, p = 0.5, increasing)."""
+    """Random resized crop, flip, colour jitter, RandAugment (2 of 15 operations, p = 0.5, increasing)."""
 
     def __init__(self, settings: PictureAugmentSettings, size: int, fill: tuple[int, ...]) -> None:
         self._size, self._smallest, self._flip = size, settings.image_crop, settings.image_flip
+        self._jitter = settings.image_jitter
         self._operations = []
         if settings.image_magnitude:
             options = {"translate_pct": 0.45, "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
@@ -74,6 +75,8 @@ class StrongPicture:
         pixels = interpolate(pixels, (self._size, self._size), mode="bicubic", antialias=True)
         if rng.random() < self._flip:
             pixels = pixels.flip(3)
+        if self._jitter:
+            pixels = jittered(pixels, self._jitter, rng)
         picture = np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy())
         return self._operated(picture, rng) if self._operations else picture
 
@@ -83,6 +86,17 @@ class StrongPicture:
             for index in rng.integers(len(self._operations), size=NUM_OPERATIONS):
                 after = self._operations[index](after)
         return picture if after is before else np.asarray(after)
+
+
+def jittered(pixels: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
+    """uint8 pixels (..., 3, H, W) whose brightness, contrast and saturation are changed, in random order.
+
+    Source: torchvision's ColorJitter, without a change of hue.
+    """
+    changes = adjust_brightness, adjust_contrast, adjust_saturation
+    for index in rng.permutation(len(changes)):
+        pixels = changes[index](pixels, rng.uniform(1 - strength, 1 + strength))
+    return pixels
 
 
 def crop_box(width: int, height: int, smallest: float, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -38,22 +38,26 @@ from training.settings.data import AugmentSettings, DataSettings, LabelledAugmen
 
 @dataclass(frozen=True)
 class Form:
-    """What a model takes: side of a picture, patch and mask cell, all in pixels, and the share of hidden cells."""
+    """What a model takes: side of a picture, patch and mask cell, all in pixels, the share of hidden cells, and of how
+    many views of an object a method takes strong pictures."""
 
     image_size: int
     patch: int
     mask_cell: int
     mask_ratio: float
+    views: int = 1
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """An object of an epoch and the view drawn for it. rng: the generator of (seed, epoch, key), after that draw."""
+    """An object of an epoch and the view drawn for it. more: further views, of a method that takes several. rng: the
+    generator of (seed, epoch, key), after those draws."""
 
     shard: Shard
     shape: Sample
     views: Sample
     view: int
+    more: tuple[int, ...]
     rng: np.random.Generator
 
 
@@ -98,7 +102,9 @@ class EpochSamples(IterableDataset[Any]):
     @property
     def batch_bytes(self) -> int:
         """Bytes of a batch on its way from a reader: its pictures and clouds; the rest is negligible."""
-        pictures = len(self.pictures) * 3 * self.form.image_size**2 if self.source.view_set else 0
+        pictures = (
+            (len(self.pictures) + self.form.views - 1) * 3 * self.form.image_size**2 if self.source.view_set else 0
+        )
         return self.batch_size * (pictures + self.num_points * 3 * np.float32().nbytes)
 
     @property
@@ -120,9 +126,12 @@ class EpochSamples(IterableDataset[Any]):
             tensors |= {"mean": self.mean, "deviation": self.deviation}
         return self.batch(tuple(s["key"] for s in samples), **tensors)
 
-    def _picture(self, drawn: Drawn) -> np.ndarray:
+    def _picture(self, drawn: Drawn, view: int | None = None) -> np.ndarray:
+        """Of the drawn view, or of another."""
         with naming(drawn.shard.views, drawn.views.key):
-            return picture_of(drawn.views, drawn.view, self.settings.channel, self.source.preset)
+            return picture_of(
+                drawn.views, drawn.view if view is None else view, self.settings.channel, self.source.preset
+            )
 
     def _cloud(self, drawn: Drawn) -> np.ndarray:
         with naming(drawn.shard.shapes, drawn.shape.key):
@@ -183,7 +192,7 @@ class EpochSamples(IterableDataset[Any]):
 
     def _read(self, epoch: int, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
         """(position, object) for ascending positions in the concatenated ranges, so that tars are read forwards."""
-        views_draw = _ViewDraw(self.seed, epoch, self.settings if self.source.view_set else None)
+        views_draw = _ViewDraw(self.seed, epoch, self.settings if self.source.view_set else None, self.form.views)
         pieces, position = [], 0
         for piece in ranges:
             size = piece.stop - piece.start
@@ -195,8 +204,8 @@ class EpochSamples(IterableDataset[Any]):
         for shard, numbers in pieces:
             for shape, views in islice(joined, len(numbers)):
                 with naming(shard.views, views.key):
-                    view, rng = views_draw.take(views)
-                yield next(arriving), Drawn(shard, shape, views, view, rng)
+                    taken, rng = views_draw.take(views)
+                yield next(arriving), Drawn(shard, shape, views, taken[0], taken[1:], rng)
 
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         """Whether a member of a shape is read."""
@@ -214,30 +223,37 @@ def _no_picture(views: Sample, suffix: str) -> bool:
 
 
 class _ViewDraw:
-    """Draws the view of an object before its pictures are read, so that no other picture is; none without settings."""
+    """Draws the views of an object before its pictures are read, so that no other picture is; none without settings.
 
-    def __init__(self, seed: int, epoch: int, settings: DataSettings | None) -> None:
-        self._seed, self._epoch, self._settings = seed, epoch, settings
-        self._drawn: dict[str, tuple[int, np.random.Generator, str]] = {}
+    Of several the first is as if it were the only one; they differ, where the object has so many.
+    """
+
+    def __init__(self, seed: int, epoch: int, settings: DataSettings | None, count: int) -> None:
+        self._seed, self._epoch, self._settings, self._count = seed, epoch, settings, count
+        self._drawn: dict[str, tuple[tuple[int, ...], np.random.Generator, tuple[str, ...]]] = {}
 
     def __call__(self, views: Sample, suffix: str) -> bool:
         return suffix == JSON or suffix.startswith(self._draw(views)[2])
 
-    def _draw(self, views: Sample) -> tuple[int, np.random.Generator, str]:
+    def _draw(self, views: Sample) -> tuple[tuple[int, ...], np.random.Generator, tuple[str, ...]]:
         if views.key not in self._drawn:
             rng = generator(self._seed, self._epoch, views.key)
             if self._settings is None:
-                return self._drawn.setdefault(views.key, (0, rng, ""))
+                return self._drawn.setdefault(views.key, ((0,), rng, ("",)))
             used = self._settings.views_of(num_views(views))
-            view = used[int(rng.integers(len(used)))]
-            self._drawn[views.key] = view, rng, view_member(view, self._settings.channel, "")
+            taken = [used[int(rng.integers(len(used)))]]
+            while len(taken) < self._count:
+                left = [view for view in used if view not in taken] or used
+                taken.append(left[int(rng.integers(len(left)))])
+            members = tuple(view_member(view, self._settings.channel, "") for view in taken)
+            self._drawn[views.key] = tuple(taken), rng, members
         return self._drawn[views.key]
 
-    def take(self, views: Sample) -> tuple[int, np.random.Generator]:
-        """The view of an object, and the generator for its further draws."""
-        view, rng, _ = self._draw(views)
+    def take(self, views: Sample) -> tuple[tuple[int, ...], np.random.Generator]:
+        """The views of an object, and the generator for its further draws."""
+        taken, rng, _ = self._draw(views)
         del self._drawn[views.key]
-        return view, rng
+        return taken, rng
 
 
 class UnlabelledSamples(EpochSamples):
@@ -250,9 +266,13 @@ class UnlabelledSamples(EpochSamples):
     def _make(self, drawn: Drawn) -> dict[str, Any]:
         form, rng = self.form, drawn.rng
         picture, points = self._picture(drawn), self._cloud(drawn)
+        strong = self._strong(picture, rng)
+        if form.views > 1:
+            others = [self._strong(self._picture(drawn, view), rng) for view in drawn.more]
+            strong = np.stack([strong, *others])
         made = {
             "key": drawn.shape.key,
-            "strong_image": self._strong(picture, rng),
+            "strong_image": strong,
             "points": points,
             "seed": rng.integers(2**63),
             "image_mask": image_mask(form.image_size, form.patch, form.mask_cell, form.mask_ratio, rng),

@@ -39,6 +39,7 @@ from training.networks.precision import require_precision
 from training.objectives import is_supervised
 from training.settings.checkpoint_recipe import POLICY_OF_DATA
 from training.settings.fit_recipe import (
+    CrossPointRecipe,
     FitRecipe,
     PartsRecipe,
     SupervisedRecipe,
@@ -215,7 +216,8 @@ def _new_model(
 def _form_of(tower: ImageBackbone, recipe: FitRecipe) -> Form:
     """What readers must know of the model; without masks no cell is hidden. Raises Refused for another cell."""
     if tower.without_tokens or not isinstance(recipe, TaughtRecipe):
-        return Form(tower.image_size, tower.patch, tower.patch, 0.0)
+        views = recipe.crosspoint.images if isinstance(recipe, CrossPointRecipe) else 1
+        return Form(tower.image_size, tower.patch, tower.patch, 0.0, views)
     cell = recipe.mask.image_cell
     if cell % tower.patch or tower.image_size % cell:
         cells = [tower.patch * n for n in range(1, tower.grid + 1) if tower.grid % n == 0]

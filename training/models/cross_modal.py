@@ -19,6 +19,7 @@ from manifests.errors import Refused
 from training.models.clip import TextTower
 from training.models.image_backbone import ImageBackbone, ImageTokens
 from training.models.in_parts import in_parts
+from training.networks.contrast_head import contrast_head
 from training.networks.point_backbone import PointBackbone, PointTokens
 from training.networks.precision import inside_towers
 from training.settings.model import Precision
@@ -40,7 +41,9 @@ class CrossModalModel(nn.Module):
     """Both towers, the classifier (E, C) and the logarithm of the logit scale.
 
     separate: the point branch has a classifier and a scale of its own; otherwise both branches share them (paper).
-    points_head: a classifier over the point tower's own features, in the place of text's. text: the text tower of a
+    points_head: a classifier over the point tower's own features, in the place of text's. contrast: the heads `points`
+    and `image` over the towers' own features, which CrossPoint compares in pre-training and nobody reads afterwards
+    (`add_contrast_heads`). text: the text tower of a
     method that trains it; the classifier is then computed from it (`refresh_classifier`) and not trained. captions:
     int64 (C, P, L), the tokens of every class in every prompt, for such a method.
     """
@@ -70,6 +73,7 @@ class CrossModalModel(nn.Module):
         else:
             self.points_classifier, self.points_logit_scale = None, None
         self.points_head, self.head_columns = points_head, list(range(classifier.shape[1]))
+        self.contrast: nn.ModuleDict | None = None
         self.register_buffer("captions", captions, persistent=False)
         self.precision: Precision = "fp32"  # of the towers; a run sets it
         self.parts = 1  # in which the towers take a batch; a run sets it (training/models/in_parts.py)
@@ -94,6 +98,15 @@ class CrossModalModel(nn.Module):
         if self.text is None or self.captions is None:
             raise ValueError("this model has no text tower")
         return self.text, self.captions
+
+    def add_contrast_heads(self) -> None:
+        """Makes `contrast`, with random weights, as wide as the towers' own features are."""
+        image, size = self.image, self.image.image_size
+        with torch.no_grad():
+            width = image.eval()(torch.zeros(1, 3, size, size)).cls.shape[1]
+        image.train()
+        heads = {"points": self.points.contrast_head(), "image": contrast_head(width, 512, bias=False)}
+        self.contrast = nn.ModuleDict(heads)
 
     def image_logits(self, feature: Tensor) -> Tensor:
         """(B, C) of the image branch's unit features (B, E)."""

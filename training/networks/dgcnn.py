@@ -17,6 +17,7 @@ from torch.nn.functional import leaky_relu, linear
 from torch.utils.checkpoint import checkpoint
 
 from training import distributed
+from training.networks.contrast_head import contrast_head
 from training.networks.global_batch_norm import GlobalBatchNorm2d
 from training.networks.nearest import nearest_neighbours, over_neighbours
 from training.networks.point_backbone import PointBackbone, new_projection
@@ -109,6 +110,11 @@ class Dgcnn(PointBackbone):
         x = linear(torch.cat(found[1:], dim=2).flatten(0, 1), weight)  # a convolution would copy it, channels first
         x = activation(norm(x)).unflatten(0, points.shape[:2])
         return torch.cat([x.max(dim=1).values, x.mean(dim=1)], dim=1)
+
+    def contrast_head(self) -> nn.Module:
+        """As CrossPoint's authors have it, half as wide as the feature in between."""
+        width = self.projection.shape[0]
+        return contrast_head(width, width // 2)
 
     def classification_head(self, classes: int) -> nn.Module:
         """Three linear layers."""

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from training.networks.contrast_head import contrast_head
 from training.networks.precision import project, widened
 
 
@@ -58,6 +59,12 @@ class PointBackbone(nn.Module):
         """A new head from features of `represent` to logits (B, classes): the authors' own, by their names of weights;
         of a backbone of which no head was published, one linear layer."""
         return nn.Linear(self.projection.shape[0], classes)
+
+    def contrast_head(self) -> nn.Module:
+        """A new head from features of `represent` to the vectors that CrossPoint compares: as wide as the feature in
+        between, as its authors have it for the trunk of part segmentation."""
+        width = self.projection.shape[0]
+        return contrast_head(width, width)
 
     def regulariser(self) -> Tensor | None:
         """A scalar that the authors add to the loss of the last pass in training; None for most networks. It is given

@@ -72,12 +72,14 @@ class PictureAugmentSettings(Settings):
     """How strongly every method augments pictures; the defaults are the released ones.
 
     image_crop: smallest area share of the strong crop. image_magnitude: RandAugment's, 0 switches it off. image_flip:
-    share of pictures that are mirrored.
+    share of pictures that are mirrored. image_jitter: j, brightness, contrast and saturation get factors of
+    U(1 - j, 1 + j) in random order, 0 switches it off (CrossPoint: 0.4).
     """
 
     image_crop: Annotated[float, Field(gt=0, le=1)] = 0.3
     image_magnitude: Annotated[int, Field(ge=0, le=10)] = 9
     image_flip: Share = 0.5
+    image_jitter: Share = 0.0
 
 
 class AugmentSettings(PictureAugmentSettings):
@@ -86,7 +88,8 @@ class AugmentSettings(PictureAugmentSettings):
     weak_crop: where the weak view of a picture that is not square is cut out: at a `random` place (paper and released)
     or in the `middle`. points_scale: strong clouds are scaled by U(1/s, s). points_shift: of the extent of each axis.
     points_dropout: largest share of points dropped. points_crop: smallest share of each axis that the crop keeps.
-    points_fill: what takes the places of points that are gone (training.data.point_augment.filled).
+    points_fill: what takes the places of points that are gone (training.data.point_augment.filled). points_elastic: how
+    strongly strong clouds are bent (training.data.point_augment.bent), 0 switches it off.
     """
 
     weak_crop: Literal["random", "middle"] = "random"
@@ -96,6 +99,14 @@ class AugmentSettings(PictureAugmentSettings):
     points_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.875
     points_crop: Annotated[float, Field(gt=0, le=1)] = 0.9
     points_fill: Literal["first", "neighbours", "repeat"] = "first"
+    points_elastic: Annotated[float, Field(ge=0)] = 0.0
+
+
+class CrossPointAugmentSettings(AugmentSettings):
+    """As `augment.*` of other methods without labels. first_cloud: the first of the two clouds of an object is `weak`,
+    or `strong` as the second."""
+
+    first_cloud: Literal["strong", "weak"] = "strong"
 
 
 class LabelledAugmentSettings(PictureAugmentSettings):

@@ -14,6 +14,7 @@ from manifests.errors import Refused
 from training.settings import from_plugins, objective, part_settings
 from training.settings.data import (
     AugmentSettings,
+    CrossPointAugmentSettings,
     DataSettings,
     LabelledAugmentSettings,
     PictureAugmentSettings,
@@ -163,7 +164,13 @@ class CrossPointRecipe(ClassifierRecipe):
 
     method: Literal["crosspoint"]
     crosspoint: objective.CrossPointSettings = objective.CrossPointSettings()
-    augment: AugmentSettings = AugmentSettings()
+    augment: CrossPointAugmentSettings = CrossPointAugmentSettings()
+
+    @model_validator(mode="after")
+    def _another_object_beside(self) -> CrossPointRecipe:
+        if self.optimizer.batch_size == 1:
+            raise ValueError("optimizer.batch_size=1: an object is told apart from others, so two are needed at least")
+        return self
 
 
 class SupervisedRecipe(ClassifierRecipe):
@@ -279,7 +286,8 @@ def keys_in(values: dict[str, Value], prefix: str = "") -> Iterator[str]:
 
 EARLIER: dict[str, Value] = {  # what runs did that were saved before these keys were there
     "image": {"normalize": "preset"},
-    "augment": {"weak_crop": "middle", "points_fill": "repeat"},
+    "augment": {"weak_crop": "middle", "points_fill": "repeat", "first_cloud": "weak"},
+    "crosspoint": {"heads": "projection", "passes": 2},
 }
 READ_BY = {method: frozenset(keys_of(kind)) for method, kind in RECIPE_OF.items()}  # without plugins
 EVERY_KEY = frozenset[str]().union(*READ_BY.values())

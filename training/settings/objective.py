@@ -126,13 +126,30 @@ class PretrainSettings(Settings):
 
 
 class CrossPointSettings(Settings):
-    """The two losses. intra: weight of two augmentations of a cloud. cross: weight of cloud and picture. temperature:
-    of both. image: whether the image tower is trained with the points."""
+    """The two losses. intra: weight of two augmentations of a cloud (IMID). cross: weight of cloud and picture (CMID).
+    temperature: of both. image: whether the image tower is trained with the points. images: views of an object, whose
+    features are averaged. heads: what is compared, vectors of the towers' `own` heads, or the towers' `projection`, as
+    always with image=frozen, in whose space text then classifies clouds. passes: 1, both clouds are one batch of the
+    batch norms, or 2, each is one."""
 
     intra: Weight = 1.0
     cross: Weight = 1.0
     temperature: Annotated[float, Field(gt=0)] = 0.1
     image: Literal["trained", "frozen"] = "trained"
+    images: Annotated[int, Field(ge=1, le=5)] = 1
+    heads: Literal["own", "projection"] = "own"
+    passes: Literal[1, 2] = 1
+
+    @model_validator(mode="after")
+    def _a_loss(self) -> CrossPointSettings:
+        if not self.intra and not self.cross:
+            raise ValueError("intra=0 and cross=0 leave no loss")
+        return self
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the towers get heads of their own."""
+        return self.heads == "own" and self.image == "trained"
 
 
 class SupervisedSettings(Settings):

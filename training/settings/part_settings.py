@@ -40,6 +40,7 @@ class PartAugmentSettings(PictureAugmentSettings):
     image_crop: ClassVar[float] = 1.0  # type: ignore[misc]  # no picture is read
     image_magnitude: ClassVar[int] = 0  # type: ignore[misc]
     image_flip: ClassVar[float] = 0.0  # type: ignore[misc]
+    image_jitter: ClassVar[float] = 0.0  # type: ignore[misc]
     cloud_scale: Annotated[float, Field(ge=1)] = 1.0
     cloud_shift: Share = 0.0
     cloud_order: Literal["stored", "shuffled", "resampled"] = "shuffled"

@@ -101,6 +101,8 @@ def build_model(
         if isinstance(recipe, PretrainRecipe):
             pretrain.freeze(model, recipe)
         if isinstance(recipe, CrossPointRecipe):
+            if recipe.crosspoint.has_heads:
+                model.add_contrast_heads()
             crosspoint.freeze(model, recipe.crosspoint)
         if isinstance(recipe, SupervisedRecipe):
             supervised.freeze(model, recipe)

@@ -58,6 +58,12 @@ SINCE = {  # keys that the stored run's recipe does not have yet, and what runs 
     "augment.cloud_scale": 1.0,
     "augment.cloud_shift": 0.0,
     "augment.cloud_order": "shuffled",
+    "augment.image_jitter": 0.0,
+    "augment.points_elastic": 0.0,
+    "augment.first_cloud": "weak",
+    "crosspoint.images": 1,
+    "crosspoint.heads": "projection",
+    "crosspoint.passes": 2,
 }
 LAST = "checkpoints/step-00000006"
 FEW = (

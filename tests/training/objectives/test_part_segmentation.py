@@ -13,7 +13,7 @@ from builders import REPOSITORY, Commands, stored
 from golden_backbones import filled
 from PIL import Image
 from releases import shapenetpart_of_boxes
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from training_runs import typed
 
 from manifests.config import parse_changes
@@ -273,6 +273,22 @@ def test_a_pre_trained_trunk_fills_what_agrees(golden: Path, tmp_path: Path) -> 
     assert isinstance(stranger, PartsRecipe)
     with pytest.raises(Refused, match="no layer of it has the name and the shapes"):
         new_part_model(stranger, PARTS)
+
+
+def test_a_trunk_that_crosspoint_taught_begins_part_segmentation(shards: Path, boxes: Path, tmp_path: Path) -> None:
+    """The whole trunk of its run is taken; its heads are left behind, and that of parts is new."""
+    before, run = tmp_path / "crosspoint", tmp_path / "run"
+    trunk = ("points.backbone=dgcnn_parts", "points.k=4", "data.num_points=64", "optimizer.batch_size=4")
+    typed(
+        "fit", "small_crosspoint", "--shards", shards, "--run", before, *trunk, "optimizer.steps=1", "tensorboard=false"
+    )
+    typed("fit", "parts_dgcnn", "--shards", boxes, "--run", run, *FEW, "optimizer.steps=1", f"init.points={before}")
+    taught = load_file(before / "checkpoints/step-00000001/model.safetensors")
+    begun = load_file(run / "checkpoints/step-00000000/model.safetensors")
+    names = [name for name in taught if name.startswith("points.") and name != "points.projection"]
+    assert {name for name in begun if name.startswith("points.")} == set(names)
+    assert all(torch.equal(begun[name], taught[name]) for name in names)
+    assert any(name.startswith("contrast.points.") for name in taught)
 
 
 def test_a_build_shows_parts_in_colours(boxes: Path) -> None:

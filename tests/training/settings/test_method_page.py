@@ -68,7 +68,9 @@ def test_every_key_is_a_key() -> None:
 @pytest.mark.parametrize("change", sorted({f"{name}={value}" for name, value in settings_in(PAGE)}))
 def test_every_setting_is_taken(change: str) -> None:
     """By the methods that read it, whose image tower has weights if it is to be frozen."""
-    name, values = change.partition("=")[0], parse_changes([change, "init.image=a_tag"])
+    name, beside = change.partition("=")[0], ["init.image=a_tag"]
+    beside += ["optimizer.schedule=cosine_epochs"] if name == "optimizer.ahead" else []
+    values = parse_changes([*beside, change])
     for method in [method for method, defaults in DEFAULTS.items() if name in defaults]:
         saved_recipe({"method": method} | values, method)
 
