@@ -8,12 +8,12 @@ from training.settings.objective import GeneratorSettings
 
 
 class CloudGenerator(nn.Module):
-    """R^D -> R^(N x 3), D the width of a feature. `fc_l` has the released names where it is one linear layer."""
+    """R^D -> R^(N x 3), D the width of a feature, N points. `fc_l` has the released name where it is one layer."""
 
-    def __init__(self, width: int, settings: GeneratorSettings) -> None:
+    def __init__(self, width: int, points: int, settings: GeneratorSettings) -> None:
         super().__init__()
-        self.points = settings.points
-        out, hidden, drop = 3 * settings.points, settings.hidden, nn.Dropout(settings.dropout)
+        self.points = points
+        out, hidden, drop = 3 * points, settings.hidden, nn.Dropout(settings.dropout)
         if settings.form == "linear":
             self.fc_l = nn.Sequential(drop, nn.Linear(width, out, bias=False))
         else:

@@ -170,11 +170,12 @@ class DistanceSettings(Settings):
 
 class GeneratorSettings(DistanceSettings):
     """Stage II of PointCMT. form: `mlp` of three layers (paper) or one `linear` layer without bias (released). points:
-    of a generated cloud; in stage II it is data.num_points. hidden: width of the two inner layers of `mlp` (not in the
-    paper). dropout: before the last layer (released: 0.5). weight: of the distance in the loss (released: 30)."""
+    of a generated cloud, 0 for data.num_points, which it is in stage II. hidden: width of the two inner layers of `mlp`
+    (not in the paper). dropout: before the last layer (released: 0.5). weight: of the distance in the loss (released:
+    30)."""
 
     form: Literal["mlp", "linear"] = "mlp"
-    points: Annotated[int, Field(ge=2)] = 1024
+    points: Annotated[int, Field(ge=0)] = 0
     hidden: Annotated[int, Field(ge=1)] = 1024
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight: Annotated[float, Field(gt=0)] = 30.0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from training.settings import objective
-from training.settings.data import LabelledAugmentSettings, Share
-from training.settings.model import CLIP, ImageSettings, InitSettings
+from training.settings.data import LabelledAugmentSettings
+from training.settings.model import InitSettings
 from training.settings.run_recipe import FitRecipe
 
 
@@ -24,34 +24,11 @@ class TransferInitSettings(TeacherInitSettings):
     generator: str = ""
 
 
-class ViewsImageSettings(ImageSettings):
-    """The picture network is a ResNet of torchvision. model: its text tower, which no stage reads, is the smallest."""
-
-    model: str = "cross_most_small"
-    backbone: Literal["clip", "resnet18", "resnet50"] = "resnet18"
-    image_size: Annotated[int, Field(ge=0)] = 224
-
-
-class ViewsAugmentSettings(LabelledAugmentSettings):
-    """All views of an object as they are, unless a key says otherwise; then each of them is augmented."""
-
-    image_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
-    image_magnitude: Annotated[int, Field(ge=0, le=10)] = 0
-    image_flip: Share = 0.0
-
-
-class GeneratorAugmentSettings(ViewsAugmentSettings):
-    """Clouds as they are stored, too: a picture does not show how a cloud was stretched (released: `dgcnn`)."""
-
-    labelled_points: Literal["plain", "turned", "ulip", "dgcnn", "pointnet2", "rscnn"] = "plain"
-
-
 class ViewsRecipe(FitRecipe):
     """Methods whose samples have all views of an object; data.num_views says how many."""
 
-    image: ViewsImageSettings = ViewsImageSettings()
     logit_scale: ClassVar[str] = "frozen"  # type: ignore[misc,assignment]  # no key: no logit is scaled
-    augment: ViewsAugmentSettings = ViewsAugmentSettings()
+    augment: LabelledAugmentSettings = LabelledAugmentSettings()
 
     @property
     def every_view(self) -> bool:
@@ -62,12 +39,6 @@ class ViewsRecipe(FitRecipe):
     def reads_pictures(self) -> bool:
         """All stages do."""
         return True
-
-    @model_validator(mode="after")
-    def _a_picture_network_of_one_feature(self) -> ViewsRecipe:
-        if self.image.backbone == CLIP:
-            raise ValueError(f"image.backbone={CLIP}: method={self.method} wants resnet18 or resnet50")
-        return self
 
 
 class MultiviewRecipe(ViewsRecipe):
@@ -87,7 +58,6 @@ class GeneratorRecipe(ViewsRecipe):
 
     method: Literal["cross_modal_generator"]
     init: TeacherInitSettings = TeacherInitSettings()
-    augment: GeneratorAugmentSettings = GeneratorAugmentSettings()
     generator: objective.GeneratorSettings = objective.GeneratorSettings()
 
     @property
@@ -97,7 +67,7 @@ class GeneratorRecipe(ViewsRecipe):
 
     @model_validator(mode="after")
     def _clouds_of_one_size(self) -> GeneratorRecipe:
-        if self.generator.points != self.data.num_points:
+        if self.generator.points not in (0, self.data.num_points):
             sizes = f"generator.points={self.generator.points} and data.num_points={self.data.num_points}"
             raise ValueError(f"{sizes} must be the same: each point goes to one of the other cloud")
         return self

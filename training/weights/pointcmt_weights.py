@@ -12,6 +12,7 @@ from training.models.cross_modal import CrossModalModel
 from training.networks.cloud_generator import CloudGenerator, SharedSpaceHead
 from training.networks.pointnet2 import PointCmtPointNet2
 from training.settings.fit_recipe import FitRecipe, SupervisedRecipe
+from training.settings.model import CLIP
 from training.settings.pointcmt_recipes import GeneratorRecipe, PointCmtRecipe, ViewsRecipe
 from training.weights.formats import require_finite
 from training.weights.pretrained import Loaded, Towers
@@ -23,7 +24,7 @@ TAKEN = {  # key of init -> the method of the run that it names, and what is tak
     "teacher": ("multiview", ("image.", "image_head.")),
     "generator": ("cross_modal_generator", ("generator.",)),
 }
-ALIKE = {"teacher": ("image", ("backbone",)), "generator": ("generator", ("form", "points", "hidden"))}  # keys of both
+ALIKE = {"teacher": ("image", ("backbone",)), "generator": ("generator", ("form", "hidden"))}  # keys of both
 
 
 def heads_of(recipe: FitRecipe, towers: Towers, classes: int) -> dict[str, nn.Module]:
@@ -35,7 +36,7 @@ def heads_of(recipe: FitRecipe, towers: Towers, classes: int) -> dict[str, nn.Mo
     width, own = towers.image.represented, len(towers.points.projection)
     found: dict[str, nn.Module] = {"image_head": nn.Linear(width, classes)}
     if isinstance(recipe, GeneratorRecipe | PointCmtRecipe):
-        found["generator"] = CloudGenerator(width, recipe.generator)
+        found["generator"] = CloudGenerator(width, recipe.generator.points or recipe.data.num_points, recipe.generator)
     if isinstance(recipe, PointCmtRecipe):
         ready = isinstance(towers.points, PointCmtPointNet2) and own == width
         found["points_head"] = SharedSpaceHead(own, width, classes, ready)
@@ -43,7 +44,9 @@ def heads_of(recipe: FitRecipe, towers: Towers, classes: int) -> dict[str, nn.Mo
 
 
 def require_stages(recipe: FitRecipe) -> None:
-    """Raises Refused where a new run of stage II or III names no run of the stages that it needs."""
+    """Raises Refused where a new run has no ResNet, or names no run of an earlier stage that it needs."""
+    if isinstance(recipe, ViewsRecipe) and recipe.image.backbone == CLIP:
+        raise Refused(f"image.backbone={CLIP}: method={recipe.method} wants resnet18 or resnet50")
     needed: dict[str, bool] = {}
     if isinstance(recipe, GeneratorRecipe):
         needed["teacher"] = True

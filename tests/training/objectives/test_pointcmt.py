@@ -43,7 +43,7 @@ def case(golden: Path, name: str) -> tuple[dict[str, Tensor], dict]:
 
 
 def linear_generator(points: int) -> CloudGenerator:
-    made = CloudGenerator(512, GeneratorSettings(form="linear", points=points)).double()
+    made = CloudGenerator(512, points, GeneratorSettings(form="linear")).double()
     weight = filled("fc_l.1.weight", [3 * points, 512], 0, 4)
     made.load_state_dict({"fc_l.1.weight": weight.double()})
     return made
@@ -120,7 +120,7 @@ def test_the_released_losses_and_their_gradients(golden: Path) -> None:
     folder = golden / "method" / "pointcmt"
     stored = {name: torch.from_numpy(value) for name, value in np.load(folder / "losses.npz").items()}
     expected = json.loads((folder / "expected.json").read_text())["results"]["f64"]
-    generator = CloudGenerator(512, GeneratorSettings(form="linear", points=128)).double()
+    generator = CloudGenerator(512, 128, GeneratorSettings(form="linear")).double()
     generator.load_state_dict({"fc_l.1.weight": stored["decoder_weight"].double()})
     head = SharedSpaceHead(512, 512, 40, ready=True).double()
     head.load_state_dict({f"classify.{of}": stored[f"cls_{of}"].double() for of in ("weight", "bias")})
@@ -175,7 +175,7 @@ def test_the_released_steps_of_a_student(golden: Path) -> None:
 
 SHORT = ("optimizer.batch_size=8", "optimizer.steps=2", "log_every=2", "tensorboard=false", "data.num_points=64")
 VIEWS = ("data.views=rgb12", "data.workers=0", "image.image_size=32")
-STUDENT = ("points.backbone=pointnet", "points.widths=[16, 16, 16, 32]", "points.emb_dims=64", "generator.points=64")
+STUDENT = ("points.backbone=pointnet", "points.widths=[16, 16, 16, 32]", "points.emb_dims=64")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,7 +190,7 @@ def stages(shards: Path, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("stages")
     runs = {name: folder / name for name in ("multiview", "cross_modal_generator", "pointcmt")}
     begun = {
-        "cross_modal_generator": (f"init.teacher={runs['multiview']}", "generator.points=64"),
+        "cross_modal_generator": (f"init.teacher={runs['multiview']}",),
         "pointcmt": (f"init.teacher={runs['multiview']}", f"init.generator={runs['cross_modal_generator']}", *STUDENT),
     }
     for method, run in runs.items():
@@ -270,9 +270,8 @@ def test_a_teacher_answers_by_the_largest_of_its_views(shards: Path, stages: dic
 )
 def test_runs_that_do_not_fit(shards: Path, stages: dict[str, Path], tmp_path: Path, method, changes, words) -> None:
     given = [change.format(**stages) if change.startswith("init.") else change for change in changes]
-    sizes = ("generator.points=64",) if method != "multiview" and "generator.points=32" not in changes else ()
     run = tmp_path / "run"
-    said = typed("fit", method, "--shards", shards, "--run", run, *VIEWS, *SHORT, *sizes, *given, code=2)[1]
+    said = typed("fit", method, "--shards", shards, "--run", run, *VIEWS, *SHORT, *given, code=2)[1]
     assert words in " ".join(said.split())
     assert not run.exists()
 
@@ -282,7 +281,7 @@ def test_a_teacher_of_other_classes(shards: Path, stages: dict[str, Path], tmp_p
     other = tmp_path / "teacher"
     shutil.copytree(stages["multiview"], other)
     (other / "run.json").write_text(json.dumps(about | {"prompt_names": ["yurt", *about["prompt_names"][1:]]}))
-    keys = (*VIEWS, *SHORT, "generator.points=64", f"init.teacher={other}")
+    keys = (*VIEWS, *SHORT, f"init.teacher={other}")
     said = typed("fit", "cross_modal_generator", "--shards", shards, "--run", tmp_path / "run", *keys, code=2)[1]
     assert "yurt" in said or about["prompt_names"][0] in said
 
