@@ -176,7 +176,11 @@ class CrossModalModel(nn.Module):
             self.points_classifier = nn.Parameter(classifier.detach().clone())
 
     def refuse_names(self) -> None:
-        """Raises Refused where the point branch has a head of its own, which no class name changes."""
+        """Raises Refused where a branch has a head of its own, which no class name changes."""
+        if self.image_head is not None:
+            raise Refused(
+                "a run of PointCMT answers by heads of its own, with the classes of its training, and no text"
+            )
         if self.points_head is not None:
             raise Refused("supervised.head=own: the points' head answers with the classes of its training, and no text")
 
