@@ -43,6 +43,7 @@ LABEL_READERS = {  # beside them no file may see a label
     "training/objectives/pretrain.py",
     "training/objectives/supervised.py",
     "training/objectives/part_segmentation.py",
+    "training/objectives/pointcmt.py",
     "training/evaluation/evaluate.py",
     "training/evaluation/part_iou.py",
     "training/evaluation/embed.py",

@@ -71,6 +71,7 @@ HOME = {
         "training/evaluation/metrics.py",
         "training/evaluation/linear_probe.py",
     },
+    "scipy": {"training/objectives/transport.py"},
     "umap": {"training/evaluation/embed.py"},
 }
 

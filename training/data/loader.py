@@ -8,8 +8,8 @@ without a pause: while the last batches of one epoch are used, the first of the 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset
 from manifests.errors import Refused
 from manifests.plain_text import number_of
 from manifests.rng import generator
-from manifests.samples import JSON, POINTS, Sample, view_member
+from manifests.samples import JSON, POINTS, Sample, split_view_member, view_member
 from training.data.batch import AnyRawBatch, RawBatch, RawLabelledBatch
 from training.data.dataset import Shard, Source
 from training.data.decode import cloud_of, num_views, picture_of
@@ -200,7 +200,7 @@ class EpochSamples(IterableDataset[Any]):
             pieces.append((self.source.shards[piece.shard], [piece.start + p - position for p in inside]))
             position += size
         arriving = iter(positions)
-        joined = read_pieces(pieces, self._wanted, views_draw if self.pictures else _no_picture)
+        joined = read_pieces(pieces, self._wanted, self._views_wanted(views_draw))
         for shard, numbers in pieces:
             for shape, views in islice(joined, len(numbers)):
                 with naming(shard.views, views.key):
@@ -210,6 +210,10 @@ class EpochSamples(IterableDataset[Any]):
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         """Whether a member of a shape is read."""
         return suffix == POINTS
+
+    def _views_wanted(self, drawn: Callable[[Sample, str], bool]) -> Callable[[Sample, str], bool]:
+        """Says whether a member of an object's views is read. drawn: the same, of the view that was drawn."""
+        return drawn if self.pictures else _no_picture
 
 
 def _batches(given: Given) -> int:
@@ -326,6 +330,44 @@ class SupervisedSamples(EpochSamples):
             "seed": drawn.rng.integers(2**63),
             "label": np.int64(label),
         }
+
+
+class ViewsSamples(SupervisedSamples):
+    """The same with all views in use of an object, (V, S, S, 3): PointCMT's batches.
+
+    V is `data.num_views`, or how many the view set has. An object with fewer begins with its first again, which changes
+    no maximum over views. Making it raises Refused where neither says how many.
+    """
+
+    def __init__(self, source: Source, settings: DataSettings, *rest: Any) -> None:
+        self.count = len(settings.views_of(source.preset.num_views or settings.num_views))
+        if not self.count:
+            raise Refused(f"data.num_views=NUMBER is needed: objects of {settings.views} have different numbers")
+        super().__init__(source, settings, *rest)
+
+    @property
+    def batch_bytes(self) -> int:
+        """With all pictures."""
+        pictures = (self.count - 1) * 3 * self.form.image_size**2
+        return super().batch_bytes + self.batch_size * pictures
+
+    def _views_wanted(self, drawn: Callable[[Sample, str], bool]) -> Callable[[Sample, str], bool]:
+        return self._pictured
+
+    def _pictured(self, views: Sample, suffix: str) -> bool:
+        """Whether a member of an object's views is read."""
+        picture = split_view_member(suffix)
+        if picture is None or picture[1] != self.settings.channel:
+            return suffix == JSON
+        return picture[0] in self.settings.views_of(num_views(views))
+
+    def _pictures(self, drawn: Drawn) -> np.ndarray:
+        """uint8 (V, S, S, 3)."""
+        size, used = self.form.image_size, self.settings.views_of(num_views(drawn.views))
+        pictures = [self._picture(replace(drawn, view=view)) for view in used]
+        strong = self.augment.image_magnitude or self.augment.image_flip or self.augment.image_crop < 1
+        seen = [self._strong(each, drawn.rng) if strong else make_weak_picture(each, size) for each in pictures]
+        return np.stack([seen[number % len(seen)] for number in range(self.count)])
 
 
 class Loader:

@@ -61,6 +61,11 @@ def strong_clouds(points: Tensor, seed: Tensor, settings: AugmentSettings) -> Te
     return filled(axes, kept, bits, settings.points_fill)
 
 
+def plain_clouds(points: Tensor, seed: Tensor) -> Tensor:
+    """Normalised, and nothing else. points: float32 (B, N, 3). seed: not read."""
+    return _rows(normalized_axes(points))
+
+
 def turned_clouds(points: Tensor, seed: Tensor) -> Tensor:
     """Normalised, turned about +Y by U(0, 2 pi), jittered by N(0, 0.01), at most 0.05: supervised training's clouds.
 
@@ -306,6 +311,7 @@ def _normal(draw: Tensor) -> Tensor:
 
 
 LABELLED = {  # augment.labelled_points
+    "plain": plain_clouds,
     "turned": turned_clouds,
     "ulip": ulip_clouds,
     "dgcnn": dgcnn_clouds,

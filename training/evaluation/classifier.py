@@ -297,9 +297,11 @@ class Classifier:
         return torch.cat([self.model.image_features(part.to(self.device)) for part in parts])
 
     def _of_views(self, objects: list[list[Any]]) -> Tensor:
-        """(B, E): the unit features of each object's pictures, averaged and made unit again."""
+        """(B, E): the unit features of each object's pictures, averaged and made unit again; by a head the largest."""
         features = self._image_features([picture for views in objects for picture in views])
         parts = features.split([len(views) for views in objects])
+        if self.model.image_head is not None:
+            return torch.stack([part.amax(dim=0) for part in parts])
         return normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=1)
 
     def _probabilities(self, name: str, feature: Tensor, classes: Sequence[str] | None) -> Tensor:

@@ -25,19 +25,22 @@ class Features:
     """views: unit features (B, V, E), zero where an object has no such view; num_views: float (B, 1), of each object.
 
     points: what the model's `point_features` gives, unit features (B, E). All on the model's device. V is 0 for a batch
-    without pictures.
+    without pictures. largest: the features of a model with an `image_head`, none of them negative nor of length 1.
     """
 
     views: Tensor
     num_views: Tensor
     points: Tensor
+    largest: bool = False
 
     def mean(self) -> Tensor:
         """(B, E): the mean of the unit features of an object's views, of length 1 at most."""
         return self.views.sum(dim=1) / self.num_views
 
     def image(self) -> Tensor:
-        """(B, E): that mean, scaled to length 1."""
+        """(B, E): that mean, scaled to length 1, or the largest of each number."""
+        if self.largest:
+            return self.views.amax(dim=1)
         return normalize(self.mean(), dim=1)
 
 
@@ -57,8 +60,9 @@ def require_finite(keys: Sequence[str], *values: Tensor) -> None:
 
 def features_of(model: CrossModalModel, batch: WholeBatch, device: torch.device) -> Features:
     """The features of a batch; pictures pass the tower PICTURES at a time."""
-    views = by_view(batch, device, model.image_features, model.image.embed_dim)
-    return Features(views, view_counts(batch, views), model.point_features(batch.points.to(device)))
+    views = by_view(batch, device, model.image_features, model.image_width)
+    points = model.point_features(batch.points.to(device))
+    return Features(views, view_counts(batch, views), points, model.image_head is not None)
 
 
 def by_view(batch: WholeBatch, device: torch.device, encode: Callable[[Tensor], Tensor], width: int = 0) -> Tensor:

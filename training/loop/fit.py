@@ -21,7 +21,7 @@ from manifests.process_info import peak_resident_mb
 from manifests.records import json_text
 from training import distributed
 from training.data.dataset import Source, open_source
-from training.data.loader import EpochSamples, Form, Loader, SupervisedSamples, UnlabelledSamples
+from training.data.loader import EpochSamples, Form, Loader, SupervisedSamples, UnlabelledSamples, ViewsSamples
 from training.data.part_of_split import part_of
 from training.data.part_samples import PartSamples, part_table
 from training.loop.metric_log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
@@ -49,6 +49,7 @@ from training.settings.fit_recipe import (
 )
 from training.weights.checkpoint import RECIPE, TEXT, build_model, step_folders, tensors_of, without_pretrained
 from training.weights.part_weights import new_part_model
+from training.weights.pointcmt_weights import require_stages
 from training.weights.pretrained import Loaded
 from training.weights.run_folder import CLASSES, read_about, with_its_plugins
 
@@ -182,7 +183,9 @@ def _set_up(
     """Opens the shards first (cheap, and most mistakes are there), then builds the model and its text tower, if any."""
     own, readers = batch_of_process(recipe), distributed.readers_of_process(recipe.data.workers)
     require_precision(recipe.precision, device)
-    source = open_source(shards, recipe.data, tower=pixel_statistics(recipe), pictures="image" in recipe.towers)
+    if not step_folders(folder):
+        require_stages(recipe)
+    source = open_source(shards, recipe.data, tower=pixel_statistics(recipe), pictures=recipe.reads_pictures)
     if not source.manifest.classes:
         raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
     if isinstance(recipe, SupervisedRecipe) and len(source.manifest.classes) < 2:
@@ -193,6 +196,7 @@ def _set_up(
     student, text = _new_model(built, source, on_weights)
     form = Form(0, 0, 0, 0.0) if isinstance(student, PartModel) else _form_of(student.image, recipe)
     kind: type[EpochSamples] = SupervisedSamples if is_supervised(recipe.method) else UnlabelledSamples
+    kind = ViewsSamples if recipe.every_view else kind
     kind = PartSamples if isinstance(student, PartModel) else kind
     place = distributed.rank(), distributed.world()
     pin = device.type == "cuda"

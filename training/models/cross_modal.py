@@ -41,11 +41,12 @@ class CrossModalModel(nn.Module):
     """Both towers, the classifier (E, C) and the logarithm of the logit scale.
 
     separate: the point branch has a classifier and a scale of its own; otherwise both branches share them (paper).
-    points_head: a classifier over the point tower's own features, in the place of text's. contrast: the heads `points`
-    and `image` over the towers' own features, which CrossPoint compares in pre-training and nobody reads afterwards
-    (`add_contrast_heads`). text: the text tower of a
-    method that trains it; the classifier is then computed from it (`refresh_classifier`) and not trained. captions:
-    int64 (C, P, L), the tokens of every class in every prompt, for such a method.
+    points_head: a classifier over the point tower's own features, in the place of text's. image_head: one over the
+    largest of the image tower's own features of all views (MVCNN). generator: makes clouds of such a feature. contrast:
+    the heads `points` and `image` over the towers' own features, which CrossPoint compares in pre-training and nobody
+    reads afterwards (`add_contrast_heads`). text: the text tower of a method that trains it; the classifier is then
+    computed from it (`refresh_classifier`) and not trained. captions: int64 (C, P, L), the tokens of every class in
+    every prompt, for such a method.
     """
 
     captions: Tensor | None
@@ -62,6 +63,8 @@ class CrossModalModel(nn.Module):
         text: TextTower | None = None,
         captions: Tensor | None = None,
         points_head: nn.Module | None = None,
+        image_head: nn.Module | None = None,
+        generator: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.image, self.points, self.text = image, points, text
@@ -73,6 +76,7 @@ class CrossModalModel(nn.Module):
         else:
             self.points_classifier, self.points_logit_scale = None, None
         self.points_head, self.head_columns = points_head, list(range(classifier.shape[1]))
+        self.image_head, self.generator = image_head, generator
         self.contrast: nn.ModuleDict | None = None
         self.register_buffer("captions", captions, persistent=False)
         self.precision: Precision = "fp32"  # of the towers; a run sets it
@@ -109,7 +113,9 @@ class CrossModalModel(nn.Module):
         self.contrast = nn.ModuleDict(heads)
 
     def image_logits(self, feature: Tensor) -> Tensor:
-        """(B, C) of the image branch's unit features (B, E)."""
+        """(B, C) of what `image_features` gives."""
+        if self.image_head is not None:
+            return self.image_head(feature)[..., self.head_columns]
         return self.logit_scale.exp() * feature @ self.classifier
 
     def points_logits(self, feature: Tensor) -> Tensor:
@@ -117,8 +123,13 @@ class CrossModalModel(nn.Module):
         if self.points_head is not None:
             return self.points_head(feature)[:, self.head_columns]
         if self.points_classifier is None or self.points_logit_scale is None:
-            return self.image_logits(feature)
+            return self.logit_scale.exp() * feature @ self.classifier
         return self.points_logit_scale.exp() * feature @ self.points_classifier
+
+    @property
+    def image_width(self) -> int:
+        """Of what `image_features` gives."""
+        return self.image.embed_dim if self.image_head is None else self.image.represented
 
     @property
     def points_width(self) -> int:
@@ -126,8 +137,19 @@ class CrossModalModel(nn.Module):
         return self.image.embed_dim if self.points_head is None else len(self.points.projection)
 
     def image_features(self, pictures: Tensor) -> Tensor:
-        """Unit features (B, E) of normalised pictures (B, 3, S, S)."""
-        return normalize(self.image_tokens(pictures).feature, dim=1)
+        """Unit features (B, E) of normalised pictures (B, 3, S, S); with `image_head` the tower's own (B, W)."""
+        found = self.image_tokens(pictures)
+        return normalize(found.feature, dim=1) if self.image_head is None else found.cls
+
+    def object_features(self, images: Tensor) -> Tensor:
+        """(B, W): the largest of each number in the tower's own features of all views (B, V, 3, S, S)."""
+        return self.image_features(images.flatten(0, 1)).unflatten(0, images.shape[:2]).amax(dim=1)
+
+    def generated(self, features: Tensor) -> Tensor:
+        """Clouds (B, N, 3) that the generator makes of features (B, W)."""
+        if self.generator is None:
+            raise ValueError("this model has no generator")
+        return self.generator(features)
 
     def point_features(self, points: Tensor) -> Tensor:
         """Unit features (B, E) of clouds (B, N, 3); with `points_head` the tower's own (B, width), which it reads."""
@@ -167,14 +189,18 @@ class CrossModalModel(nn.Module):
             self.points_classifier = nn.Parameter(classifier.detach().clone())
 
     def refuse_names(self) -> None:
-        """Raises Refused where the point branch has a head of its own, which no class name changes."""
+        """Raises Refused where a branch has a head of its own, which no class name changes."""
+        if self.image_head is not None:
+            raise Refused(
+                "a run of PointCMT answers by heads of its own, with the classes of its training, and no text"
+            )
         if self.points_head is not None:
             raise Refused("supervised.head=own: the points' head answers with the classes of its training, and no text")
 
     def train(self, mode: bool = True) -> CrossModalModel:
         """Training mode; a tower without trained weights stays in eval mode, and so do its single batch norms."""
         super().train(mode)
-        for tower in (self.image, self.points, self.text):
+        for tower in (self.image, self.points, self.text, self.generator):
             if tower is not None and not any(p.requires_grad for p in tower.parameters()):
                 tower.eval()
         for norm in self.image.modules():

@@ -58,6 +58,12 @@ class ImageBackbone(nn.Module):
         name, matrix = self._space()
         return matrix.shape[0 if name.endswith(".weight") else 1]
 
+    @property
+    def represented(self) -> int:
+        """W, of a tower without tokens."""
+        name, matrix = self._space()
+        return matrix.shape[1 if name.endswith(".weight") else 0]
+
     def _space(self) -> tuple[str, nn.Parameter]:
         held = dict(self.named_parameters())
         return next((name, held[name]) for name in SPACES if name in held)

@@ -5,7 +5,7 @@ train on labelled shards: only they are given labels. Methods whose recipe is a 
 get None.
 """
 
-from training.objectives import cross_most, crosspoint, part_segmentation, pretrain, self_training, supervised
+from training.objectives import cross_most, crosspoint, part_segmentation, pointcmt, pretrain, self_training, supervised
 from training.objectives.step import StepFunction
 from training.settings.from_plugins import methods
 
@@ -16,8 +16,11 @@ METHODS: dict[str, StepFunction] = {
     "crosspoint": crosspoint.step,
     "supervised": supervised.step,
     "parts": part_segmentation.step,
+    "multiview": pointcmt.multiview_step,
+    "cross_modal_generator": pointcmt.generator_step,
+    "pointcmt": pointcmt.step,
 }
-SUPERVISED = frozenset({"pretrain", "supervised", "parts"})
+SUPERVISED = frozenset({"pretrain", "supervised", "parts", "multiview", "cross_modal_generator", "pointcmt"})
 
 
 def step_of(method: str) -> StepFunction:

@@ -112,8 +112,8 @@ class CrossPointAugmentSettings(AugmentSettings):
 class LabelledAugmentSettings(PictureAugmentSettings):
     """How methods with labels augment pictures and clouds.
 
-    labelled_points: `turned`, `ulip`, which is stronger, or those of the authors of `dgcnn` (PointMLP's, too),
-    `pointnet2` or `rscnn` (training.data.point_augment.LABELLED).
+    labelled_points: `plain`, only normalised, `turned`, `ulip`, which is stronger, or those of the authors of `dgcnn`
+    (PointMLP's, too), `pointnet2` or `rscnn` (training.data.point_augment.LABELLED).
     """
 
-    labelled_points: Literal["turned", "ulip", "dgcnn", "pointnet2", "rscnn"] = "turned"
+    labelled_points: Literal["plain", "turned", "ulip", "dgcnn", "pointnet2", "rscnn"] = "turned"

@@ -25,7 +25,17 @@ from training.settings.objective import SelfTrainingWeights, Weight, Weights
 Row = TypeVar("Row", bound=Settings)
 Kind = TypeVar("Kind", bound=BaseModel)
 log = logging.getLogger(__name__)
-SHIPPED_METHODS = ("cross_most", "self_training", "pretrain", "crosspoint", "supervised", "parts")
+SHIPPED_METHODS = (
+    "cross_most",
+    "self_training",
+    "pretrain",
+    "crosspoint",
+    "supervised",
+    "parts",
+    "multiview",
+    "cross_modal_generator",
+    "pointcmt",
+)
 
 
 class TermRow(Settings):

@@ -167,3 +167,53 @@ class SupervisedSettings(Settings):
         if self.head == "own" and self.towers == "image":
             raise ValueError("head=own is of the points, which towers=image leaves out")
         return self
+
+
+class MultiviewSettings(Settings):
+    """Stage I of PointCMT, a picture network over all views of an object. smoothing, smoothing_form: as of
+    `supervised`."""
+
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    smoothing_form: Literal["upstream", "torch"] = "upstream"
+
+
+class DistanceSettings(Settings):
+    """Of clouds. emd: over points, the `mean` (released) or the `sum` (as printed, N times as much). box_scale: clouds
+    are scaled to their boxes as `released` (off their centres), `centred`, or not at all (`none`, as printed)."""
+
+    emd: Literal["mean", "sum"] = "mean"
+    box_scale: Literal["released", "centred", "none"] = "centred"
+
+
+class GeneratorSettings(DistanceSettings):
+    """Stage II of PointCMT. form: `mlp` of three layers (paper) or one `linear` layer without bias (released). points:
+    of a generated cloud, 0 for data.num_points, which it is in stage II. hidden: width of the two inner layers of `mlp`
+    (not in the paper). dropout: before the last layer (released: 0.5). weight: of the distance in the loss (released:
+    30)."""
+
+    form: Literal["mlp", "linear"] = "mlp"
+    points: Annotated[int, Field(ge=0)] = 0
+    hidden: Annotated[int, Field(ge=1)] = 1024
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight: Annotated[float, Field(gt=0)] = 30.0
+
+
+class TransferSettings(DistanceSettings):
+    """Stage III of PointCMT, what a point network learns beside its labels.
+
+    feature: weight of eq. 5, the distance of generated clouds (30 on a mean). classifier: weight of eq. 7. hinton: of
+    eq. 6, the teacher's own logits. normalized: of eq. 13, features themselves, in the form `normalize`: `moments`
+    (Normalize-I) or `norm` (Normalize-II). kl: eq. 6 and 7 are the `mean` over a batch (printed) or its `sum`
+    (released). detach_target: the classifier learns nothing from what it says of the picture (paper; released: false).
+    smoothing, smoothing_form: as of `supervised`.
+    """
+
+    feature: Weight = 30.0
+    classifier: Weight = 0.3
+    hinton: Weight = 0.0
+    normalized: Weight = 0.0
+    normalize: Literal["moments", "norm"] = "moments"
+    kl: Literal["mean", "sum"] = "sum"
+    detach_target: bool = True
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    smoothing_form: Literal["upstream", "torch"] = "upstream"

@@ -21,7 +21,7 @@ from manifests.errors import Refused, Stopped, one_line
 from manifests.plain_text import number_of
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
-from training.objectives import crosspoint, pretrain, supervised
+from training.objectives import crosspoint, pointcmt, pretrain, supervised
 from training.settings import from_plugins
 from training.settings.checkpoint_recipe import checkpoint_recipe, travelling_recipe
 from training.settings.fit_recipe import (
@@ -32,8 +32,9 @@ from training.settings.fit_recipe import (
     PretrainRecipe,
     SupervisedRecipe,
 )
-from training.settings.model import InitSettings
+from training.settings.pointcmt_recipes import GeneratorRecipe, MultiviewRecipe, PointCmtRecipe
 from training.weights.formats import below, first_not_finite, require_finite
+from training.weights.pointcmt_weights import heads_of, take_stages
 from training.weights.pretrained import Loaded, initial_towers
 from training.weights.run_folder import (
     MODEL,
@@ -96,8 +97,9 @@ def build_model(
             separate=isinstance(recipe, ClassifierRecipe) and recipe.classifier == "own",
             text=text if pretrained else None,
             captions=text.captions(prompt_names, recipe.prompts) if pretrained else None,
-            points_head=towers.points.classification_head(len(prompt_names)) if _has_head(recipe) else None,
+            **heads_of(recipe, towers, len(prompt_names)),
         )
+        take_stages(model, recipe, prompt_names, on_weights)
         if isinstance(recipe, PretrainRecipe):
             pretrain.freeze(model, recipe)
         if isinstance(recipe, CrossPointRecipe):
@@ -106,17 +108,14 @@ def build_model(
             crosspoint.freeze(model, recipe.crosspoint)
         if isinstance(recipe, SupervisedRecipe):
             supervised.freeze(model, recipe)
+        if isinstance(recipe, MultiviewRecipe | GeneratorRecipe | PointCmtRecipe):
+            pointcmt.freeze(model, recipe)
         own = from_plugins.methods().get(recipe.method)
         if own is not None and own.freeze is not None:
             own.freeze(model, recipe)
         if recipe.logit_scale == "frozen":
             model.freeze_scale()
     return model, text
-
-
-def _has_head(recipe: FitRecipe) -> bool:
-    """Whether the points of a run answer by their network's own head."""
-    return isinstance(recipe, SupervisedRecipe) and recipe.supervised.head == "own"
 
 
 def load_text(checkpoint: Checkpoint, text: TextTower) -> None:
@@ -134,7 +133,7 @@ def load_text(checkpoint: Checkpoint, text: TextTower) -> None:
 def without_pretrained(recipe: FitRecipe) -> FitRecipe:
     """A recipe for the same towers with random weights, which a checkpoint then replaces: needs no files of weights."""
     image = recipe.image.model_copy(update={"pretrained": ""})
-    return recipe.model_copy(update={"image": image, "init": InitSettings()})
+    return recipe.model_copy(update={"image": image, "init": type(recipe.init)()})
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -15,7 +13,8 @@ from training.evaluation.features import features_of
 class Linear:
     """A model whose features and logits are linear in a picture's first pixels."""
 
-    image = SimpleNamespace(embed_dim=5)
+    image_width = 5
+    image_head = None
 
     def image_features(self, pictures: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(pictures.flatten(1)[:, :5] + 0.1, dim=1)
