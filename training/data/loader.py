@@ -20,8 +20,7 @@ from torch.utils.data import IterableDataset
 
 from manifests.errors import Refused
 from manifests.plain_text import number_of
-from manifests.rng import generator
-from manifests.samples import JSON, POINTS, Sample, split_view_member, view_member
+from manifests.samples import JSON, POINTS, Sample, split_view_member
 from training.data.batch import AnyRawBatch, RawBatch, RawLabelledBatch
 from training.data.dataset import Shard, Source
 from training.data.decode import cloud_of, num_views, picture_of
@@ -33,6 +32,7 @@ from training.data.reader_processes import Readers, this_reader
 from training.data.sample_index import DamagedShard, naming
 from training.data.sampler import EpochOrder, Given, Range, epoch_ranges
 from training.data.shard_reader import read_pieces
+from training.data.view_draw import ViewDraw
 from training.settings.data import AugmentSettings, DataSettings, LabelledAugmentSettings, PictureAugmentSettings
 
 
@@ -102,10 +102,8 @@ class EpochSamples(IterableDataset[Any]):
     @property
     def batch_bytes(self) -> int:
         """Bytes of a batch on its way from a reader: its pictures and clouds; the rest is negligible."""
-        pictures = (
-            (len(self.pictures) + self.form.views - 1) * 3 * self.form.image_size**2 if self.source.view_set else 0
-        )
-        return self.batch_size * (pictures + self.num_points * 3 * np.float32().nbytes)
+        pictures = len(self.pictures) + self.form.views - 1 if self.source.view_set else 0
+        return self.batch_size * (pictures * 3 * self.form.image_size**2 + self.num_points * 3 * np.float32().nbytes)
 
     @property
     def num_points(self) -> int:
@@ -192,7 +190,7 @@ class EpochSamples(IterableDataset[Any]):
 
     def _read(self, epoch: int, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
         """(position, object) for ascending positions in the concatenated ranges, so that tars are read forwards."""
-        views_draw = _ViewDraw(self.seed, epoch, self.settings if self.source.view_set else None, self.form.views)
+        views_draw = ViewDraw(self.seed, epoch, self.settings if self.source.view_set else None, self.form.views)
         pieces, position = [], 0
         for piece in ranges:
             size = piece.stop - piece.start
@@ -224,40 +222,6 @@ def _batches(given: Given) -> int:
 def _no_picture(views: Sample, suffix: str) -> bool:
     """Reads what the cameras of an object's views are, and no picture of them."""
     return suffix == JSON
-
-
-class _ViewDraw:
-    """Draws the views of an object before its pictures are read, so that no other picture is; none without settings.
-
-    Of several the first is as if it were the only one; they differ, where the object has so many.
-    """
-
-    def __init__(self, seed: int, epoch: int, settings: DataSettings | None, count: int) -> None:
-        self._seed, self._epoch, self._settings, self._count = seed, epoch, settings, count
-        self._drawn: dict[str, tuple[tuple[int, ...], np.random.Generator, tuple[str, ...]]] = {}
-
-    def __call__(self, views: Sample, suffix: str) -> bool:
-        return suffix == JSON or suffix.startswith(self._draw(views)[2])
-
-    def _draw(self, views: Sample) -> tuple[tuple[int, ...], np.random.Generator, tuple[str, ...]]:
-        if views.key not in self._drawn:
-            rng = generator(self._seed, self._epoch, views.key)
-            if self._settings is None:
-                return self._drawn.setdefault(views.key, ((0,), rng, ("",)))
-            used = self._settings.views_of(num_views(views))
-            taken = [used[int(rng.integers(len(used)))]]
-            while len(taken) < self._count:
-                left = [view for view in used if view not in taken] or used
-                taken.append(left[int(rng.integers(len(left)))])
-            members = tuple(view_member(view, self._settings.channel, "") for view in taken)
-            self._drawn[views.key] = tuple(taken), rng, members
-        return self._drawn[views.key]
-
-    def take(self, views: Sample) -> tuple[tuple[int, ...], np.random.Generator]:
-        """The views of an object, and the generator for its further draws."""
-        taken, rng, _ = self._draw(views)
-        del self._drawn[views.key]
-        return taken, rng
 
 
 class UnlabelledSamples(EpochSamples):

@@ -51,7 +51,11 @@ def test_every_variant_has_the_presets(preset: str) -> None:
     ("recipe", "preset", "words"),
     [
         ("modelnet40", "relased", "unknown preset relased; did you mean released?"),
-        ("small_cross_most", "released", "the recipe small_cross_most has none; these have: co3d, crosspoint, "),
+        (
+            "small_cross_most",
+            "released",
+            "the recipe small_cross_most has none; these have: co3d, cross_modal_generator, ",
+        ),
         ("my/modelnet40.toml", "paper", "has none; these have: co3d"),
     ],
 )
