@@ -41,8 +41,8 @@ METHODS = {
     "supervised": ("small_cross_most", *FEW[:-1], "method=supervised"),
     "pretrain": ("small_pretrain", *FEW[:-1], FROZEN),
 }
-# What is added to all keys of an attention has no gradient but rounding, which AdamW makes as large as any. So it is with
-# what the batch norms of heads take away again, and rounding of large gradients passes 1e-5 too: those methods are
+# What is added to all keys of an attention has no gradient but rounding, which AdamW makes as large as any. So it is
+# with what batch norms of heads take away again, and rounding of large gradients passes 1e-5 too: those methods are
 # compared in float64.
 UNDETERMINED = "attn.in_proj_bias"
 GROUPS = {  # the first in fast tests

@@ -66,7 +66,9 @@ def trained(shards: Path, run: Path, recipe: str, backbone: str) -> None:
     assert [name for name in still if not name.startswith(unused)] == []
     heads = {name.split(".")[1] for name in ended if name.startswith("contrast.")}
     assert heads == ({"points", "image"} if recipe == "small_crosspoint" else set())
-    assert not any(torch.equal(begun[f"contrast.{tower}.3.weight"], ended[f"contrast.{tower}.3.weight"]) for tower in heads)
+    assert not any(
+        torch.equal(begun[f"contrast.{tower}.3.weight"], ended[f"contrast.{tower}.3.weight"]) for tower in heads
+    )
 
 
 @pytest.mark.slow
