@@ -23,7 +23,9 @@ from training_runs import typed
 from manifests.config import parse_changes
 from training.data.batch import Batch
 from training.loop.fit import prepare
+from training.models.cross_modal import CrossModalModel
 from training.objectives.crosspoint import step
+from training.objectives.step import Step
 from training.settings.fit_recipe import read_recipe
 from training.weights.checkpoint import build_model
 
@@ -102,18 +104,32 @@ def test_as_many_pictures_as_asked_of_different_views_while_there_are_any(shards
 PLAIN = ("augment.image_magnitude=0", "augment.image_crop=1", "augment.image_flip=0")
 
 
+def stepped(*changes: str) -> tuple[CrossModalModel, Step]:
+    """A new model and its first step."""
+    recipe = read_recipe("small_crosspoint", parse_changes((*FEW, *changes)))
+    model = build_model(recipe, ("mug", "bowl"))[0].train()
+    model.precision = recipe.precision
+    g = torch.Generator().manual_seed(0)
+    pictures, clouds = torch.randn(2, 6, 3, 16, 16, generator=g), torch.randn(2, 6, 64, 3, generator=g)
+    mask = torch.zeros(6, 1, 1, dtype=torch.bool)
+    batch = Batch(tuple("abcdef"), *pictures, *clouds, mask, torch.zeros(6, 2), torch.zeros(6))
+    return model, step(model, None, batch, recipe)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_both_clouds_are_one_batch_of_the_norms_of_tower_and_head(passes: int) -> None:
+    """Or, with passes=2, two. Pictures are always one."""
+    model, _ = stepped(f"crosspoint.passes={passes}")
+    counts = {name: int(value) for name, value in model.named_buffers() if name.endswith("num_batches_tracked")}
+    assert {count for name, count in counts.items() if "points" in name} == {passes}
+    assert counts["contrast.image.1.num_batches_tracked"] == 1
+
+
 def test_bf16_is_near_fp32() -> None:
     """Both terms within 2 %; heads, losses and gradients stay float32."""
     found = {}
     for precision in ("fp32", "bf16"):
-        recipe = read_recipe("small_crosspoint", parse_changes((*FEW, f"precision={precision}")))
-        model = build_model(recipe, ("mug", "bowl"))[0].train()
-        model.precision = recipe.precision
-        g = torch.Generator().manual_seed(0)
-        pictures, clouds = torch.randn(2, 6, 3, 16, 16, generator=g), torch.randn(2, 6, 64, 3, generator=g)
-        mask = torch.zeros(6, 1, 1, dtype=torch.bool)
-        batch = Batch(tuple("abcdef"), *pictures, *clouds, mask, torch.zeros(6, 2), torch.zeros(6))
-        result = step(model, None, batch, recipe)
+        model, result = stepped(f"precision={precision}")
         result.total.backward()
         assert {weight.grad.dtype for weight in model.parameters() if weight.grad is not None} == {torch.float32}
         found[precision] = {name: value.item() for name, value in result.terms.items()}
