@@ -34,7 +34,7 @@ FEW = (
     *("data.num_points=64", "optimizer.batch_size=6", "optimizer.steps=3", "optimizer.lr=1e-3", "tensorboard=false"),
     *("points.backbone=pointnet", "log_every=1"),
 )
-MODEL = "model.safetensors"
+MODEL, LAST = "model.safetensors", "step-00000002"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -184,6 +184,31 @@ def digests(run: Path) -> dict[str, str]:
     """Of weights and, by their values, of the optimiser's state at the last step."""
     folder = max((run / "checkpoints").iterdir())
     return {MODEL: hashlib.sha256((folder / MODEL).read_bytes()).hexdigest(), "step": folder.name}
+
+
+@pytest.mark.slow
+def test_cross_most_begins_with_what_crosspoint_taught(shards, tmp_path) -> None:
+    """Towers of text and pictures, then points by CrossPoint behind them, then Cross-MoST, and its answers."""
+    clip, taught, run = (tmp_path / name for name in ("clip", "crosspoint", "cross_most"))
+    few = [key for key in FEW if not key.startswith("points.backbone")]
+    few = ("--shards", shards, *few, "points.depth=1", "optimizer.steps=2")
+    typed("fit", "small_pretrain", "--run", clip, *few)
+    typed("fit", "small_crosspoint", "--run", taught, *few, f"init.image={clip}", "crosspoint.image=frozen")
+    begun = (f"init.image={clip}", f"init.points={taught}")
+    said = typed("fit", "small_cross_most", "--run", run, *few, *begun, "mask.image_cell=8")[1]
+    assert "begins with random weights" not in said
+    before, after = (
+        load_file(each / "checkpoints" / step / MODEL) for each, step in ((taught, LAST), (run, "step-00000000"))
+    )
+    names = {name for name in after if name.startswith("points.") and name in before}
+    assert {name for name in names if torch.equal(before[name], after[name])} == names
+    assert "points.projection" in names
+    zero = json.loads(typed("evaluate", run / "checkpoints/step-00000000", "--shards", shards, "--json")[0])
+    of_crosspoint = json.loads(typed("evaluate", taught, "--shards", shards, "--json")[0])
+    assert zero["student"]["points"] == of_crosspoint["student"]["points"]
+    assert json.loads(typed("evaluate", run, "--shards", shards, "--json")[0])["step"] == 2
+    alone = typed("fit", "small_cross_most", "--run", tmp_path / "alone", *few, begun[0], "mask.image_cell=8")[1]
+    assert "its point tower begins with random weights" in alone
 
 
 @pytest.mark.slow
