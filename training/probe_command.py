@@ -59,7 +59,7 @@ def probe(options: argparse.Namespace, console: Console) -> int:
     asked = _asked(options, typed_source(options), typed_changes(options, ("data", *TOWER_KEYS)))
     device = distributed.device_of(options.device)
     about = (device, options.precision, options.recipe, lambda lines: console.print(*lines, sep="\n"))
-    opened = open_judged(asked.source, options.shards, asked.changes, *about, needs=asked.needs)
+    opened = open_judged(asked.source, options.shards, asked.changes, *about, options.other_neighbours, asked.needs)
     if options.who not in opened.models:
         raise Refused(f"--who {options.who}: {options.checkpoint} has no {options.who}")
     with console.status("reading") as status:

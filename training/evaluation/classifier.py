@@ -43,7 +43,7 @@ from training.weights.checkpoint import (
     refuse_broken_other,
     without_pretrained,
 )
-from training.weights.open_models import text_prompts, untaught, warn_of_new_words
+from training.weights.open_models import text_prompts, untaught, warn_of_new_words, warn_of_own_heads
 from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about, with_its_plugins
 
 SHOWN = 3  # answers in the line that shows them
@@ -331,6 +331,7 @@ def load(path: str | PathLike[str], who: Who = "student", device: str | torch.de
             raise Refused(f"{checkpoint.folder} has no teacher: its method is {checkpoint.recipe.method}")
         refuse_broken_other(checkpoint.folder, who)
         about, tensors = read_about(checkpoint.folder.parent.parent), read_weights(file)
+        warn_of_own_heads([checkpoint])
     model, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names, blank=True)
     text_is_loaded = model.text is not None
     own = {n.removeprefix("text."): t for n, t in tensors.items() if n.startswith("text.")}

@@ -31,7 +31,7 @@ from training.models.clip import pixel_statistics
 from training.plots.scatter import scatter_picture
 from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
-from training.weights.open_models import open_models
+from training.weights.open_models import open_models, warn_of_own_heads
 
 Method = Literal["tsne", "umap"]
 NAMES: dict[Method, str] = {"tsne": "t-SNE", "umap": "UMAP"}
@@ -93,6 +93,7 @@ def embed(
         source = open_source(shards, settings, tower=pixel_statistics(checkpoint.recipe), pictures=pictures)
         if not source.total:
             raise Refused(f"{shards}: no object in {split}")
+        warn_of_own_heads([checkpoint])
         opened = open_models(checkpoint, who, precision, device)
         model = opened.models[who]
         numbers = batch_numbers(source.total, BATCH, distributed.rank(), distributed.world())

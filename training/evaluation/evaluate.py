@@ -33,7 +33,7 @@ from training.settings.data import DataSettings
 from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
 from training.weights.grouping import warn_of_other_clouds
-from training.weights.open_models import Opened, fit_classes, open_models, text_prompts
+from training.weights.open_models import Opened, fit_classes, open_models, text_prompts, warn_of_own_heads
 
 Progress = Callable[[int, int], None]
 
@@ -88,6 +88,8 @@ def examine(
     """
     device = device or torch.device("cpu")
     with distributed.together():
+        if options.every_view:  # a report, which has said it, asks again by one view
+            warn_of_own_heads(checkpoints)
         opened = [open_models(each, precision=options.precision, device=device) for each in checkpoints]
     return judge(opened, shards, split, device, options, on_progress)
 
