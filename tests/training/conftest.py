@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from builders import REPOSITORY, Commands
+from pointcmt_stages import stages_in
+from tiny_towers import tiny
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +36,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "views.depth10.image_size=64",
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def stages(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A short run of each stage of PointCMT, with tiny towers of CLIP."""
+    with tiny():
+        return stages_in(tmp_path_factory.mktemp("stages"), shards)

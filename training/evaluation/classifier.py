@@ -308,8 +308,8 @@ class Classifier:
         """(B, C) of one modality's unit features (B, E)."""
         model = self.model
         if name in untaught(self.checkpoint.recipe):
-            raise ValueError(f"this run did not train its {name} tower (supervised.towers)")
-        if classes is not None and name == "points":
+            raise ValueError(f"this run of method={self.checkpoint.recipe.method} did not train its {name} tower")
+        if classes is not None and (name == "points" or model.image_head is not None):
             model.refuse_names()
         if classes is None:
             logits = model.image_logits(feature) if name == "image" else model.points_logits(feature)

@@ -109,6 +109,8 @@ def judge(
         opened = [
             _Examinee(each, _asked(columns, each.random), options.prompts_of(each), options.votes) for each in models
         ]
+        if options.votes > 1 and not any("points" in each.columns for each in opened):
+            raise Refused(f"--votes {options.votes} are of clouds, and {opened[0].checkpoint.folder} answers by none")
         streams = _streams(opened, shards, split, options)
     found: dict[int, Examined] = {}
     for stream in streams:
@@ -172,9 +174,10 @@ class _Examinee:
         device = model.classifier.device
         digests = [seed_digest(self.checkpoint.recipe.seed, key) for key in batch.keys]
         seed = torch.tensor([int.from_bytes(each[:8], "big", signed=True) for each in digests], device=device)
-        clouds = batch.points.to(device)
+        clouds, spread = batch.points.to(device), self.checkpoint.recipe.vote_spread
         for vote in range(1, self.votes):
-            first = first + model.points_logits(model.point_features(scaled_clouds(clouds, seed, vote))).cpu()
+            scaled = scaled_clouds(clouds, seed, vote, spread)
+            first = first + model.points_logits(model.point_features(scaled)).cpu()
         return first / self.votes
 
     def examined(self, source: Source, split: str, keys: tuple[str, ...], label_N: Tensor, labels: bool) -> Examined:

@@ -37,11 +37,13 @@ class Features:
         """(B, E): the mean of the unit features of an object's views, of length 1 at most."""
         return self.views.sum(dim=1) / self.num_views
 
+    def whole(self) -> Tensor:
+        """(B, E) of an object's views: that mean, or by an `image_head` the largest of each number."""
+        return self.views.amax(dim=1) if self.largest and self.views.shape[1] else self.mean()
+
     def image(self) -> Tensor:
-        """(B, E): that mean, scaled to length 1, or the largest of each number."""
-        if self.largest:
-            return self.views.amax(dim=1)
-        return normalize(self.mean(), dim=1)
+        """(B, E): what a classifier reads, of length 1 where it is a mean."""
+        return self.whole() if self.largest else normalize(self.mean(), dim=1)
 
 
 def require_finite(keys: Sequence[str], *values: Tensor) -> None:

@@ -88,6 +88,11 @@ class FitRecipe(Settings):
         return "image" in self.towers
 
     @property
+    def vote_spread(self) -> float:
+        """By how much the votes of `evaluate --votes` scale each axis (RS-CNN's 0.8 to 1.2)."""
+        return 0.2
+
+    @property
     def every_view(self) -> bool:
         """Whether a sample has all views of its object, else one of them."""
         return False
