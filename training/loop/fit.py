@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from manifests.process_info import peak_resident_mb
 from manifests.records import json_text
 from training import distributed
 from training.data.dataset import Source, open_source
+from training.data.depth_pairs import Live, PairSamples, live_of, opened_maps
 from training.data.loader import EpochSamples, Form, Loader, SupervisedSamples, UnlabelledSamples, ViewsSamples
 from training.data.part_of_split import part_of
 from training.data.part_samples import PartSamples, part_table
@@ -38,6 +40,8 @@ from training.models.part_model import PartModel, TrainedModel
 from training.networks.precision import require_precision
 from training.objectives import is_supervised
 from training.settings.checkpoint_recipe import POLICY_OF_DATA
+from training.settings.clip2point_recipe import Clip2PointRecipe
+from training.settings.data import DataSettings
 from training.settings.fit_recipe import (
     CrossPointRecipe,
     FitRecipe,
@@ -201,11 +205,20 @@ def _set_up(
     place = distributed.rank(), distributed.world()
     pin = device.type == "cuda"
     settings = recipe.data.model_copy(update={"workers": readers})
-    samples = kind(source, settings, recipe.augment, form, own, recipe.seed, *place)
+    pairs = partial(PairSamples, *_depth_of(recipe, shards)) if isinstance(recipe, Clip2PointRecipe) else None
+    samples = (pairs or kind)(source, settings, recipe.augment, form, own, recipe.seed, *place)
     loader = Loader(samples, pin)
     student.to(device).train()
     updates = updates_of(student, recipe, samples.num_batches)
     return Run(folder, recipe, device, updates, samples, loader), text
+
+
+def _depth_of(recipe: Clip2PointRecipe, shards: str) -> tuple[Live | None, tuple[tuple[Source, DataSettings], ...]]:
+    """How depth maps are drawn, or where they are stored."""
+    own, tower = recipe.clip2point, pixel_statistics(recipe)
+    if own.maps:
+        return None, opened_maps(shards, own.maps, recipe.data, tower)
+    return live_of(store.absolute(shards), own.depth, own.points, own.sampling == "random", tower), ()
 
 
 def _new_model(

@@ -5,7 +5,16 @@ train on labelled shards: only they are given labels. Methods whose recipe is a 
 get None.
 """
 
-from training.objectives import cross_most, crosspoint, part_segmentation, pointcmt, pretrain, self_training, supervised
+from training.objectives import (
+    clip2point,
+    cross_most,
+    crosspoint,
+    part_segmentation,
+    pointcmt,
+    pretrain,
+    self_training,
+    supervised,
+)
 from training.objectives.step import StepFunction
 from training.settings.from_plugins import methods
 
@@ -19,6 +28,7 @@ METHODS: dict[str, StepFunction] = {
     "multiview": pointcmt.multiview_step,
     "cross_modal_generator": pointcmt.generator_step,
     "pointcmt": pointcmt.step,
+    "clip2point": clip2point.step,
 }
 SUPERVISED = frozenset({"pretrain", "supervised", "parts", "multiview", "cross_modal_generator", "pointcmt"})
 

@@ -21,9 +21,10 @@ from manifests.errors import Refused, Stopped, one_line
 from manifests.plain_text import number_of
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
-from training.objectives import crosspoint, pointcmt, pretrain, supervised
+from training.objectives import clip2point, crosspoint, pointcmt, pretrain, supervised
 from training.settings import from_plugins
 from training.settings.checkpoint_recipe import checkpoint_recipe, travelling_recipe
+from training.settings.clip2point_recipe import Clip2PointRecipe
 from training.settings.fit_recipe import (
     ClassifierRecipe,
     CrossPointRecipe,
@@ -99,6 +100,8 @@ def build_model(
             captions=text.captions(prompt_names, recipe.prompts) if pretrained else None,
             **heads_of(recipe, towers, len(prompt_names)),
         )
+        if recipe.has_depth_tower:
+            model.add_depth_tower(towers.depth)
         take_stages(model, recipe, prompt_names, on_weights)
         if isinstance(recipe, PretrainRecipe):
             pretrain.freeze(model, recipe)
@@ -110,6 +113,8 @@ def build_model(
             supervised.freeze(model, recipe)
         if isinstance(recipe, MultiviewRecipe | GeneratorRecipe | PointCmtRecipe):
             pointcmt.freeze(model, recipe)
+        if isinstance(recipe, Clip2PointRecipe):
+            clip2point.freeze(model)
         own = from_plugins.methods().get(recipe.method)
         if own is not None and own.freeze is not None:
             own.freeze(model, recipe)
