@@ -103,7 +103,8 @@ def embed(
         for batch in reader.batches(settings.workers if workers is None else workers):
             features = features_of(model, batch, device)
             require_finite(batch.keys, features.views, features.points)
-            found = {"image": features.mean()[: len(batch.keys) if pictures else 0], "points": features.points}
+            image = features.mean() if features.adapted is None else features.adapted
+            found = {"image": image[: len(batch.keys) if pictures else 0], "points": features.points}
             found |= {"num_views": torch.tensor(batch.num_views), "label": torch.tensor(batch.labels)}
             found |= {"views": features.views} if per_view else {}
             keys += batch.keys
@@ -121,7 +122,7 @@ def embed(
         num_views.numpy(),
         gathered(rows["label"], dtype=torch.int64).numpy(),
         source.manifest.classes,
-        gathered(rows["views"], int(num_views.max()), embed_dim).numpy() if per_view else None,
+        gathered(rows["views"], int(num_views.max()), model.image_width).numpy() if per_view else None,
         about,
     )
 

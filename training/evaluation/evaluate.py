@@ -144,6 +144,10 @@ class _Examinee:
     votes: int = 1
     logits: dict[str, list[dict[str, Tensor]]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if any(model.adapter is not None for model in self.opened.models.values()):
+            self.columns = tuple(name for name in self.columns if name == "image_star")
+
     @property
     def checkpoint(self) -> Checkpoint:
         return self.opened.checkpoint
@@ -251,8 +255,11 @@ def logits_of(
 ) -> dict[str, Tensor]:
     """On the CPU: logits (B, C) of a batch by column, and `views_right` (B,), which is (0,) without every_view.
 
-    A batch without pictures has the column `points` alone.
+    A batch without pictures has the column `points` alone. An adapter answers about all views together, and has
+    `image_star` alone.
     """
+    if model.adapter is not None:
+        return {"views_right": torch.zeros(0), "image_star": model.image_logits(features.image()).cpu()}
     by_view = model.image_logits(features.views)
     found = {"views_right": torch.zeros(0)}
     if every_view and by_view.shape[1]:

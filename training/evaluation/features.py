@@ -26,19 +26,23 @@ class Features:
 
     points: what the model's `point_features` gives, unit features (B, E). All on the model's device. V is 0 for a batch
     without pictures. largest: the features of a model with an `image_head`, none of them negative nor of length 1.
+    adapted: (B, E), what an adapter makes of all views, in the place of their mean.
     """
 
     views: Tensor
     num_views: Tensor
     points: Tensor
     largest: bool = False
+    adapted: Tensor | None = None
 
     def mean(self) -> Tensor:
         """(B, E): the mean of the unit features of an object's views, of length 1 at most."""
         return self.views.sum(dim=1) / self.num_views
 
     def image(self) -> Tensor:
-        """(B, E): that mean, scaled to length 1, or the largest of each number."""
+        """(B, E): that mean, scaled to length 1, or the largest of each number, or an adapter's."""
+        if self.adapted is not None:
+            return self.adapted
         if self.largest:
             return self.views.amax(dim=1)
         return normalize(self.mean(), dim=1)
@@ -62,7 +66,8 @@ def features_of(model: CrossModalModel, batch: WholeBatch, device: torch.device)
     """The features of a batch; pictures pass the tower PICTURES at a time."""
     views = by_view(batch, device, model.image_features, model.image_width)
     points = model.point_features(batch.points.to(device))
-    return Features(views, view_counts(batch, views), points, model.image_head is not None)
+    adapted = None if model.adapter is None else model.adapted(views, batch.num_views)
+    return Features(views, view_counts(batch, views), points, model.image_head is not None, adapted=adapted)
 
 
 def by_view(batch: WholeBatch, device: torch.device, encode: Callable[[Tensor], Tensor], width: int = 0) -> Tensor:

@@ -119,6 +119,9 @@ def _points(model: CrossModalModel, batch: WholeBatch, device: torch.device) -> 
 
 def _image(model: CrossModalModel, batch: WholeBatch, device: torch.device) -> tuple[Tensor, Tensor]:
     views = by_view(batch, device, lambda pictures: model.image_tokens(pictures).feature)
+    if model.adapter is not None:
+        found = model.adapted(by_view(batch, device, model.image_features), batch.num_views)
+        return found, normalize(found, dim=1)
     counts = view_counts(batch, views)
     unit = Features(normalize(views, dim=2), counts, views.new_zeros(0))
     return views.sum(dim=1) / counts, unit.image()

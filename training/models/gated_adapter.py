@@ -8,6 +8,8 @@ Shape letters: B objects, V views, E embedding.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -90,7 +92,8 @@ class GatedAdapter(nn.Module):
     """An aggregator for each path, and the gate: G = gate * G^C + G^D (eq. 14), whose cosine with text is a logit.
 
     adapter1: of the depth tower. adapter2: of CLIP's. gate: one number, or one for each channel; 1 at the beginning
-    (the paper says neither). Without a gate it is the sum, whose cosine is that of the released average.
+    (the paper says neither). Without a gate it is the sum, whose cosine is that of the released average. kept: features
+    of frozen towers by key of their object, which training sees again and again.
     """
 
     def __init__(self, settings: AdapterSettings, width: int) -> None:
@@ -102,12 +105,13 @@ class GatedAdapter(nn.Module):
         channels = width * settings.views if settings.aggregator == "inter_view" else width
         shape = {"none": None, "scalar": (), "channel": (channels,)}[settings.used_gate]
         self.gate = None if shape is None else nn.Parameter(torch.ones(shape))
+        self.kept: dict[str, Tensor] = {}
 
     @property
-    def paths(self) -> tuple[str, ...]:
+    def paths(self) -> list[Literal["depth", "image"]]:
         """The towers whose features it takes: `depth`, `image`."""
-        both = {"depth": self.adapter1, "image": self.adapter2}
-        return tuple(name for name, path in both.items() if path is not None)
+        both: dict[Literal["depth", "image"], nn.Module | None] = {"depth": self.adapter1, "image": self.adapter2}
+        return [name for name, path in both.items() if path is not None]
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, E) whose product with a unit text feature is the cosine of eq. 14.
