@@ -20,7 +20,7 @@ from torch import Tensor
 from manifests.errors import Refused
 from manifests.layout import asked_view_set
 from manifests.picture_mapping import Statistics, mean_and_deviation
-from manifests.presets import PointViews, load_preset
+from manifests.presets import AnyViews, PointViews, load_preset
 from manifests.samples import JSON, Sample, split_view_member
 from renderers.point_depth_torch import DISTANCE_SPREAD, turned_pictures
 from training.data.batch import normalized
@@ -107,13 +107,17 @@ def drawn_pairs(points: Tensor, seed: Tensor, rotation: Tensor, image: Tensor, l
     return (maps[:, :, None] - middle[0][:, None, None]) / middle[1][:, None, None]
 
 
-def live_of(shards: str, name: str, points: int, random: bool, tower: Statistics | None) -> Live:
-    """How a preset's maps are drawn: as the build's view set of this name was, else as the shipped preset.
+def depth_preset(shards: str, name: str) -> AnyViews:
+    """The preset of the build's view set of this name, else the shipped one. Raises Refused where there is neither."""
+    found = asked_view_set(shards, name)
+    return load_preset(name)[1] if found is None else found.preset
+
+
+def live_of(preset: AnyViews, name: str, points: int, random: bool, tower: Statistics | None) -> Live:
+    """How maps of a preset are drawn.
 
     Raises Refused unless it is the released renderer, whose distance is a zoom.
     """
-    found = asked_view_set(shards, name)
-    preset = load_preset(name)[1] if found is None else found.preset
     if not isinstance(preset, PointViews) or preset.merge != "disc" or preset.mapping != "clip2point":
         raise Refused(
             f"clip2point.depth={name}: maps at random distances are drawn by merge=disc and mapping=clip2point alone, "
@@ -127,15 +131,21 @@ class PairSamples(EpochSamples):
     """An RGB view of each object, its cloud and camera, and stored maps of the same view: RawPairBatch.
 
     Samples, their order and their views are those of UnlabelledSamples. maps: opened view sets of depth, one for each
-    stored map; only objects that all of them have are taken. Making it raises Refused where the cameras are unknown.
+    stored map; only objects that all of them have are taken. depth: the preset of the depth pictures that evaluation
+    and prediction will show. Making it raises Refused where the cameras are unknown.
     """
 
     pictures = ("image", "maps")
 
     def __init__(
-        self, live: Live | None, maps: tuple[tuple[Source, DataSettings], ...], source: Source, *rest: Any
+        self,
+        depth: AnyViews,
+        live: Live | None,
+        maps: tuple[tuple[Source, DataSettings], ...],
+        source: Source,
+        *rest: Any,
     ) -> None:
-        self.live, self.sets = live, maps
+        self.depth, self.live, self.sets = depth, live, maps
         shared = frozenset.intersection(*(_keys(each) for each in (source, *(each for each, _ in maps))))
         self._others = [{shard.shapes: shard for shard in _only(each, shared).shards} for each, _ in maps]
         super().__init__(_only(source, shared), *rest)

@@ -339,6 +339,7 @@ def load(path: str | PathLike[str], who: Who = "student", device: str | torch.de
         tensors = {name: value for name, value in tensors.items() if not name.startswith("text.")}
         text_is_loaded = True
     _fill(model, tensors, path)
+    model.look_at(checkpoint.recipe.judged_data.channel)
     text.to(device)
     return Classifier(model.to(device), text, text_is_loaded, checkpoint, about)
 

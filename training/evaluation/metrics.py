@@ -216,7 +216,8 @@ class Examined:
 
     keys: of the N objects, in the order of the shards. labelled: whether labels were read. settings: of the
     checkpoint's pseudo-labels. precision: of the towers. prompts: of a classifier that was made from text; empty for
-    the checkpoint's own. votes: passes over each cloud.
+    the checkpoint's own. votes: passes over each cloud. views_weight: of the views in `image_star`, empty for the same
+    of all; searched: the split whose labels chose them.
     """
 
     dataset: str
@@ -231,6 +232,8 @@ class Examined:
     precision: Precision = "fp32"
     prompts: tuple[str, ...] = ()
     votes: int = 1
+    views_weight: tuple[float, ...] = ()
+    searched: str = ""
 
     @property
     def models(self) -> dict[str, SplitAnswers]:
@@ -253,6 +256,8 @@ class Examined:
             "precision": self.precision,
             "prompts": list(self.prompts) or None,
             "votes": self.votes,
+            "views_weight": list(self.views_weight) or None,
+            "views_weight_searched_on": self.searched or None,
             "student": self.student.percent() if self.labelled else None,
             "teacher": self.teacher.percent() if self.labelled and self.teacher else None,
             "analysis": {"student": None, "teacher": None}

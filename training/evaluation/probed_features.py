@@ -70,6 +70,8 @@ def read_split(
     settings = settings_of(checkpoint, split, changes)
     source = open_source(shards, settings, tower=pixel_statistics(checkpoint.recipe))
     image_size = networks[TRAINED].image.image_size
+    for model in networks.values():
+        model.look_at(settings.channel)
     pictures = any(name.startswith("image") for name in wanted)
     numbers = batch_numbers(source.total, BATCH)
     reader = labelled(source, settings, image_size, numbers, view_of=None if pictures else first_view)

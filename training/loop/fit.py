@@ -18,11 +18,12 @@ from manifests import plugins, store
 from manifests.config import first_difference, load_toml, to_toml
 from manifests.errors import Refused
 from manifests.layout import library_versions
+from manifests.presets import AnyViews
 from manifests.process_info import peak_resident_mb
 from manifests.records import json_text
 from training import distributed
 from training.data.dataset import Source, open_source
-from training.data.depth_pairs import Live, PairSamples, live_of, opened_maps
+from training.data.depth_pairs import Live, PairSamples, depth_preset, live_of, opened_maps
 from training.data.loader import EpochSamples, Form, Loader, SupervisedSamples, UnlabelledSamples, ViewsSamples
 from training.data.part_of_split import part_of
 from training.data.part_samples import PartSamples, part_table
@@ -213,12 +214,15 @@ def _set_up(
     return Run(folder, recipe, device, updates, samples, loader), text
 
 
-def _depth_of(recipe: Clip2PointRecipe, shards: str) -> tuple[Live | None, tuple[tuple[Source, DataSettings], ...]]:
-    """How depth maps are drawn, or where they are stored."""
+def _depth_of(
+    recipe: Clip2PointRecipe, shards: str
+) -> tuple[AnyViews, Live | None, tuple[tuple[Source, DataSettings], ...]]:
+    """The depth pictures that are judged; how maps are drawn, or where they are stored."""
     own, tower = recipe.clip2point, pixel_statistics(recipe)
+    preset = depth_preset(store.absolute(shards), own.depth)
     if own.maps:
-        return None, opened_maps(shards, own.maps, recipe.data, tower)
-    return live_of(store.absolute(shards), own.depth, own.points, own.sampling == "random", tower), ()
+        return preset, None, opened_maps(shards, own.maps, recipe.data, tower)
+    return preset, live_of(preset, own.depth, own.points, own.sampling == "random", tower), ()
 
 
 def _new_model(
@@ -280,6 +284,9 @@ def _write_run_files(state: Run, text: nn.Module | None, sources: list[Loaded]) 
         "pixel_deviation": samples.deviation,
         "weights": [source.summary() for source in sources],
     }
+    if isinstance(samples, PairSamples):
+        shown = {"view_set": state.recipe.judged_data.views, "preset": samples.depth.model_dump(mode="json")}
+        about["judged"] = shown
     if isinstance(state.recipe, PartsRecipe):
         about["parts"] = list(part_table(manifest.dataset).parts)
     if plugins.loaded():

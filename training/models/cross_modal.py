@@ -88,7 +88,7 @@ class CrossModalModel(nn.Module):
         self.contrast: nn.ModuleDict | None = None
         self.depth, self.balance = None, None
         self.adapter: GatedAdapter | None = None
-        self.pictures: Literal["image", "depth"] = "image"  # the tower that `image_features` asks (`look_at`)
+        self.pictures: Literal["image", "depth"] = "image"  # the tower that `image_tokens` asks
         self.register_buffer("captions", captions, persistent=False)
         self.precision: Precision = "fp32"  # of the towers; a run sets it
         self.parts = 1  # in which the towers take a batch; a run sets it (training/models/in_parts.py)
@@ -133,7 +133,7 @@ class CrossModalModel(nn.Module):
         self.balance = nn.Parameter(self.logit_scale.detach().new_ones(()))
 
     def look_at(self, channel: str) -> None:
-        """Says which pictures `image_features` will be given: those of depth go to the depth tower, if there is one."""
+        """Says of which channel all further pictures are: those of depth go to the depth tower, if there is one."""
         self.pictures = "image" if channel == "rgb" or self.depth is None else "depth"
 
     def view_features(self, tower: Literal["image", "depth"], views: Tensor) -> Tensor:
@@ -180,8 +180,6 @@ class CrossModalModel(nn.Module):
         """
         if self.adapter is not None:
             return torch.cat([self.view_features(path, pictures[:, None])[:, 0] for path in self.adapter.paths], dim=1)
-        if self.pictures == "depth":
-            return normalize(self.view_features("depth", pictures[:, None])[:, 0], dim=1)
         found = self.image_tokens(pictures)
         return normalize(found.feature, dim=1) if self.image_head is None else found.cls
 
@@ -214,9 +212,10 @@ class CrossModalModel(nn.Module):
         return normalize(found.feature, dim=1) if self.points_head is None else self.points.readout(found)
 
     def image_tokens(self, pictures: Tensor, mask: Tensor | None = None) -> ImageTokens:
-        """The image tower's pass over pictures (B, 3, S, S); mask as of ImageTower."""
+        """The pass of the tower of these pictures (B, 3, S, S), as `look_at` says; mask as of ImageTower."""
+        tower = self.depth if self.pictures == "depth" and self.depth is not None else self.image
         with self.inside_towers(pictures.device):
-            return in_parts(self.parts, self.image, pictures, mask)
+            return in_parts(self.parts, tower, pictures, mask)
 
     def tokenize(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """The point tower's centres and tokens of clouds (B, N, 3). Little is kept of a frozen tokenizer's pass."""

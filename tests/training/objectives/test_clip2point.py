@@ -9,11 +9,18 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from builders import stored
 from golden_backbones import filled
 from torch import nn
 
 from manifests.config import parse_changes
-from training.data.depth_pairs import PairBatch
+from manifests.picture_mapping import NORMALIZE
+from manifests.presets import load_preset
+from renderers.point_depth_torch import turned_pictures
+from training.data.decode import picture_of
+from training.data.depth_pairs import DISTANCE, PairBatch, PairSamples
+from training.data.point_augment import random_part, uniforms
+from training.loop.fit import prepare
 from training.loop.lamb import Lamb
 from training.loop.schedule import Schedule
 from training.loop.update import optimizer_of
@@ -24,6 +31,11 @@ from training.objectives.clip2point import best_sigma, freeze, step, total_of
 from training.settings.backbone_rows import BACKBONE_SETTINGS
 from training.settings.clip2point_recipe import Clip2PointSettings
 from training.settings.fit_recipe import read_recipe
+
+FEW = (
+    *("optimizer.batch_size=8", "optimizer.steps=2", "points.depth=1", "log_every=1", "tensorboard=false"),
+    *("data.num_points=128", "clip2point.points=64"),
+)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.6, 1.7])
@@ -137,3 +149,63 @@ def test_without_intra_the_loss_is_the_cross_term_alone() -> None:
     assert found.total == found.terms["cross"]
     assert list(found.terms) == ["cross"]
     assert sigma.grad is None
+
+
+def test_a_live_map_is_the_map_that_the_pipeline_draws(depth_shards) -> None:
+    """At distance 1 a map of the stored cloud is the stored picture, view by view, within the 16 bits of its depth."""
+    whole = ("data.num_points=256", "clip2point.points=256")
+    samples = pair_samples(depth_shards, *whole, 'clip2point.maps=["depth10_release"]', "clip2point.intra=0")
+    live = pair_samples(depth_shards, *whole)
+    for raw, drawn in zip(samples, live, strict=True):
+        assert raw.keys == drawn.keys
+        assert torch.equal(raw.image, drawn.image)
+        ones = torch.ones(len(raw.keys), 1)
+        maps = turned_pictures(drawn.points, drawn.rotation, ones, 48, 1.0, 0.02)
+        off = (maps[:, 0] - raw.maps[:, 0, 0].float() / 255).abs() > 1.5 / 255
+        assert off.sum() <= 2  # of a point on the edge of a pixel
+
+
+def test_two_live_maps_are_two_distances_drawn_by_the_seed(depth_shards) -> None:
+    (first, *_), (again, *_) = (list(pair_samples(depth_shards)) for _ in range(2))
+    pairs = [raw.to(torch.device("cpu")).depth for raw in (first, again)]
+    assert pairs[0].shape == (8, 2, 3, 48, 48)
+    assert torch.equal(*pairs)
+    assert ((pairs[0][:, 0] != pairs[0][:, 1]).flatten(1).any(dim=1)).all()
+    distances = 1 + (uniforms(first.seed, DISTANCE, 2) - 0.5) / 5
+    assert 0.9 <= distances.min() < 0.95 < 1.05 < distances.max() <= 1.1
+    at_them = turned_pictures(first.points, first.rotation, distances, 48)
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in NORMALIZE["clip"])
+    torch.testing.assert_close(pairs[0], (at_them[:, :, None] - mean) / deviation)
+
+
+def test_random_points_are_other_points_of_the_same_cloud(depth_shards) -> None:
+    (raw, *_) = pair_samples(depth_shards, "clip2point.sampling=random", "data.num_points=256")
+    chosen = random_part(raw.points, raw.seed, 64)
+    assert raw.points.shape == (8, 256, 3)
+    assert not torch.equal(chosen, raw.points[:, :64])
+    for part, whole in zip(chosen, raw.points, strict=True):
+        assert set(map(tuple, part.tolist())) <= set(map(tuple, whole.tolist()))
+
+
+def test_stored_pairs_are_the_maps_of_the_drawn_view(depth_shards) -> None:
+    """Of two view sets, map by map, and only objects that both have."""
+    samples = pair_samples(depth_shards, 'clip2point.maps=["near","far"]')
+    sets = {name: stored(depth_shards, name) for name in ("near", "far")}
+    for raw in samples:
+        batch = raw.to(torch.device("cpu"))
+        assert batch.depth.shape == (8, 2, 3, 48, 48)
+        assert not raw.points.numel()
+        for key, maps in zip(raw.keys, raw.maps, strict=True):
+            views = [
+                [picture_of(sets[name][key], v, "depth", load_preset("depth10_release")[1]) for v in range(3)]
+                for name in ("near", "far")
+            ]
+            pictures = [np.moveaxis(each.numpy(), 0, 2) for each in maps]
+            seen = [[np.array_equal(own, view) for view in of] for own, of in zip(pictures, views, strict=True)]
+            assert any(near and far for near, far in zip(*seen, strict=True)), key
+
+
+def pair_samples(shards: Path, *changes: str) -> PairSamples:
+    keys = (*FEW, *changes)
+    state = prepare(read_recipe("small_clip2point", parse_changes(keys)), str(shards), "none", torch.device("cpu"))
+    return state.samples
