@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manifests.config import Settings
 from training.settings.clip2point_recipe import DepthTowerRecipe
@@ -19,7 +19,7 @@ class AdapterSettings(Settings):
 
     views: of an object, as many as data.num_views leaves. dropout: inside the aggregator (paper: none; both releases:
     0.075). temperature: of the cosines (CLIP's and PointCLIP's 0.01; the paper and CLIP2Point's release have none, 1,
-    where cross-entropy of 40 classes cannot fall below 1.837). smoothing, smoothing_form: as of `supervised`.
+    where no loss over 40 classes is below 1.837). smoothing, smoothing_form: as of `supervised`.
     """
 
     aggregator: Literal["global_view", "released", "inter_view"] = "global_view"
@@ -51,6 +51,13 @@ class AdapterRecipe(DepthTowerRecipe):
         image_crop=1.0, image_magnitude=0, image_flip=0.0, labelled_points="plain"
     )
     activation_checkpointing: ClassVar[bool] = False  # type: ignore[misc]  # the towers are frozen
+
+    @model_validator(mode="after")
+    def _batch_norms_need_several_objects(self) -> AdapterRecipe:
+        if self.optimizer.batch_size == 1 and self.adapter.aggregator != "global_view":
+            words = f"adapter.aggregator={self.adapter.aggregator} learns batch norms, which need two objects at least"
+            raise ValueError(f"optimizer.batch_size=1: {words}")
+        return self
 
     @property
     def every_view(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,28 @@ import pytest
 import torch
 from golden_backbones import filled
 from safetensors.torch import load_file
+from tiny_towers import tiny
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from training_runs import ONE_STEP, typed
 
+from manifests.config import parse_changes
+from manifests.layout import read_manifest
+from training import load
+from training.data.batch import normalized
+from training.data.dataset import Source, open_source
+from training.data.part_of_split import part_of
+from training.data.subsets import classes_of
+from training.data.whole_split import SplitReader
+from training.evaluation.embed import embed
+from training.evaluation.evaluate import examine
+from training.evaluation.predict import predict_shards
+from training.models.clip import pixel_statistics
 from training.models.gated_adapter import GatedAdapter, InterView
 from training.settings.adapter_recipe import AdapterSettings
+from training.settings.fit_recipe import FitRecipe, read_recipe
+from training.weights.checkpoint import open_checkpoint
+from training.weights.run_folder import step_folders
 
 RELEASED = AdapterSettings(aggregator="released", gate="none", views=4, temperature=1)
 
@@ -151,3 +170,148 @@ def test_three_steps_through_frozen_towers(golden: Path) -> None:
     adapter.eval()
     found = logits_of(arrays["step0.depth"])
     torch.testing.assert_close(found.detach(), arrays["eval_after3_logits_f64"], rtol=0, atol=1e-7)
+
+
+SHORT = (
+    *("data.views=depth10", "data.channel=depth", "data.num_points=64", "data.shots=1", "tensorboard=false"),
+    *("optimizer.batch_size=4", "optimizer.epochs=2", "log_every=1", "image.stem=patch"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pictures():
+    with tiny():
+        yield
+
+
+@pytest.fixture(scope="module")
+def begun(shards: Path, tmp_path_factory) -> Path:
+    """Towers that know no more than random ones: an unpaired step of a pre-training."""
+    run = tmp_path_factory.mktemp("begun") / "run"
+    keys = (*ONE_STEP, "image.stem=patch", "points.width=16", "points.heads=2")
+    typed("fit", "small_pretrain", "--shards", shards, "--run", run, *keys)
+    return run
+
+
+@pytest.fixture(scope="module")
+def adapted(shards: Path, begun: Path, tmp_path_factory) -> tuple[Path, str]:
+    """A run, and what was said of it."""
+    run = tmp_path_factory.mktemp("adapted") / "run"
+    return run, typed("fit", "small_adapter", "--shards", shards, "--run", run, f"init.image={begun}", *SHORT)[1]
+
+
+def test_a_run_says_what_it_trains_and_on_which_objects(shards: Path, adapted: tuple[Path, str]) -> None:
+    run, said = adapted
+    assert "trains adapter.gate: 1 number" in said
+    assert "trains adapter.adapter1.f1.weight: 640 numbers" in said  # 10 views of 8 numbers to 8
+    listed = (run / "objects.txt").read_text().splitlines()
+    manifest = read_manifest(str(shards))
+    known = classes_of(str(shards), "train")
+    assert sorted(Counter(known[key] for key in listed)) == sorted({known[key] for key in known})
+    assert set(Counter(known[key] for key in listed).values()) == {1}
+    assert json.loads((run / "run.json").read_text())["objects"] == len(listed) <= len(manifest.classes)
+    first, last = (load_file(step / "model.safetensors") for step in (step_folders(run)[0], step_folders(run)[-1]))
+    changed = {name.partition(".")[0] for name in last if not last[name].equal(first[name])}
+    assert changed == {"adapter"}
+    assert first["logit_scale"].exp().item() == pytest.approx(100)
+
+
+def test_the_same_objects_train_again(shards: Path, begun: Path, adapted: tuple[Path, str], tmp_path: Path) -> None:
+    """By objects.txt, from another seed; the order of shots is that of all objects' hashes."""
+    recipe = read_recipe("small_adapter", parse_changes(SHORT))
+    source = open_source(str(shards), recipe.data)
+    few = {shots: _keys(part_of(source, str(shards), _with(recipe, shots=shots))) for shots in (0, 1)}
+    assert few[1] == set((adapted[0] / "objects.txt").read_text().split())
+    assert few[1] < few[0]
+    other = _keys(part_of(source, str(shards), recipe.model_copy(update={"seed": 1})))
+    assert other != few[1]
+    again = recipe.data.model_copy(update={"shots": 0, "objects": str(adapted[0] / "objects.txt")})
+    assert _keys(open_source(str(shards), again)) == few[1]
+
+
+def _keys(source: Source) -> set[str]:
+    return {key for shard in source.shards for key in shard.keys}
+
+
+def _with(recipe: FitRecipe, **changes: object) -> FitRecipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
+
+
+def test_a_run_answers_about_all_views_together(shards: Path, adapted: tuple[Path, str]) -> None:
+    """evaluate, predict, classify and embed: the adapter of both towers' features of the same depth pictures."""
+    run, _ = adapted
+    (found,) = examine([open_checkpoint(str(run))], str(shards))
+    result = found.result()
+    assert result["student"]["image"] is None
+    assert result["student"]["points"] is None
+    assert result["analysis"]["student"]["joint"] is None
+    model, settings = load(run), open_checkpoint(str(run)).recipe.data.model_copy(update={"split": "test"})
+    source = open_source(str(shards), settings, tower=pixel_statistics(model.checkpoint.recipe))
+    (batch, *_) = SplitReader(source, settings, 16, range(1)).batches()
+    views = normalized(batch.pictures, batch.mean, batch.deviation)
+    with torch.inference_mode():
+        towers = [model.model.view_features(name, views) for name in ("depth", "image")]
+        own = model.model.adapter
+        mixed = own.adapter1(towers[0]) + own.gate * own.adapter2(towers[1])
+        expected = 100 * torch.nn.functional.normalize(mixed, dim=1) @ model.model.classifier
+    logits = found.student.logits["image_star"][: len(expected)]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3)
+    pictures = [[picture.permute(1, 2, 0).numpy() for picture in each] for each in batch.pictures[:2]]
+    asked = model.classify(views=pictures)
+    torch.testing.assert_close(asked.probabilities, expected[:2].softmax(dim=1), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="takes 10 views of an object, not 9"):
+        model.classify(views=pictures[0][:9])
+    with pytest.raises(ValueError, match=r"classify\(views=...\)"):
+        model.classify(image=pictures[0])
+    rows = predict_shards(open_checkpoint(str(run)), str(shards), classes=["mug", "a chair"])
+    assert {row["label"] for row in rows} <= {"mug", "a chair"}
+    features = embed(open_checkpoint(str(run)), str(shards), per_view=True)
+    assert features.views.shape[1:] == (10, 16)
+    np.testing.assert_allclose(np.linalg.norm(features.image, axis=1), 1, rtol=1e-5)
+
+
+def test_a_broken_run_goes_on_as_if_unbroken(shards: Path, begun: Path, adapted: tuple[Path, str], tmp_path) -> None:
+    """Features of frozen towers are kept in one process alone; the numbers are the same without."""
+    command = ("fit", "small_adapter", "--shards", shards, "--run", tmp_path / "run", f"init.image={begun}")
+    typed(*command, *SHORT, "save_every=2")
+    whole = step_folders(tmp_path / "run")[-1]
+    assert len(step_folders(tmp_path / "run")) == 3
+    expected = load_file(whole / "model.safetensors")
+    shutil.rmtree(whole)
+    typed(*command, *SHORT, "save_every=2")
+    found = load_file(whole / "model.safetensors")
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (("data.views=rgb12", "data.channel=rgb", "adapter.views=3"), "the depth tower sees depth pictures"),
+        (("adapter.views=6",), "adapter.views=6: of depth10 10 views are used (data.num_views)"),
+        (("data.num_views=6",), "adapter.views=10: of depth10 6 views are used"),
+        (("data.shots=500",), "data.shots=500: class "),
+        (("data.fraction=0.5",), "shots=1 and fraction=0.5: one of the two"),
+        (("adapter.temperature=0",), "adapter.temperature"),
+        (("adapter.gate=vector",), "adapter.gate"),
+        (('data.classes=["mug"]',), "has one class (mug): method=adapter needs two"),
+        (("optimizer.batch_size=1", "adapter.aggregator=released"), "learns batch norms, which need two objects"),
+    ],
+)
+def test_what_does_not_fit_is_refused(shards: Path, begun: Path, tmp_path: Path, keys: tuple[str, ...], words: str):
+    named = {key.partition("=")[0] for key in keys}
+    kept = [key for key in SHORT if key.partition("=")[0] not in named]
+    command = ("fit", "small_adapter", "--shards", shards, "--run", tmp_path / "run", f"init.image={begun}")
+    assert words in typed(*command, *kept, *keys, code=2)[1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("data.num_views=6",), "the adapter learned with 10 views, and an object has 6 of them"),
+        (("--search-view-weights", "train"), "an adapter reads all its views together"),
+        (("views_weight=[1,1,1,1,1,1,1,1,1,1]",), "views_weight is of a mean over views"),
+    ],
+)
+def test_what_an_adapter_cannot_be_asked(shards: Path, adapted: tuple[Path, str], arguments, words: str) -> None:
+    assert words in typed("evaluate", adapted[0], "--shards", shards, *arguments, code=2)[1]
