@@ -138,6 +138,11 @@ def _stretched(points: Tensor, seed: Tensor) -> Tensor:
     return normalized_axes(points) * _between(draw[:, :3], 2 / 3, 3 / 2) + _between(draw[:, 3:], -0.2, 0.2)
 
 
+def random_part(points: Tensor, seed: Tensor, count: int) -> Tensor:
+    """float32 (B, count, 3): a random `count` of the points of clouds (B, N, 3), as they are."""
+    return _shuffled(points.transpose(1, 2), seed, count)
+
+
 def _shuffled(axes: Tensor, seed: Tensor, count: int) -> Tensor:
     """Clouds (B, count, 3): a random `count` of the points, in random order."""
     order = _hashed(seed, POINT, axes.shape[2]).argsort(dim=1)[:, :count]

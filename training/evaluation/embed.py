@@ -96,6 +96,7 @@ def embed(
         warn_of_own_heads([checkpoint])
         opened = open_models(checkpoint, who, precision, device)
         model = opened.models[who]
+        model.look_at(settings.channel)
         numbers = batch_numbers(source.total, BATCH, distributed.rank(), distributed.world())
         reader = labelled(source, settings, model.image.image_size, numbers, unknown=True)
     keys: list[str] = []

@@ -171,6 +171,7 @@ def open_models(
             continue
         models[name] = copy.deepcopy(student) if models else student
         load_weights(models[name], file)
+        models[name].look_at(checkpoint.recipe.judged_data.channel)
     precision = as_trained(checkpoint.recipe, device, precision)
     rest(models.values(), precision)
     prompts = text_prompts(checkpoint.recipe) if isinstance(checkpoint.recipe, PretrainRecipe) else ()
@@ -193,7 +194,8 @@ def fit_classes(
     elif subset and set(classes) < set(checkpoint.classes):
         columns = [checkpoint.classes.index(name) for name in classes]
         for model in {id(model): model for model in opened.models.values()}.values():
-            model.keep_classes(columns)
+            if model.classifier.shape[1] == len(checkpoint.classes):  # else this model was asked before
+                model.keep_classes(columns)
     elif classes != checkpoint.classes:
         raise Refused(
             f"{shards} has {number_of(len(classes), 'class')}, the checkpoint {len(checkpoint.classes)} others: "

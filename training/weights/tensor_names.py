@@ -10,7 +10,7 @@ OURS, OPENAI, OPEN_CLIP, RELEASED = "ours", "openai_clip", "open_clip", "cross_m
 ULIP, ULIP2, POINT_BERT, DVAE = "ulip", "ulip2", "point_bert", "dvae"
 POINT_NETWORK, POINTCMT = "point_network", "pointcmt"
 SLIP, OPENSHAPE, UNI3D, TRANSFORMERS = "slip", "openshape", "uni3d", "transformers"
-TORCHVISION = "torchvision"
+TORCHVISION, CLIP2POINT = "torchvision", "clip2point"
 CAPTIONS = "text_decoder."  # of CoCa, which no tower of ours has
 KINDS = {  # kind -> what it is, in words
     OURS: "a checkpoint of this program",
@@ -28,6 +28,7 @@ KINDS = {  # kind -> what it is, in words
     UNI3D: "Uni3D's point encoder",
     TRANSFORMERS: "CLIP in the format of transformers",
     TORCHVISION: "a ResNet of torchvision",
+    CLIP2POINT: "CLIP2Point's towers of its released code",
 }
 OTHER_TOWERS = {  # kinds whose tensors fit no tower of ours, and why
     POINTCMT: "init.teacher takes mvcnn.t7 and init.generator cmpg.pth, in runs of PointCMT's stages",
@@ -46,6 +47,8 @@ def recognise(names: Iterable[str]) -> str:
 
     if some("image.visual."):
         return OURS
+    if some("point_model."):
+        return CLIP2POINT
     if some("ppat."):
         return OPENSHAPE
     if some("point_encoder.encoder2trans.", "point_encoder.trans2embed."):
