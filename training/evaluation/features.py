@@ -26,13 +26,15 @@ class Features:
 
     points: what the model's `point_features` gives, unit features (B, E), or (B, 0) of a tower that is not asked. All
     on the model's device. V is 0 for a batch without pictures. largest: the features of a model with an `image_head`,
-    none of them negative nor of length 1. weights: float (V,), of the views in their mean; None where all count alike.
+    none of them negative nor of length 1. adapted: (B, E), what an adapter makes of all views, in the place of their
+    mean. weights: float (V,), of the views in their mean; None where all count alike.
     """
 
     views: Tensor
     num_views: Tensor
     points: Tensor
     largest: bool = False
+    adapted: Tensor | None = None
     weights: Tensor | None = None
 
     def mean(self) -> Tensor:
@@ -44,11 +46,16 @@ class Features:
             return self.views.sum(dim=1) / self.num_views
         return torch.einsum("v,bve->be", self.weights, self.views) / self.weights.sum()
 
+    def whole(self) -> Tensor:
+        """(B, E) of an object's views: that mean, an adapter's, or by an `image_head` the largest of each number."""
+        if self.adapted is not None:
+            return self.adapted
+        return self.views.amax(dim=1) if self.largest and self.views.shape[1] else self.mean()
+
     def image(self) -> Tensor:
-        """(B, E): that mean, scaled to length 1, or the largest of each number."""
-        if self.largest:
-            return self.views.amax(dim=1)
-        return normalize(self.mean(), dim=1)
+        """(B, E): what a classifier reads, of length 1 where it is a mean."""
+        averaged = self.adapted is None and not self.largest
+        return normalize(self.mean(), dim=1) if averaged else self.whole()
 
 
 def require_finite(keys: Sequence[str], *values: Tensor) -> None:
@@ -79,11 +86,14 @@ def features_of(
     """
     views = by_view(batch, device, model.image_features, model.image_width)
     points = model.point_features(batch.points.to(device)) if clouds else views.new_zeros(len(batch.keys), 0)
+    if views_weight and model.adapter is not None:
+        raise Refused("views_weight is of a mean over views, which an adapter has not")
     if views_weight and set(batch.num_views) != {len(views_weight)}:
         known = "different numbers of" if len(set(batch.num_views)) > 1 else f"{batch.num_views[0]}"
         raise Refused(f"views_weight has {len(views_weight)} numbers, and objects have {known} views")
+    adapted = None if model.adapter is None else model.adapted(views, batch.num_views)
     weights = views.new_tensor(views_weight) if views_weight else None
-    return Features(views, view_counts(batch, views), points, model.image_head is not None, weights)
+    return Features(views, view_counts(batch, views), points, model.image_head is not None, adapted, weights)
 
 
 def by_view(batch: WholeBatch, device: torch.device, encode: Callable[[Tensor], Tensor], width: int = 0) -> Tensor:

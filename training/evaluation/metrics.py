@@ -146,15 +146,17 @@ class SplitAnswers:
         KL(prediction || uniform), `confident`, percent surer than the branch's threshold, and `histogram`, how often
         each class is predicted. `agreement`: percent of objects for which both predict one class. `joint`, the joint
         pseudo-labels at the threshold: `selected`, percent of objects; `from_image` and `from_points`, percent of
-        those; `histogram`. Without one of them, what needs both is None.
+        those; `histogram`. Without one of them, what needs both is None, and all of it of an adapter.
         """
         settings = settings or LabelSettings()
+        found: dict[str, Any] = dict.fromkeys((*MODALITIES, "agreement", "joint"))
+        if not self.modalities:
+            return found
         some = self.logits[self.modalities[0]]
         image, points = self.logits.get("image", some), self.logits.get("points", some)
         own = pseudo_labels(image, points, settings.model_copy(update={"mode": "own"}))
         joint = pseudo_labels(image, points, settings.model_copy(update={"mode": "joint"}))
         confident = {"image": own.image_confident, "points": own.points_confident}
-        found: dict[str, Any] = dict.fromkeys((*MODALITIES, "agreement", "joint"))
         for name in self.modalities:
             logits = self.logits[name]
             count = torch.bincount(logits.argmax(dim=1), minlength=self.num_classes)

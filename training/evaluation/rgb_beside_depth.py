@@ -35,6 +35,8 @@ def judge_pictures(
     searched: a split on whose labels the weights of views are searched first; empty for none. beside: a view set of
     RGB; empty for no such comparison. Raises Refused as `judge` and `searched_weights` do.
     """
+    if (searched or beside) and any(model.adapter is not None for model in opened.models.values()):
+        raise Refused("an adapter reads all its views together: --search-view-weights and --beside are for towers")
     if searched:
         require_other_split(searched, split)
         weights = searched_weights(opened, shards, searched, device, options, on_progress)

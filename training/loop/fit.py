@@ -27,6 +27,7 @@ from training.data.depth_pairs import Live, PairSamples, depth_preset, live_of, 
 from training.data.loader import EpochSamples, Form, Loader, SupervisedSamples, UnlabelledSamples, ViewsSamples
 from training.data.part_of_split import part_of
 from training.data.part_samples import PartSamples, part_table
+from training.loop.labelled_few import refuse_unfit, tell_what_is_trained, write_objects
 from training.loop.metric_log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
 from training.loop.run_lock import held
 from training.loop.shutdown import Interrupted, Pending, remembered
@@ -47,7 +48,6 @@ from training.settings.fit_recipe import (
     CrossPointRecipe,
     FitRecipe,
     PartsRecipe,
-    SupervisedRecipe,
     TaughtRecipe,
     as_begun,
     saved_recipe,
@@ -104,6 +104,7 @@ def fit(
             elif distributed.leads():
                 _write_run_files(state, text, sources)
                 warn_of_random_towers(recipe)
+                tell_what_is_trained(state.updates.student, recipe)
                 for source in sources:
                     on_weights(source)
         if not last:
@@ -193,8 +194,7 @@ def _set_up(
     source = open_source(shards, recipe.data, tower=pixel_statistics(recipe), pictures=recipe.reads_pictures)
     if not source.manifest.classes:
         raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
-    if isinstance(recipe, SupervisedRecipe) and len(source.manifest.classes) < 2:
-        raise Refused(f"--shards {shards} has one class ({source.manifest.classes[0]}): method=supervised needs two")
+    refuse_unfit(recipe, source, shards)
     _refuse_other_shards(folder, source)
     source = part_of(source, shards, recipe)
     built = without_pretrained(recipe) if step_folders(folder) else recipe
@@ -294,6 +294,7 @@ def _write_run_files(state: Run, text: nn.Module | None, sources: list[Loaded]) 
     try:
         store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
         store.write_bytes(str(state.folder / CLASSES), json_text(about, indent=1).encode())
+        write_objects(state.folder, state.recipe, samples.source)
         if text is not None and state.updates.student.text is None:  # else it is trained, and part of every checkpoint
             store.write_bytes(str(state.folder / TEXT), save(tensors_of(text)))
     except OSError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifests.errors import Refused
 from training.models.clip import TextTower
+from training.models.gated_adapter import GatedAdapter
 from training.models.image_backbone import ImageBackbone, ImageTokens
 from training.models.in_parts import in_parts
 from training.networks.contrast_head import contrast_head
@@ -48,7 +50,7 @@ class CrossModalModel(nn.Module):
     largest of the image tower's own features of all views (MVCNN). generator: makes clouds of such a feature. contrast:
     the heads `points` and `image` over the towers' own features, which CrossPoint compares in pre-training and nobody
     reads afterwards (`add_contrast_heads`). depth: a tower of depth pictures beside that of RGB, CLIP2Point's; balance:
-    the number sigma that its training learns (`add_depth_tower`).
+    the number sigma that its training learns (`add_depth_tower`). adapter: answers about all views together.
     text: the text tower of a method that trains it; the classifier is then computed from it (`refresh_classifier`) and
     not trained. captions: int64 (C, P, L), the tokens of every class in every prompt, for such a method.
     """
@@ -85,6 +87,7 @@ class CrossModalModel(nn.Module):
         self.image_head, self.generator = image_head, generator
         self.contrast: nn.ModuleDict | None = None
         self.depth, self.balance = None, None
+        self.adapter: GatedAdapter | None = None
         self.pictures: Literal["image", "depth"] = "image"  # the tower that `image_tokens` asks
         self.register_buffer("captions", captions, persistent=False)
         self.precision: Precision = "fp32"  # of the towers; a run sets it
@@ -161,6 +164,8 @@ class CrossModalModel(nn.Module):
     @property
     def image_width(self) -> int:
         """Of what `image_features` gives."""
+        if self.adapter is not None:
+            return self.adapter.width * len(self.adapter.paths)
         return self.image.embed_dim if self.image_head is None else self.image.represented
 
     @property
@@ -169,9 +174,27 @@ class CrossModalModel(nn.Module):
         return self.image.embed_dim if self.points_head is None else len(self.points.projection)
 
     def image_features(self, pictures: Tensor) -> Tensor:
-        """Unit features (B, E) of normalised pictures (B, 3, S, S); with `image_head` the tower's own (B, W)."""
+        """Unit features (B, E) of normalised pictures (B, 3, S, S); with `image_head` the tower's own (B, W).
+
+        With `adapter` those of its towers side by side (B, P * E), not normalised, which `adapted` makes one of.
+        """
+        if self.adapter is not None:
+            return torch.cat([self.view_features(path, pictures[:, None])[:, 0] for path in self.adapter.paths], dim=1)
         found = self.image_tokens(pictures)
         return normalize(found.feature, dim=1) if self.image_head is None else found.cls
+
+    def adapted(self, views: Tensor, num_views: Sequence[int]) -> Tensor:
+        """(B, E) of an adapter, of what `image_features` gives of all views of objects (B, V, P * E).
+
+        Raises Refused unless each object has as many views as the adapter learned with.
+        """
+        if self.adapter is None:
+            raise ValueError("this model has no adapter")
+        if other := set(num_views) - {self.adapter.views}:
+            raise Refused(
+                f"the adapter learned with {self.adapter.views} views, and an object has {min(other)} of them"
+            )
+        return self.adapter(views)
 
     def object_features(self, images: Tensor) -> Tensor:
         """(B, W): the largest of each number in the tower's own features of all views (B, V, 3, S, S)."""

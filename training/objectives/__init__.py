@@ -6,6 +6,7 @@ get None.
 """
 
 from training.objectives import (
+    adapter,
     clip2point,
     cross_most,
     crosspoint,
@@ -29,8 +30,9 @@ METHODS: dict[str, StepFunction] = {
     "cross_modal_generator": pointcmt.generator_step,
     "pointcmt": pointcmt.step,
     "clip2point": clip2point.step,
+    "adapter": adapter.step,
 }
-SUPERVISED = frozenset({"pretrain", "supervised", "parts", "multiview", "cross_modal_generator", "pointcmt"})
+SUPERVISED = frozenset({"pretrain", "supervised", "parts", "multiview", "cross_modal_generator", "pointcmt", "adapter"})
 
 
 def step_of(method: str) -> StepFunction:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, model_validator
 from manifests.config import Value, find_recipe, load_toml, merge, nearest_key, parse_recipe, unknown_name
 from manifests.errors import Refused
 from training.settings import from_plugins, objective, part_settings
+from training.settings.adapter_recipe import AdapterRecipe
 from training.settings.clip2point_recipe import Clip2PointRecipe
 from training.settings.data import (
     AugmentSettings,
@@ -150,6 +151,11 @@ class PartsRecipe(FitRecipe):
             raise ValueError("optimizer.batch_size=1: batch norms need two objects at least")
         return self
 
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """There is no other."""
+        return ("points",)
+
 
 DEFAULT_METHOD = "cross_most"
 RECIPE_OF: dict[str, type[FitRecipe]] = {
@@ -163,6 +169,7 @@ RECIPE_OF: dict[str, type[FitRecipe]] = {
     "cross_modal_generator": GeneratorRecipe,
     "pointcmt": PointCmtRecipe,
     "clip2point": Clip2PointRecipe,
+    "adapter": AdapterRecipe,
 }
 
 

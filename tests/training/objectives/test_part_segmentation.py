@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from builders import REPOSITORY, Commands, stored
 from golden_backbones import filled
 from PIL import Image
+from pointcmt_stages import SHORT, VIEWS, begun
 from releases import shapenetpart_of_boxes
 from safetensors.torch import load_file, save_file
+from tiny_towers import tiny
 from training_runs import typed
 
 from manifests.config import parse_changes
@@ -141,7 +144,7 @@ def test_the_loss_by_hand() -> None:
 def test_a_point_keeps_its_part(boxes: Path, order: str, count: int) -> None:
     """Through prefix, repeats, every order and the augmentation, whose scale and shift are undone here."""
     recipe = read_recipe("parts_dgcnn", parse_changes([f"data.num_points={count}"]))
-    source, shapes = open_source(str(boxes), recipe.data, warn=False), stored(boxes)
+    source, shapes = open_source(str(boxes), recipe.data, warn=False, pictures=False), stored(boxes)
     augment = PartAugmentSettings(cloud_order=order, cloud_scale=1.5, cloud_shift=0.1)
     samples = PartSamples(source, recipe.data, augment, FORM, 3, 0)
     seen = 0
@@ -164,7 +167,7 @@ def test_a_point_keeps_its_part(boxes: Path, order: str, count: int) -> None:
 
 def test_a_whole_split_has_every_object_and_no_repeat_counts(boxes: Path) -> None:
     recipe = read_recipe("parts_dgcnn", parse_changes(["data.num_points=150"]))
-    source = open_source(str(boxes), recipe.data, warn=False)
+    source = open_source(str(boxes), recipe.data, warn=False, pictures=False)
     (batch,) = whole_parts(source, 150, load_table("shapenetpart"))
     assert len(batch.keys) == 6
     assert batch.stored == (128,) * 6
@@ -237,6 +240,14 @@ def test_other_commands_say_what_a_run_of_parts_is_for(boxes: Path, tmp_path: Pa
     assert "classifies no object" in said("embed", run, "--shards", boxes, "--out", tmp_path / "x.npz")[1]
     assert "--out is for runs that classify" in said("evaluate", run, "--shards", boxes, "--out", tmp_path / "x")[1]
     assert "--classes NAME" in said("predict", run, tmp_path / "a.off")[1]
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "a.off")
+    (tmp_path / "b.off").write_text("OFF 1")
+    asked = ("predict", run, *(tmp_path / f"{name}.off" for name in "abc"), "--classes", "Mug")
+    rows = json.loads(typed(*asked, "--json", "--png", tmp_path / "parts.png", code=1)[0])
+    assert [set(row["parts"]) for row in rows] == [{"36", "37"}, set(), set()]
+    assert sum(rows[0]["parts"].values()) == pytest.approx(1)
+    assert [row["error"] for row in rows] == [None, "load: no vertex and face counts after OFF", "no such file"]
+    assert (tmp_path / "parts.png").is_file()
     assert "one of all objects" in said("predict", run, "--shards", boxes, "--classes", "Mugs")[1]
     rows = json.loads(typed("predict", run, "--shards", boxes, "--classes", "Mug", "--json")[0])
     assert {(row["class"], row["iou"]) for row in rows} == {("Mug", None)}
@@ -289,6 +300,23 @@ def test_a_trunk_that_crosspoint_taught_begins_part_segmentation(shards: Path, b
     assert {name for name in begun if name.startswith("points.")} == set(names)
     assert all(torch.equal(begun[name], taught[name]) for name in names)
     assert any(name.startswith("contrast.points.") for name in taught)
+
+
+@pytest.mark.slow
+def test_a_trunk_that_pointcmt_taught_begins_part_segmentation(shards: Path, boxes: Path, stages, tmp_path) -> None:
+    """PointCMT's table 11: the student has the trunk of the network for parts, and all of it is taken."""
+    trunk = ("points.backbone=dgcnn_parts", "points.k=4")
+    keys = {key.partition("=")[0]: key for key in (*VIEWS, *SHORT, *begun("pointcmt", stages))}
+    keys = [key for name, key in keys.items() if not name.startswith("points.")]
+    with tiny():
+        typed("fit", "pointcmt", "--shards", shards, "--run", tmp_path / "pointcmt", *keys, *trunk)
+    run, before = tmp_path / "run", tmp_path / "pointcmt"
+    typed("fit", "parts_dgcnn", "--shards", boxes, "--run", run, *FEW, "optimizer.steps=1", f"init.points={before}")
+    taught = load_file(before / "checkpoints/step-00000002/model.safetensors")
+    begins = load_file(run / "checkpoints/step-00000000/model.safetensors")
+    names = [name for name in begins if name.startswith("points.")]
+    assert names
+    assert all(torch.equal(begins[name], taught[name]) for name in names)
 
 
 def test_a_build_shows_parts_in_colours(boxes: Path) -> None:
