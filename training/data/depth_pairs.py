@@ -29,7 +29,7 @@ from training.data.decode import picture_of
 from training.data.image_augment import weak_picture
 from training.data.loader import Drawn, EpochSamples
 from training.data.point_augment import random_part, uniforms
-from training.data.sample_index import DamagedShard, naming
+from training.data.sample_index import naming
 from training.data.sampler import Range
 from training.data.shard_reader import read_pieces
 from training.settings.data import DataSettings
@@ -149,6 +149,9 @@ class PairSamples(EpochSamples):
         shared = frozenset.intersection(*(_keys(each) for each in (source, *(each for each, _ in maps))))
         self._others = [{shard.shapes: shard for shard in _only(each, shared).shards} for each, _ in maps]
         super().__init__(_only(source, shared), *rest)
+        if live is not None and source.preset.reads:
+            words = "whose cameras need not be known: clip2point.maps takes stored depth maps"
+            raise Refused(f"data.views={self.settings.views} has pictures of the dataset's own, {words}")
         counts = {each.preset.num_views for each in (self.source, *(each for each, _ in maps))}
         if len(counts) > 1:
             names = ", ".join([self.settings.views, *(each.views for _, each in maps)])
@@ -188,8 +191,6 @@ class PairSamples(EpochSamples):
             with naming(shard.views, views.key):
                 maps.append(weak_picture(picture_of(views, drawn.view, settings.channel, source.preset), size))
         pose = np.eye(4) if self.live is None else drawn.views.json["views"][drawn.view]["camera_from_world"]
-        if pose is None:
-            raise DamagedShard(f"{drawn.shard.views}: {drawn.shape.key}: its camera is unknown, and so are its depths")
         return {
             "key": drawn.shape.key,
             "image": weak_picture(self._picture(drawn), size),

@@ -162,7 +162,7 @@ class _Examinee:
         asked: dict[int, dict[str, Tensor]] = {}
         for who, model in self.opened.models.items():
             if id(model) not in asked:
-                features = features_of(model, batch, device, self.options.views_weight)
+                features = features_of(model, batch, device, self.options.views_weight, "points" in self.columns)
                 found = logits_of(model, batch, features, self.checkpoint.recipe.seed, every_view)
                 if self.options.votes > 1 and "points" in self.columns:
                     found["points"] = self._voted(model, batch, found["points"])
@@ -260,11 +260,11 @@ def logits_of(
 ) -> dict[str, Tensor]:
     """On the CPU: logits (B, C) of a batch by column, and `views_right` (B,), which is (0,) without every_view.
 
-    A batch without pictures has the column `points` alone. An adapter answers about all views together, and has
-    `image_star` alone.
+    A batch without pictures has the column `points` alone, and a point tower that is not asked has none. An adapter
+    answers about all views together, and has `image_star` alone.
     """
-    if model.adapter is not None:
-        return {"views_right": torch.zeros(0), "image_star": model.image_logits(features.image()).cpu()}
+    if features.adapted is not None:
+        return {"views_right": torch.zeros(0), "image_star": model.image_logits(features.adapted).cpu()}
     by_view = model.image_logits(features.views)
     found = {"views_right": torch.zeros(0)}
     if every_view and by_view.shape[1]:
@@ -279,7 +279,8 @@ def logits_of(
         }
     elif by_view.shape[1]:
         found["image"] = by_view[:, 0]
-    found["points"] = model.points_logits(features.points)
+    if features.points.shape[1]:
+        found["points"] = model.points_logits(features.points)
     return {name: value.cpu() for name, value in found.items()}
 
 

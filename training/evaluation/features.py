@@ -24,10 +24,10 @@ PICTURES = 64  # at once in a tower: the 384 of 32 objects with 12 views would n
 class Features:
     """views: unit features (B, V, E), zero where an object has no such view; num_views: float (B, 1), of each object.
 
-    points: what the model's `point_features` gives, unit features (B, E). All on the model's device. V is 0 for a batch
-    without pictures. largest: the features of a model with an `image_head`, none of them negative nor of length 1.
-    adapted: (B, E), what an adapter makes of all views, in the place of their mean.
-    weights: float (V,), of the views in their mean; None where all count alike.
+    points: what the model's `point_features` gives, unit features (B, E), or (B, 0) of a tower that is not asked. All
+    on the model's device. V is 0 for a batch without pictures. largest: the features of a model with an `image_head`,
+    none of them negative nor of length 1. adapted: (B, E), what an adapter makes of all views, in the place of their
+    mean. weights: float (V,), of the views in their mean; None where all count alike.
     """
 
     views: Tensor
@@ -70,14 +70,19 @@ def require_finite(keys: Sequence[str], *values: Tensor) -> None:
 
 
 def features_of(
-    model: CrossModalModel, batch: WholeBatch, device: torch.device, views_weight: Sequence[float] = ()
+    model: CrossModalModel,
+    batch: WholeBatch,
+    device: torch.device,
+    views_weight: Sequence[float] = (),
+    clouds: bool = True,
 ) -> Features:
     """The features of a batch; pictures pass the tower PICTURES at a time.
 
-    views_weight: of the views in their mean; empty for the same of all. Raises Refused unless each view has one.
+    views_weight: of the views in their mean; empty for the same of all. clouds: whether the point tower is asked.
+    Raises Refused unless each view has a weight.
     """
     views = by_view(batch, device, model.image_features, model.image_width)
-    points = model.point_features(batch.points.to(device))
+    points = model.point_features(batch.points.to(device)) if clouds else views.new_zeros(len(batch.keys), 0)
     if views_weight and model.adapter is not None:
         raise Refused("views_weight is of a mean over views, which an adapter has not")
     if views_weight and set(batch.num_views) != {len(views_weight)}:

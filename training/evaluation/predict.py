@@ -344,7 +344,7 @@ def _ask(
     reader = SplitReader(source, settings, model.image.image_size, batch_numbers(source.total, BATCH))
     found: dict[str, dict[str, Any]] = {}
     for batch in reader.batches(settings.workers):
-        features = features_of(model, batch, device, views_weight)
+        features = features_of(model, batch, device, views_weight, "points" not in opened.random)
         shares: dict[str, torch.Tensor] = {}
         if pictures:
             shares["image"] = model.image_logits(features.image()).softmax(dim=1).cpu()

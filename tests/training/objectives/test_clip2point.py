@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,9 @@ import pytest
 import torch
 from builders import stored
 from golden_backbones import filled
+from safetensors.torch import load_file
 from torch import nn
+from training_runs import typed
 
 from manifests.config import parse_changes
 from manifests.picture_mapping import NORMALIZE
@@ -31,6 +36,7 @@ from training.objectives.clip2point import best_sigma, freeze, step, total_of
 from training.settings.backbone_rows import BACKBONE_SETTINGS
 from training.settings.clip2point_recipe import Clip2PointSettings
 from training.settings.fit_recipe import read_recipe
+from training.weights.checkpoint import build_model
 
 FEW = (
     *("optimizer.batch_size=8", "optimizer.steps=2", "points.depth=1", "log_every=1", "tensorboard=false"),
@@ -209,3 +215,87 @@ def pair_samples(shards: Path, *changes: str) -> PairSamples:
     keys = (*FEW, *changes)
     state = prepare(read_recipe("small_clip2point", parse_changes(keys)), str(shards), "none", torch.device("cpu"))
     return state.samples
+
+
+@pytest.fixture(scope="module")
+def run(depth_shards, tmp_path_factory) -> tuple[Path, Path]:
+    """A pre-training on RGB and CLIP2Point after it, of six steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    typed("fit", "small_pretrain", "--shards", depth_shards, "--run", folder / "rgb", *FEW[:-1])
+    after = (*FEW, "optimizer.steps=6", "save_every=3", "optimizer.lr=2e-2", f"init.image={folder / 'rgb'}")
+    typed("fit", "small_clip2point", "--shards", depth_shards, "--run", folder / "run", *after)
+    return folder / "rgb", folder / "run"
+
+
+def test_a_run_teaches_the_depth_tower_alone_and_logs_sigma(run) -> None:
+    _, folder = run
+    with open(folder / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [name for name in rows[0] if name.startswith("loss_")] == ["loss_intra", "loss_cross", "loss_balance"]
+    for row in rows:
+        sigma, intra = float(row["sigma"]), float(row["loss_intra"])
+        assert float(row["intra_weight"]) == pytest.approx(1 / sigma**2, rel=1e-5)
+        assert 2 * intra * (float(row["best_sigma"]) + 1) == pytest.approx(float(row["best_sigma"]) ** 3, rel=1e-5)
+    assert float(rows[0]["sigma"]) == 1.0 != float(rows[-1]["sigma"])
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    first, last = (load_file(folder / f"checkpoints/step-{n:08d}/model.safetensors") for n in (0, 6))
+    changed = {name for name in first if not torch.equal(first[name], last[name])}
+    assert {name.split(".")[0] for name in changed} == {"depth", "balance"}
+    assert all(torch.equal(first[name], first[f"image.{name[6:]}"]) for name in first if name.startswith("depth."))
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(run, depth_shards, tmp_path) -> None:
+    """The draws of distances and the moments of LAMB go on."""
+    shutil.copytree(run[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
+    after = (*FEW, "optimizer.steps=6", "save_every=3", "optimizer.lr=2e-2", f"init.image={run[0]}")
+    typed("fit", "small_clip2point", "--shards", depth_shards, "--run", tmp_path / "run", *after)
+    once, again = (
+        load_file(folder / "checkpoints/step-00000006/model.safetensors") for folder in (run[1], tmp_path / "run")
+    )
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_cross_most_begins_with_the_depth_tower_as_its_image_tower(run, depth_shards) -> None:
+    """Where it sees depth pictures; of RGB and of a tower of another size it is refused."""
+    keys = ("data.num_points=128", f"init.image={run[1]}", "points.depth=1", "data.views=depth10_release")
+    model, _ = build_model(
+        read_recipe("small_cross_most", parse_changes((*keys, "data.channel=depth"))), ("mug", "cup")
+    )
+    tensors = load_file(run[1] / "checkpoints/step-00000006/model.safetensors")
+    own = model.image.state_dict()
+    assert all(torch.equal(own[name[6:]], value) for name, value in tensors.items() if name.startswith("depth."))
+    assert model.depth is None
+    again, _ = build_model(
+        read_recipe("small_clip2point", parse_changes((*FEW, f"init.image={run[1]}"))), ("mug", "cup")
+    )
+    for part in ("depth", "image"):
+        found = getattr(again, part).state_dict()
+        assert all(torch.equal(found[n.partition(".")[2]], tensors[n]) for n in tensors if n.startswith(f"{part}."))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "words"),
+    [
+        ("small_clip2point", ("data.views=rgb10",), "data.views=rgb10: .* has no such view set"),
+        ("small_clip2point", ("data.channel=depth", "data.views=near"), "the pictures beside depth maps are rgb"),
+        ("small_clip2point", ("clip2point.depth=depth10",), "drawn by merge=disc and mapping=clip2point alone"),
+        ("small_clip2point", ("clip2point.depth=dept10",), "dept10"),
+        ("small_clip2point", ("clip2point.points=256",), "data.num_points=128 is fewer than clip2point.points=256"),
+        ("small_clip2point", ("optimizer.batch_size=1",), "an object is told apart from others"),
+        ("small_clip2point", ("clip2point.cross=0",), "leaves nothing that knows the picture"),
+        ("small_clip2point", ('clip2point.maps=["near"]',), "which has no pair: intra=0"),
+        ("small_clip2point", ('clip2point.maps=["near","depth10"]',), "have different numbers of views"),
+        ("small_clip2point", ('clip2point.maps=["near","fare"]',), "data.views=fare: .* has no such view set"),
+        ("small_clip2point", ("init.image=RUN", "image.image_size=32"), "image.image_size=0, this recipe 32"),
+        ("small_cross_most", ("init.image=RUN",), "which this run would show RGB: data.views=NAME data.channel=depth"),
+    ],
+)
+def test_refusals_say_what_to_do(
+    run, depth_shards, tmp_path, recipe: str, changes: tuple[str, ...], words: str
+) -> None:
+    few = FEW if recipe == "small_clip2point" else FEW[:-1]
+    keys = [change.replace("RUN", str(run[1])) for change in (*few, *changes)]
+    said = typed("fit", recipe, "--shards", depth_shards, "--run", tmp_path / "run", *keys, code=2)[1]
+    assert re.search(words, said.splitlines()[-1]), said
+    assert not (tmp_path / "run").exists()
