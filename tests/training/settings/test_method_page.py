@@ -22,7 +22,7 @@ from training.settings.recipe_presets import PRESETS
 PAGE = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8")
 CODE = [code for line in PAGE.splitlines() for code in re.findall(r"`([^`]+)`", line)]
 TOLD_WHOLE = ("labels", "weights", "cls", "align", "mask", "lg_align", "ema", "augment", "optimizer")
-TOLD_WHOLE += ("pretrain", "crosspoint", "supervised", "parts", "clip2point")
+TOLD_WHOLE += ("pretrain", "crosspoint", "supervised", "parts", "clip2point", "adapter")
 OF_A_RECIPE = ("Pre-training of points",)  # sections whose second column is a recipe's and not the default
 
 
