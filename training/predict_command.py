@@ -27,7 +27,7 @@ def predict(options: argparse.Namespace, console: Console) -> int:
     if bool(options.files) == bool(options.shards):
         raise Refused("predict needs FILEs or --shards OUT, one of the two")
     if (parts_run := run_of_parts(options.checkpoint)) is not None:
-        return predict_parts(options, console, parts_run)
+        return predict_parts(options, console, parts_run, _files(options.files, console))
     if options.png:
         raise Refused(f"--png draws parts, and {options.checkpoint} predicts classes: --html PAGE shows those")
     out = store.local_path(options.html, "--html") if options.html else None

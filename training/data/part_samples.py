@@ -102,14 +102,14 @@ class WholePartBatch:
 def whole_parts(
     source: Source, num_points: int, table: DatasetTable, required: bool = True, category: int | None = None
 ) -> Iterator[WholePartBatch]:
-    """Every object of a split in the order of its shards, with or without views, BATCH at a time.
+    """Every object of a split in the order of its shards, BATCH at a time.
 
     required: an object without part labels raises DamagedShard. category: takes every object for one of this class;
     else an object without a class raises DamagedShard.
     """
     found = (
         _whole(shard.shapes, shape, num_points, table, required, category)
-        for shard in (*source.shards, *source.viewless)
+        for shard in source.shards
         for shape in read_shapes(shard)
     )
     while rows := list(islice(found, BATCH)):

@@ -134,7 +134,7 @@ def _open_bare(
             raise Refused(f"{table}.{min(both)}={changes[table][min(both)]}: {source} says it already")
     data = _data(shards, merge(base["data"], changes.get("data", {})), changes.get("data", {}), from_recipe)
     if needs and not {"image.", "points.projection"} <= set(needs):  # then the towers need share no space
-        base = merge({"init": {"other_space": "keep"}}, base)
+        base = merge(base, {"init": {"other_space": "keep"}})
     recipe = _as_recipe(merge(merge(base, changes), named) | {"data": data})
     what = source or "init.*"
     if not (needs or recipe.init.all or recipe.init.image or recipe.image.pretrained):

@@ -46,13 +46,17 @@ class LabelledPoints:
 
 @torch.inference_mode()
 def label_points(
-    opened: OpenedParts, source: Source, settings: DataSettings, required: bool = True, category: int | None = None
+    opened: OpenedParts,
+    source: Source,
+    settings: DataSettings,
+    table: DatasetTable,
+    required: bool = True,
+    category: int | None = None,
 ) -> Iterator[LabelledPoints]:
     """Every object of a split with the parts of its points. required, category: as of `whole_parts`.
 
     Raises Stopped, naming the object, where an answer is not finite.
     """
-    table = table_of(opened, source)
     device = next(opened.model.parameters()).device
     for batch in whole_parts(source, settings.num_points, table, required, category):
         logits = opened.model(batch.points.to(device), batch.category.to(device)).cpu()
@@ -60,7 +64,15 @@ def label_points(
         yield from _objects(batch, _by_rule(logits, batch.category, table))
 
 
-def table_of(opened: OpenedParts, source: Source) -> DatasetTable:
+def run_table(opened: OpenedParts) -> DatasetTable:
+    """The classes and parts of a run. Raises Refused where its dataset has others by now."""
+    table = part_table(opened.checkpoint.dataset)
+    if table.parts != opened.parts:
+        raise Refused(f"dataset {table.name} has other parts than when {opened.checkpoint.folder} was trained")
+    return table
+
+
+def require_same_parts(opened: OpenedParts, source: Source) -> DatasetTable:
     """The classes and parts of a build, where they are those of the run. Raises Refused."""
     table = part_table(source.manifest.dataset)
     if table.parts != opened.parts:
@@ -118,16 +130,16 @@ def evaluate_parts(
     if distributed.world() > 1:
         raise Refused("a run of part segmentation is evaluated by one process: start it without torchrun")
     settings = part_data(opened, split, changes)
-    source = open_source(shards, settings)
-    table, total = table_of(opened, source), source.total + sum(len(shard.keys) for shard in source.viewless)
+    source = open_source(shards, settings, pictures=False)
+    table = require_same_parts(opened, source)
     categories: list[int] = []
     ious: dict[str, list[float]] = {rule: [] for rule in RULES}
-    for each in label_points(opened, source, settings):
+    for each in label_points(opened, source, settings, table):
         categories.append(each.category)
         for rule, found in each.found.items():
             assert each.parts is not None  # they were asked for
             ious[rule].append(object_iou(found, each.parts, table.parts_of(each.category)))
-        on_progress(len(categories), total)
+        on_progress(len(categories), source.total)
     if not categories:
         raise Refused(f"{shards}: {split} has no object that data.* leaves")
     recipe, checkpoint = opened.checkpoint.recipe, opened.checkpoint

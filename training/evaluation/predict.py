@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,19 +163,37 @@ def predict_files(
     groups = _groups(files, drawn.axes, axes)
     opened = _opened(checkpoint, classes, who, device, precision)
     found: dict[int, dict[str, Any]] = {}
+    for out, names in _builds(files, groups, drawn, workers, say):
+        settings = _settings(checkpoint, SPLIT)
+        settings = settings.model_copy(update={"views": drawn.view_set}) if drawn.view_set else settings
+        for key, row in _ask(opened, out, settings, classes, say).items():
+            found[names[key]] = row
+        if look:
+            source = open_source(out, settings, warn=False, pictures=drawn.preset is not None)
+            look(source, settings, {key: files[number] for key, number in names.items()})
+    return [{"file": file} | found.get(number, _failed(absence(file))) for number, file in enumerate(files)]
+
+
+def shards_of_files(
+    checkpoint: Checkpoint, files: Sequence[str], axes: str, workers: int, say: Say
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """Builds of files, made as the checkpoint's training data were, each gone when the next one is asked for.
+
+    Each comes with the numbers of its files by their keys in it; files that cannot be built are in none.
+    """
+    drawn = BuildKeys.of(checkpoint)
+    yield from _builds(files, _groups(files, drawn.axes, axes), drawn, workers, say)
+
+
+def _builds(
+    files: Sequence[str], groups: dict[tuple[str, tuple[str, ...]], list[int]], drawn: BuildKeys, workers: int, say: Say
+) -> Iterator[tuple[str, dict[str, int]]]:
     for (dataset, turned), numbers in groups.items():
         with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
             say(f"building {number_of(len(numbers), 'file')}")
             names = {f"file{number:06d}": number for number in numbers}
             out = _build(Path(scratch), drawn, dataset, turned, {k: files[n] for k, n in names.items()}, workers)
-            settings = _settings(checkpoint, SPLIT)
-            settings = settings.model_copy(update={"views": drawn.view_set}) if drawn.view_set else settings
-            for key, row in _ask(opened, str(out), settings, classes, say).items():
-                found[names[key]] = row
-            if look:
-                source = open_source(str(out), settings, warn=False, pictures=drawn.preset is not None)
-                look(source, settings, {key: files[number] for key, number in names.items()})
-    return [{"file": file} | found.get(number, _failed(_absence(file))) for number, file in enumerate(files)]
+            yield str(out), names
 
 
 def predict_shards(
@@ -235,13 +253,13 @@ def _groups(files: Sequence[str], trained: tuple[str, ...], asked: str) -> dict[
     groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for number, file in enumerate(files):
         suffix = Path(file).suffix.lower()
-        if not _absence(file):
+        if not absence(file):
             axes = given or (PLAIN if suffix in UPRIGHT else trained)
             groups.setdefault(("points" if suffix in CLOUDS else "meshes", axes), []).append(number)
     return groups
 
 
-def _absence(file: str) -> str:
+def absence(file: str) -> str:
     """Why a file cannot be given to a build; empty if it can."""
     if not Path(file).exists():
         return "no such file"

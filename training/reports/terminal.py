@@ -80,11 +80,14 @@ def parts(result: dict[str, Any]) -> Table:
 
 
 def part_shares(rows: Sequence[dict[str, Any]]) -> Table:
-    """A line an object: its class, how many percent of its points are of which part, and its IoU where it is known."""
+    """A line an object: its class, the percents of its points by part, its IoU where known; or what is wrong."""
     shown = Table()
     for name in ("object", "class", "parts, % of points", "IoU, %"):
         shown.add_column(name, overflow="fold", justify="right" if name == "IoU, %" else "left")
     for row in rows:
+        if row["error"]:
+            shown.add_row(row["file"], ABSENT, Text(for_terminal(row["error"]), style="red"), ABSENT)
+            continue
         shares = ", ".join(f"{part}: {100 * share:.0f}" for part, share in row["parts"].items())
         shown.add_row(row["file"], row["class"], shares, _percent(row["iou"]))
     return shown

@@ -149,6 +149,11 @@ class PartsRecipe(FitRecipe):
             raise ValueError("optimizer.batch_size=1: batch norms need two objects at least")
         return self
 
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """There is no other."""
+        return ("points",)
+
 
 DEFAULT_METHOD = "cross_most"
 RECIPE_OF: dict[str, type[FitRecipe]] = {

@@ -34,6 +34,10 @@ def judged(source: object, shards: Path, *more: object) -> dict[str, Any]:
     return json.loads(typed("evaluate", source, "--shards", shards, "--json", *more)[0])
 
 
+def probed(source: object, shards: Path, *more: object) -> dict[str, Any]:
+    return json.loads(typed("probe", source, "--shards", shards, "--json", *more)[0])
+
+
 @pytest.fixture(scope="module")
 def pretrained(shards, tmp_path_factory) -> Path:
     """Two steps of pre-training, whose captions are the bare class names."""
@@ -140,6 +144,10 @@ def test_a_bare_clip_is_judged_by_its_pictures_alone(shards, clip, tmp_path) -> 
     assert set(found["per_class"]["student"]["points"]) == {None}
     assert not (tmp_path / "out/confusion_student_points.csv").exists()
     assert (tmp_path / "out/histogram_student.png").stat().st_size > 1000
+    asked = ("--features", "image", "--without-random")
+    bare = probed(file, shards, "data.views=rgb12", *keys, *asked)
+    assert bare["rows"] == probed(run / "checkpoints/step-00000000", shards, *asked)["rows"]
+    assert (bare["width"], bare["n_train"]) == (64, 38)
 
 
 def test_a_points_file_and_a_clip_are_judged_together(shards, clip, golden, tmp_path) -> None:
@@ -157,6 +165,11 @@ def test_a_points_file_and_a_clip_are_judged_together(shards, clip, golden, tmp_
     dropped, said = typed(*options, "--json", "init.other_space=drop")
     assert json.loads(dropped)["student"]["points"] is None
     assert "points are not judged" in said
+    own = "module.transformer_q."
+    tower = {name.replace("point_encoder.", own): value for name, value in ours.items() if "encoder" in name}
+    torch.save({"base_model": tower}, tmp_path / "point_bert.pth")
+    asked = (*keys, "--space", "own", "--features", "points", "--without-random")
+    assert probed(ulip, shards, *asked)["rows"] == probed(tmp_path / "point_bert.pth", shards, *asked)["rows"]
     alone = typed("evaluate", ulip, "--shards", shards, *keys, code=2)[1]
     assert alone.endswith(
         "ulip.pt holds no image tower, and no text tower to make the classifier from: init.image=TAG or FILE"

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from tiny_towers import tiny
 from training_runs import ONE_STEP, relabelled, typed
@@ -168,6 +170,11 @@ def test_a_probe_is_that_of_the_features_that_embed_writes(run, shards, tmp_path
         ("random", False),
         ("random", True),
     ]
+    scaler = StandardScaler().fit(train["points"])
+    learned = LogisticRegression(C=0.5, max_iter=2000).fit(scaler.transform(train["points"]), train["label"])
+    right = learned.predict(scaler.transform(test["points"])) == test["label"]
+    regressed = ("--space", "clip", "--classifier", "logistic", "--C", 0.5, "--standardise", "--without-random")
+    assert probed(run, shards, *regressed)["accuracy"] == round(100 * right.mean(), 2)
     both = probed(run, shards, "--features", "both", "--standardise", "--classifier", "knn", "--without-random")
     assert (both["width"], both["C"], both["standardised"], len(both["rows"])) == (32 + 8, None, True, 2)
 

@@ -70,6 +70,9 @@ def test_at_evaluation_outputs_are_upstreams(golden: Path, case: str) -> None:
                 close(features, arrays[f"eval_extra1_f{of}"], tolerance)
 
 
+ROUNDED = {"pointnet2_msg_yanx": 1e-9, "pointmlp": 1e-9, "pointmlp_elite": 1e-9}  # measured 1e-10 to 4e-10
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_in_training_outputs_and_gradients_are_upstreams(golden: Path, case: str) -> None:
     tower, head, arrays, wanted = golden_pair(golden, case)
@@ -83,9 +86,9 @@ def test_in_training_outputs_and_gradients_are_upstreams(golden: Path, case: str
         if parameter.grad is not None
     }
     assert norms.keys() == wanted.keys()
-    largest = max(wanted.values())
+    largest, close_to = max(wanted.values()), ROUNDED.get(case, 1e-10)
     for name, norm in wanted.items():  # a bias before a batch norm has none: rounding is all that it gets
-        assert norms[name] == pytest.approx(norm, rel=1e-9, abs=1e-9 * largest), name
+        assert norms[name] == pytest.approx(norm, rel=close_to, abs=close_to * largest), name
 
 
 LEVELS = {"centres": (32, 8)}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from builders import REPOSITORY, Commands, stored
 from golden_backbones import filled
 from PIL import Image
@@ -143,7 +144,7 @@ def test_the_loss_by_hand() -> None:
 def test_a_point_keeps_its_part(boxes: Path, order: str, count: int) -> None:
     """Through prefix, repeats, every order and the augmentation, whose scale and shift are undone here."""
     recipe = read_recipe("parts_dgcnn", parse_changes([f"data.num_points={count}"]))
-    source, shapes = open_source(str(boxes), recipe.data, warn=False), stored(boxes)
+    source, shapes = open_source(str(boxes), recipe.data, warn=False, pictures=False), stored(boxes)
     augment = PartAugmentSettings(cloud_order=order, cloud_scale=1.5, cloud_shift=0.1)
     samples = PartSamples(source, recipe.data, augment, FORM, 3, 0)
     seen = 0
@@ -166,7 +167,7 @@ def test_a_point_keeps_its_part(boxes: Path, order: str, count: int) -> None:
 
 def test_a_whole_split_has_every_object_and_no_repeat_counts(boxes: Path) -> None:
     recipe = read_recipe("parts_dgcnn", parse_changes(["data.num_points=150"]))
-    source = open_source(str(boxes), recipe.data, warn=False)
+    source = open_source(str(boxes), recipe.data, warn=False, pictures=False)
     (batch,) = whole_parts(source, 150, load_table("shapenetpart"))
     assert len(batch.keys) == 6
     assert batch.stored == (128,) * 6
@@ -239,6 +240,14 @@ def test_other_commands_say_what_a_run_of_parts_is_for(boxes: Path, tmp_path: Pa
     assert "classifies no object" in said("embed", run, "--shards", boxes, "--out", tmp_path / "x.npz")[1]
     assert "--out is for runs that classify" in said("evaluate", run, "--shards", boxes, "--out", tmp_path / "x")[1]
     assert "--classes NAME" in said("predict", run, tmp_path / "a.off")[1]
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "a.off")
+    (tmp_path / "b.off").write_text("OFF 1")
+    asked = ("predict", run, *(tmp_path / f"{name}.off" for name in "abc"), "--classes", "Mug")
+    rows = json.loads(typed(*asked, "--json", "--png", tmp_path / "parts.png", code=1)[0])
+    assert [set(row["parts"]) for row in rows] == [{"36", "37"}, set(), set()]
+    assert sum(rows[0]["parts"].values()) == pytest.approx(1)
+    assert [row["error"] for row in rows] == [None, "load: no vertex and face counts after OFF", "no such file"]
+    assert (tmp_path / "parts.png").is_file()
     assert "one of all objects" in said("predict", run, "--shards", boxes, "--classes", "Mugs")[1]
     rows = json.loads(typed("predict", run, "--shards", boxes, "--classes", "Mug", "--json")[0])
     assert {(row["class"], row["iou"]) for row in rows} == {("Mug", None)}

@@ -29,13 +29,20 @@ def terms_of(recipe: FitRecipe, dataset: str, seeds: Sequence[int], checkpoint: 
 
 def term_lines(values: dict[str, Any]) -> list[str]:
     """`terms_of` each row in words: `Cross-MoST: last checkpoint, seeds 0 and 1, point_bert.`"""
-    return [f"{values['names'][row]}: {_words(terms)}." for row, terms in values["rows"].items()]
+    names = values["names"]
+    return [f"{names[row]}: {', '.join(term_words(terms).values())}." for row, terms in values["rows"].items()]
 
 
-def _words(terms: dict[str, Any]) -> str:
+def term_words(terms: dict[str, Any]) -> dict[str, str]:
+    """What `terms_of` has to say, in words by its keys."""
     seeds = " and ".join(map(str, terms["seeds"]))
-    told = [f"{terms['checkpoint']} checkpoint", f"seed{'s' * (len(terms['seeds']) > 1)} {seeds}", terms["backbone"]]
-    told += [f"k {terms['k']}"] if terms["k"] else []
-    told += [f"{terms['fraction']:.0%} of the labels"] if terms["fraction"] else []
-    told += [f"ScanObjectNN {terms['variant']}"] if terms["variant"] else []
-    return ", ".join([*told, "1 vote"])
+    told = {
+        "checkpoint": f"{terms['checkpoint']} checkpoint",
+        "seeds": f"seed{'s' * (len(terms['seeds']) > 1)} {seeds}",
+        "backbone": terms["backbone"],
+        "k": f"k {terms['k']}" if terms["k"] else "",
+        "fraction": f"{terms['fraction']:.0%} of the labels" if terms["fraction"] else "",
+        "variant": f"ScanObjectNN {terms['variant']}" if terms["variant"] else "",
+        "votes": "1 vote",
+    }
+    return {key: words for key, words in told.items() if words}
