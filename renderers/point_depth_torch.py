@@ -152,6 +152,20 @@ def distance_pictures(
     return to_pictures(_discs(x, y, z + distances[:, None, None], scale, size, disc_radius))
 
 
+def turned_pictures(
+    points: Tensor, rotation: Tensor, distances: Tensor, size: int, half_extent: float = 1.0, disc_radius: float = 0.02
+) -> Tensor:
+    """Pictures float32 (B, M, size, size) in [0, 1] of points (B, N, 3), each cloud from a camera of its own.
+
+    rotation: float32 (B, 3, 3), world to camera. distances: (B, M), as of `distance_pictures`, of the M pictures that
+    one camera takes. half_extent: of the orthographic window, world units.
+    """
+    turned = torch.einsum("bij,bnj->bin", rotation, points)
+    x, y, z = (turned[:, :, None] / distances[:, None, :, None]).unbind(dim=1)
+    scale = torch.full((1, 1, 1), 1 / half_extent, dtype=points.dtype, device=points.device)
+    return to_pictures(_discs(x, y, z + distances[..., None], scale, size, disc_radius))
+
+
 def to_pictures(depth: Tensor) -> Tensor:
     """The released CLIP2Point mapping, as `manifests.picture_mapping.to_picture`: depth (..., S, S) -> [0, 1]."""
     hit = torch.isfinite(depth)

@@ -41,12 +41,14 @@ WAITS_FOR_EVER = {  # what may, and why
 }
 LABEL_READERS = {  # beside them no file may see a label
     "training/objectives/pretrain.py",
+    "training/objectives/adapter.py",
     "training/objectives/supervised.py",
     "training/objectives/part_segmentation.py",
     "training/objectives/pointcmt.py",
     "training/evaluation/evaluate.py",
     "training/evaluation/part_iou.py",
     "training/evaluation/embed.py",
+    "training/evaluation/view_weights.py",
     "training/evaluation/probed_features.py",
     "training/data/loader.py",
     "training/data/labels.py",

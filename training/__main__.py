@@ -35,7 +35,7 @@ from training.command_line import parser
 from training.parts_command import evaluate_run_of_parts, run_of_parts
 from training.predict_command import predict
 from training.probe_command import probe
-from training.typed_keys import typed_candidates, typed_changes, typed_source
+from training.typed_keys import typed_candidates, typed_changes, typed_source, typed_weights
 
 if TYPE_CHECKING:
     import torch
@@ -179,15 +179,16 @@ def _forecast(options: argparse.Namespace, recipe: FitRecipe, device: torch.devi
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from training import distributed
-    from training.evaluation.evaluate import Options, judge
+    from training.evaluation.evaluate import Options
     from training.evaluation.judged_models import TOWER_KEYS, asked_prompts, open_judged
+    from training.evaluation.rgb_beside_depth import judge_pictures, sanity_line
     from training.reports import evaluation_files, terminal
 
     if (parts_run := run_of_parts(options.checkpoint)) is not None:
         with _objects_bar(console) as on_progress:
             return evaluate_run_of_parts(options, parts_run, on_progress)
     source = typed_source(options)
-    changes = typed_changes(options, ("data", "prompts", "classes", *TOWER_KEYS))
+    changes = typed_changes(options, ("data", "prompts", "classes", "views_weight", *TOWER_KEYS))
     with distributed.together():
         if options.out:
             store.local_path(options.out, "--out")
@@ -198,16 +199,20 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
             changes=changes["data"] | typed_candidates(options, changes),
             prompts=asked_prompts(changes["prompts"]) if "prompts" in changes else (),
             votes=options.votes,
+            views_weight=typed_weights(options, changes),
         )
         towers = {key: changes[key] for key in TOWER_KEYS if key in changes} | {"data": how.changes}
         device = _device(options.device)
         about = (device, options.precision, options.recipe, lambda lines: console.print(*lines, sep="\n"))
         opened = open_judged(source, options.shards, towers, *about, options.other_neighbours)
+    where = (options.shards, options.split, device)
     with _objects_bar(console) as on_progress:
-        (found,) = judge([opened], options.shards, options.split, device, how, on_progress)
+        found, beside = judge_pictures(opened, *where, how, options.search_view_weights, options.beside, on_progress)
     if not distributed.leads():
         return 0
-    result = found.result()
+    result = found.result() | ({"rgb_beside_depth": beside} if beside else {})
+    if beside:
+        console.print(sanity_line(beside))
     if options.json:
         tell(json_text(result))
     else:
@@ -235,7 +240,8 @@ def _embed(options: argparse.Namespace, console: Console) -> int:
     if distributed.leads():
         with console.status("writing"):
             paths = write(found, options.out, options.picture, checkpoint.recipe.seed)
-        features = f"{number_of(found.points.shape[1], 'feature')} each, {found.about['precision']}"
+        width = (found.points if len(found.points) else found.image).shape[1]
+        features = f"{number_of(width, 'feature')} each, {found.about['precision']}"
         counted = f"{number_of(len(found.keys), 'object')}, {features}"
         console.print(f"{', '.join(paths)}: {counted}")
     return 0

@@ -79,7 +79,8 @@ def _fit(fit: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(evaluate: argparse.ArgumentParser) -> None:
-    keys = "prompts, classes, keys of data; of weights without a run init.* (the other tower), image.*, points.*"
+    keys = "prompts, classes, views_weight, keys of data; of weights without a run init.* (the other tower), "
+    keys += "image.*, points.*"
     _add_judged(evaluate, keys)
     evaluate.add_argument("--shards", required=True, help="a finished build with labels")
     _add_split(evaluate)
@@ -96,6 +97,10 @@ def _evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--votes", type=_some, default=1, metavar="N", help="clouds: mean logits of N passes, all but one scaled anew"
     )
+    evaluate.add_argument(
+        "--search-view-weights", default="", metavar="SPLIT", help="weights of views by the labels of a training split"
+    )
+    evaluate.add_argument("--beside", default="", metavar="VIEWS", help="of depth: RGB of the same objects beside it")
     evaluate.add_argument("--without-labels", action="store_true", help="read no label: the label-free analysis alone")
     _add_precision(evaluate)
     evaluate.add_argument("--out", metavar="DIR", help="confusion matrices, histograms and per-class figures")
@@ -133,6 +138,9 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--axes", default="", help="of FILEs, such as y,z,x where +Z is up; default: as trained")
     predict.add_argument("--html", metavar="PAGE", help="a page in one file: each object with its three best answers")
     predict.add_argument("--png", metavar="FILE", help="of a run of part segmentation: objects with parts in colours")
+    predict.add_argument(
+        "--views-weight", type=_decimals, default=[], metavar="A,B,...", help="of each view; default: all count alike"
+    )
     _add_who(predict)
     _add_plugin(predict)
     _add_device(predict)
@@ -143,6 +151,7 @@ def _predict(predict: argparse.ArgumentParser) -> None:
 
 def _probe(probe: argparse.ArgumentParser) -> None:
     _add_judged(probe, "keys of data; of weights without a run init.* (the other tower), image.*, points.*")
+    _add_other_neighbours(probe)
     probe.add_argument("--shards", required=True, help="a finished build with labels")
     probe.add_argument("--train-split", default="train", help="what the classifier learns from; all of an episode")
     probe.add_argument("--test-split", default="test", help="what it is asked about; what is retrieved")
@@ -310,6 +319,14 @@ def _some(text: str) -> int:
     if not _count(text):
         raise argparse.ArgumentTypeError("at least 1")
     return int(text)
+
+
+def _decimals(text: str) -> list[float]:
+    """Numbers with commas between them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no list of numbers, such as 0.25,1,1") from error
 
 
 def _strength(text: str) -> float | str:

@@ -14,6 +14,7 @@ from manifests.errors import Refused
 from manifests.plain_text import PlainConsole, number_of, tell
 from manifests.records import json_text
 from training.parts_command import predict_parts, run_of_parts
+from training.typed_keys import typed_weights
 
 
 def predict(options: argparse.Namespace, console: Console) -> int:
@@ -37,11 +38,12 @@ def predict(options: argparse.Namespace, console: Console) -> int:
     how = (classes, options.who, device)
     page = PredictionPage() if out else None
     with console.status("opening") as status:
+        weights = typed_weights(options, {"views_weight": options.views_weight} if options.views_weight else {})
         last = (status.update, options.precision, page.look if page else None)
         if files:
-            rows = predict_files(checkpoint, files, *how, options.axes, options.workers, *last)
+            rows = predict_files(checkpoint, files, *how, options.axes, options.workers, *last, views_weight=weights)
         else:
-            rows = predict_shards(checkpoint, options.shards, options.split, *how, *last)
+            rows = predict_shards(checkpoint, options.shards, options.split, *how, *last, views_weight=weights)
     if options.json:
         tell(json_text(rows))
     else:

@@ -36,6 +36,21 @@ def typed_source(options: argparse.Namespace) -> str:
     return source
 
 
+def typed_weights(options: argparse.Namespace, changes: dict[str, Value]) -> tuple[float, ...]:
+    """The numbers of `views_weight`; empty where it is not given."""
+    given = changes.get("views_weight")
+    if given is None:
+        return ()
+    if getattr(options, "search_view_weights", ""):
+        raise Refused("views_weight and --search-view-weights both say the weights of views")
+    numbers = given if isinstance(given, list) else [given]
+    if any(isinstance(each, bool) or not isinstance(each, int | float) or not 0 <= each < 1e6 for each in numbers):
+        raise Refused(f"views_weight={given}: numbers from 0 on, one a view, such as [0.25,1,1,0.5]")
+    if not any(numbers):
+        raise Refused(f"views_weight={given}: one of them must be above 0")
+    return tuple(map(float, numbers))
+
+
 def typed_candidates(options: argparse.Namespace, changes: dict[str, Value]) -> dict[str, Value]:
     """Keys of data that --classes (or `classes=`) and --candidates set."""
     keys: dict[str, Value] = {}

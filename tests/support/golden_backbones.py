@@ -34,7 +34,11 @@ def golden_network(golden: Path, case: str) -> GoldenNetwork:
 
 
 def filled(name: str, shape: list[int], number: int, salt: int, gain: float = 6.0) -> Tensor:
-    """A tensor by the rule, number: its place among the sorted names."""
+    """A tensor by the rule, number: its place among the sorted names.
+
+    `weight` and `bias` are last words after a dot: `in_proj_weight` of an attention is "anything else".
+    """
+    name = f".{name}"
     count = math.prod(shape)
     with np.errstate(over="ignore"):
         x = np.arange(count, dtype=np.uint64)
@@ -45,11 +49,11 @@ def filled(name: str, shape: list[int], number: int, salt: int, gain: float = 6.
     u = (x >> np.uint64(11)).astype(np.float64) / 2**53
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.long)
-    if name.endswith(("running_mean", "bias")):
+    if name.endswith(("running_mean", ".bias")):
         values = (u - 0.5) * 0.2
-    elif name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
+    elif name.endswith("running_var") or (name.endswith(".weight") and len(shape) == 1):
         values = 0.5 + u
-    elif name.endswith("weight"):
+    elif name.endswith(".weight"):
         values = (2 * u - 1) * math.sqrt(gain / math.prod(shape[1:]))
     else:
         values = (2 * u - 1) * 0.5

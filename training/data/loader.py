@@ -51,7 +51,7 @@ class Form:
 @dataclass(frozen=True)
 class Drawn:
     """An object of an epoch and the view drawn for it. more: further views, of a method that takes several. rng: the
-    generator of (seed, epoch, key), after those draws."""
+    generator of (seed, epoch, key), after those draws. beside: its views in further view sets, with their shards."""
 
     shard: Shard
     shape: Sample
@@ -59,6 +59,7 @@ class Drawn:
     view: int
     more: tuple[int, ...]
     rng: np.random.Generator
+    beside: tuple[tuple[Shard, Sample], ...] = ()
 
 
 class EpochSamples(IterableDataset[Any]):
@@ -114,7 +115,7 @@ class EpochSamples(IterableDataset[Any]):
         """One sample: `key` and the arrays of its batch by name, pictures (..., H, W, 3)."""
         raise NotImplementedError
 
-    def _collate(self, samples: list[dict[str, Any]]) -> AnyRawBatch:
+    def _collate(self, samples: list[dict[str, Any]]) -> Any:
         names = [name for name in samples[0] if name != "key"]
         tensors: dict[str, Any] = {name: torch.from_numpy(np.stack([s[name] for s in samples])) for name in names}
         for name in self.pictures:
@@ -191,12 +192,7 @@ class EpochSamples(IterableDataset[Any]):
     def _read(self, epoch: int, ranges: list[Range], positions: list[int]) -> Iterator[tuple[int, Drawn]]:
         """(position, object) for ascending positions in the concatenated ranges, so that tars are read forwards."""
         views_draw = ViewDraw(self.seed, epoch, self.settings if self.source.view_set else None, self.form.views)
-        pieces, position = [], 0
-        for piece in ranges:
-            size = piece.stop - piece.start
-            inside = positions[bisect_left(positions, position) : bisect_left(positions, position + size)]
-            pieces.append((self.source.shards[piece.shard], [piece.start + p - position for p in inside]))
-            position += size
+        pieces = self._pieces(ranges, positions)
         arriving = iter(positions)
         joined = read_pieces(pieces, self._wanted, self._views_wanted(views_draw))
         for shard, numbers in pieces:
@@ -204,6 +200,16 @@ class EpochSamples(IterableDataset[Any]):
                 with naming(shard.views, views.key):
                     taken, rng = views_draw.take(views)
                 yield next(arriving), Drawn(shard, shape, views, taken[0], taken[1:], rng)
+
+    def _pieces(self, ranges: list[Range], positions: list[int]) -> list[tuple[Shard, list[int]]]:
+        """The shards that hold these positions of the concatenated ranges, each with the numbers of its samples."""
+        pieces, position = [], 0
+        for piece in ranges:
+            size = piece.stop - piece.start
+            inside = positions[bisect_left(positions, position) : bisect_left(positions, position + size)]
+            pieces.append((self.source.shards[piece.shard], [piece.start + p - position for p in inside]))
+            position += size
+        return pieces
 
     def _wanted(self, shape: Sample, suffix: str) -> bool:
         """Whether a member of a shape is read."""

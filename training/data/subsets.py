@@ -113,7 +113,8 @@ def _assets(path: str, split: str) -> list[tuple[str, str, str | None]]:
         raise Refused(str(error)) from error
     if data is None:
         raise Refused(
-            f"{path} is missing, and data.classes, data.objects and data.fraction need it: run the build again"
+            f"{path} is missing, and data.classes, data.objects, data.fraction and data.shots need it: run the build "
+            "again"
         )
     try:
         return [(asset.key, asset.id, asset.class_name) for asset in parse_assets(data) if asset.split == split]

@@ -43,7 +43,7 @@ from training.weights.checkpoint import (
     refuse_broken_other,
     without_pretrained,
 )
-from training.weights.open_models import text_prompts, untaught, warn_of_new_words
+from training.weights.open_models import text_prompts, untaught, warn_of_new_words, warn_of_own_heads
 from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about, with_its_plugins
 
 SHOWN = 3  # answers in the line that shows them
@@ -170,7 +170,8 @@ class Classifier:
 
         pictures: what `renderers.draw` gives, which is all its views; a picture as `preprocess` takes it; a batch
         (B, H, W, 3) or (B, 3, H, W) of such; what `preprocess` made; or a sequence of any of these. For several views
-        of one object, average their features and make them unit again, as `classify(views=...)` does.
+        of one object, average their features and make them unit again, as `classify(views=...)` does. Of a run of
+        method=adapter they are those of its towers side by side, not of length 1.
 
         >>> import numpy as np, training
         >>> training.load("runs/mine").encode_image(np.zeros((2, 60, 80, 3), np.uint8)).shape
@@ -233,6 +234,8 @@ class Classifier:
         shown = [given for given in (pictures, image, views) if given is not None]
         if len(shown) > 1 or not (shown or points is not None):
             raise ValueError("classify needs image (or pictures) or views, or points, or one of the first and points")
+        if shown and views is None and self.model.adapter is not None:
+            raise ValueError(f"an adapter takes {self.model.adapter.views} views of an object: classify(views=...)")
         found: dict[str, Tensor] = {}
         if views is not None:
             found["image"] = self._probabilities("image", self._of_views(objects_in(views)), classes)
@@ -297,9 +300,16 @@ class Classifier:
         return torch.cat([self.model.image_features(part.to(self.device)) for part in parts])
 
     def _of_views(self, objects: list[list[Any]]) -> Tensor:
-        """(B, E): the unit features of each object's pictures, averaged and made unit again; by a head the largest."""
+        """(B, E): the unit features of each object's pictures, averaged and made unit again; by a head the largest.
+
+        By an adapter what it makes of them, of which it takes as many as it learned with: else ValueError.
+        """
         features = self._image_features([picture for views in objects for picture in views])
         parts = features.split([len(views) for views in objects])
+        if self.model.adapter is not None:
+            if wrong := [len(part) for part in parts if len(part) != self.model.adapter.views]:
+                raise ValueError(f"this adapter takes {self.model.adapter.views} views of an object, not {wrong[0]}")
+            return self.model.adapter(torch.stack(parts))
         if self.model.image_head is not None:
             return torch.stack([part.amax(dim=0) for part in parts])
         return normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=1)
@@ -308,8 +318,8 @@ class Classifier:
         """(B, C) of one modality's unit features (B, E)."""
         model = self.model
         if name in untaught(self.checkpoint.recipe):
-            raise ValueError(f"this run did not train its {name} tower (supervised.towers)")
-        if classes is not None and name == "points":
+            raise ValueError(f"this run of method={self.checkpoint.recipe.method} did not train its {name} tower")
+        if classes is not None and (name == "points" or model.image_head is not None):
             model.refuse_names()
         if classes is None:
             logits = model.image_logits(feature) if name == "image" else model.points_logits(feature)
@@ -331,6 +341,7 @@ def load(path: str | PathLike[str], who: Who = "student", device: str | torch.de
             raise Refused(f"{checkpoint.folder} has no teacher: its method is {checkpoint.recipe.method}")
         refuse_broken_other(checkpoint.folder, who)
         about, tensors = read_about(checkpoint.folder.parent.parent), read_weights(file)
+        warn_of_own_heads([checkpoint])
     model, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names, blank=True)
     text_is_loaded = model.text is not None
     own = {n.removeprefix("text."): t for n, t in tensors.items() if n.startswith("text.")}
@@ -339,6 +350,7 @@ def load(path: str | PathLike[str], who: Who = "student", device: str | torch.de
         tensors = {name: value for name, value in tensors.items() if not name.startswith("text.")}
         text_is_loaded = True
     _fill(model, tensors, path)
+    model.look_at(checkpoint.recipe.judged_data.channel)
     text.to(device)
     return Classifier(model.to(device), text, text_is_loaded, checkpoint, about)
 

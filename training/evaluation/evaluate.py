@@ -33,7 +33,7 @@ from training.settings.data import DataSettings
 from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
 from training.weights.grouping import warn_of_other_clouds
-from training.weights.open_models import Opened, fit_classes, open_models, text_prompts
+from training.weights.open_models import Opened, fit_classes, open_models, text_prompts, warn_of_own_heads
 
 Progress = Callable[[int, int], None]
 
@@ -51,7 +51,8 @@ class Options:
     processes; None: data.workers, if that is among `changes`, else 0. precision: of the towers of checkpoints; None: as
     trained on CUDA, fp32 on the CPU. changes: keys of `data` that replace the recipe's, such as classes, candidates,
     objects, num_views, workers, cache. warn: logs how many objects are left out. votes: passes over each cloud: after
-    the first its axes are scaled anew, always from the stored cloud, and logits are averaged.
+    the first its axes are scaled anew, always from the stored cloud, and logits are averaged. views_weight: of the
+    views in `image_star`, empty for the same of all. searched: the split whose labels chose them.
     """
 
     classes_from_text: bool = False
@@ -63,6 +64,8 @@ class Options:
     prompts: tuple[str, ...] = ()
     warn: bool = True
     votes: int = 1
+    views_weight: tuple[float, ...] = ()
+    searched: str = ""
 
     def prompts_of(self, opened: Opened) -> tuple[str, ...]:
         """The prompts of the classifier to make from text; none where the checkpoint's own classifier answers."""
@@ -88,6 +91,8 @@ def examine(
     """
     device = device or torch.device("cpu")
     with distributed.together():
+        if options.every_view:  # a report, which has said it, asks again by one view
+            warn_of_own_heads(checkpoints)
         opened = [open_models(each, precision=options.precision, device=device) for each in checkpoints]
     return judge(opened, shards, split, device, options, on_progress)
 
@@ -104,9 +109,9 @@ def judge(
     """The answers of opened models that are on the device; otherwise as `examine`."""
     with distributed.together():
         columns = PREDICTED if options.every_view else MODALITIES
-        opened = [
-            _Examinee(each, _asked(columns, each.random), options.prompts_of(each), options.votes) for each in models
-        ]
+        opened = [_Examinee(each, _asked(columns, each.random), options.prompts_of(each), options) for each in models]
+        if options.votes > 1 and not any("points" in each.columns for each in opened):
+            raise Refused(f"--votes {options.votes} are of clouds, and {opened[0].checkpoint.folder} answers by none")
         streams = _streams(opened, shards, split, options)
     found: dict[int, Examined] = {}
     for stream in streams:
@@ -127,7 +132,7 @@ def _asked(columns: Sequence[str], random: Sequence[str]) -> tuple[str, ...]:
 
 def settings_of(checkpoint: Checkpoint, split: str, changes: dict[str, Value]) -> DataSettings:
     """The data settings for judging a checkpoint. Raises Refused for an unknown key of `data`."""
-    values = merge(checkpoint.recipe.data.model_dump(mode="json") | {"split": split}, changes)
+    values = merge(checkpoint.recipe.judged_data.model_dump(mode="json") | {"split": split}, changes)
     settings = parse_recipe(DataSettings, values, "data")
     warn_of_other_clouds(checkpoint.recipe, settings.num_points)
     return settings
@@ -135,14 +140,18 @@ def settings_of(checkpoint: Checkpoint, split: str, changes: dict[str, Value]) -
 
 @dataclass
 class _Examinee:
-    """A checkpoint being examined. prompts: of a classifier that text makes, if one does. votes: as of Options. logits:
-    by model, then a table by column for each batch."""
+    """A checkpoint being examined. prompts: of a classifier that text makes, if one does. logits: by model, then a
+    table by column for each batch."""
 
     opened: Opened
     columns: tuple[str, ...]
     prompts: tuple[str, ...] = ()
-    votes: int = 1
+    options: Options = WHOLE
     logits: dict[str, list[dict[str, Tensor]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if any(model.adapter is not None for model in self.opened.models.values()):
+            self.columns = tuple(name for name in self.columns if name == "image_star")
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -157,9 +166,9 @@ class _Examinee:
         asked: dict[int, dict[str, Tensor]] = {}
         for who, model in self.opened.models.items():
             if id(model) not in asked:
-                features = features_of(model, batch, device)
+                features = features_of(model, batch, device, self.options.views_weight, "points" in self.columns)
                 found = logits_of(model, batch, features, self.checkpoint.recipe.seed, every_view)
-                if self.votes > 1 and "points" in self.columns:
+                if self.options.votes > 1 and "points" in self.columns:
                     found["points"] = self._voted(model, batch, found["points"])
                 require_finite(batch.keys, *(found[name] for name in self.columns))
                 asked[id(model)] = found
@@ -170,10 +179,11 @@ class _Examinee:
         device = model.classifier.device
         digests = [seed_digest(self.checkpoint.recipe.seed, key) for key in batch.keys]
         seed = torch.tensor([int.from_bytes(each[:8], "big", signed=True) for each in digests], device=device)
-        clouds = batch.points.to(device)
-        for vote in range(1, self.votes):
-            first = first + model.points_logits(model.point_features(scaled_clouds(clouds, seed, vote))).cpu()
-        return first / self.votes
+        clouds, spread = batch.points.to(device), self.checkpoint.recipe.vote_spread
+        for vote in range(1, self.options.votes):
+            scaled = scaled_clouds(clouds, seed, vote, spread)
+            first = first + model.points_logits(model.point_features(scaled)).cpu()
+        return first / self.options.votes
 
     def examined(self, source: Source, split: str, keys: tuple[str, ...], label_N: Tensor, labels: bool) -> Examined:
         """The answers in all processes."""
@@ -190,7 +200,9 @@ class _Examinee:
             self.checkpoint.recipe.pseudo_labels,
             self.opened.precision,
             self.prompts,
-            self.votes,
+            self.options.votes,
+            self.options.views_weight,
+            self.options.searched,
         )
 
     def _answers(self, who: str, label_N: Tensor) -> SplitAnswers:
@@ -237,6 +249,8 @@ def _streams(opened: list[_Examinee], shards: str, split: str, options: Options)
     for (settings, image_size, seed, tower, pictures), examinees in alike.items():
         source = open_source(shards, settings, options.warn, tower, pictures)
         for examinee in examinees:
+            for model in examinee.opened.models.values():
+                model.look_at(settings.channel)
             fit_classes(examinee.opened, source, shards, examinee.prompts, bool(settings.classes))
         numbers = batch_numbers(source.total, BATCH, distributed.rank(), distributed.world())
         make = labelled if options.labels else SplitReader
@@ -251,8 +265,11 @@ def logits_of(
 ) -> dict[str, Tensor]:
     """On the CPU: logits (B, C) of a batch by column, and `views_right` (B,), which is (0,) without every_view.
 
-    A batch without pictures has the column `points` alone.
+    A batch without pictures has the column `points` alone, and a point tower that is not asked has none. An adapter
+    answers about all views together, and has `image_star` alone.
     """
+    if features.adapted is not None:
+        return {"views_right": torch.zeros(0), "image_star": model.image_logits(features.adapted).cpu()}
     by_view = model.image_logits(features.views)
     found = {"views_right": torch.zeros(0)}
     if every_view and by_view.shape[1]:
@@ -267,7 +284,8 @@ def logits_of(
         }
     elif by_view.shape[1]:
         found["image"] = by_view[:, 0]
-    found["points"] = model.points_logits(features.points)
+    if features.points.shape[1]:
+        found["points"] = model.points_logits(features.points)
     return {name: value.cpu() for name, value in found.items()}
 
 

@@ -146,15 +146,17 @@ class SplitAnswers:
         KL(prediction || uniform), `confident`, percent surer than the branch's threshold, and `histogram`, how often
         each class is predicted. `agreement`: percent of objects for which both predict one class. `joint`, the joint
         pseudo-labels at the threshold: `selected`, percent of objects; `from_image` and `from_points`, percent of
-        those; `histogram`. Without one of them, what needs both is None.
+        those; `histogram`. Without one of them, what needs both is None, and all of it of an adapter.
         """
         settings = settings or LabelSettings()
+        found: dict[str, Any] = dict.fromkeys((*MODALITIES, "agreement", "joint"))
+        if not self.modalities:
+            return found
         some = self.logits[self.modalities[0]]
         image, points = self.logits.get("image", some), self.logits.get("points", some)
         own = pseudo_labels(image, points, settings.model_copy(update={"mode": "own"}))
         joint = pseudo_labels(image, points, settings.model_copy(update={"mode": "joint"}))
         confident = {"image": own.image_confident, "points": own.points_confident}
-        found: dict[str, Any] = dict.fromkeys((*MODALITIES, "agreement", "joint"))
         for name in self.modalities:
             logits = self.logits[name]
             count = torch.bincount(logits.argmax(dim=1), minlength=self.num_classes)
@@ -214,7 +216,8 @@ class Examined:
 
     keys: of the N objects, in the order of the shards. labelled: whether labels were read. settings: of the
     checkpoint's pseudo-labels. precision: of the towers. prompts: of a classifier that was made from text; empty for
-    the checkpoint's own. votes: passes over each cloud.
+    the checkpoint's own. votes: passes over each cloud. views_weight: of the views in `image_star`, empty for the same
+    of all; searched: the split whose labels chose them.
     """
 
     dataset: str
@@ -229,6 +232,8 @@ class Examined:
     precision: Precision = "fp32"
     prompts: tuple[str, ...] = ()
     votes: int = 1
+    views_weight: tuple[float, ...] = ()
+    searched: str = ""
 
     @property
     def models(self) -> dict[str, SplitAnswers]:
@@ -251,6 +256,8 @@ class Examined:
             "precision": self.precision,
             "prompts": list(self.prompts) or None,
             "votes": self.votes,
+            "views_weight": list(self.views_weight) or None,
+            "views_weight_searched_on": self.searched or None,
             "student": self.student.percent() if self.labelled else None,
             "teacher": self.teacher.percent() if self.labelled and self.teacher else None,
             "analysis": {"student": None, "teacher": None}

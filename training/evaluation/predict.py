@@ -38,7 +38,7 @@ from training.models.clip import pixel_statistics
 from training.settings.data import DataSettings
 from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
-from training.weights.open_models import Opened, open_models
+from training.weights.open_models import Opened, open_models, warn_of_own_heads
 from training.weights.run_folder import CLASSES, read_about
 
 CLOUDS = (".pcd", ".npy", ".npz", ".txt", ".xyz", ".csv", ".pts", ".asc")  # for the recipe `points`
@@ -85,9 +85,10 @@ class BuildKeys:
         path = checkpoint.folder.parent.parent / CLASSES
         about = read_about(path.parent)
         try:
-            name, values = about["view_set"], about["shapes"]
+            shown, values = about.get("judged", about), about["shapes"]
+            name = shown["view_set"]
             pictures = "image" in checkpoint.recipe.towers
-            preset = parse_preset(about["preset"], f"{path}: preset") if pictures else None
+            preset = parse_preset(shown["preset"], f"{path}: preset") if pictures else None
             keys = {key: values[key] for key in ("dataset", *SHAPE_KEYS)}
             made = _Shapes.model_validate(keys | {"axes": values.get("axes")})
         except ValidationError as error:
@@ -146,6 +147,7 @@ def predict_files(
     say: Say = lambda words: None,
     precision: Precision | None = None,
     look: Look | None = None,
+    views_weight: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
     """Predicts files: `{file, label, confidence, surer, towers, top5, error}` for each, in their order.
 
@@ -155,7 +157,7 @@ def predict_files(
     classes: replace the checkpoint's; their classifier is made from text. axes: as in a build's recipe, such as `y,z,x`
     for files with +Z up; by default those of the training dataset, and +Y up for glTF. workers: of the build; 0: in
     one process. precision: of the towers; None: as trained on CUDA, fp32 on the CPU. look: is shown the shards of the
-    files, which are gone afterwards.
+    files, which are gone afterwards. views_weight: of the views in their mean; empty for the same of all.
 
     Raises Refused when the checkpoint does not say how to draw, or the pipeline cannot run; Stopped when a build hangs.
     """
@@ -166,7 +168,7 @@ def predict_files(
     for out, names in _builds(files, groups, drawn, workers, say):
         settings = _settings(checkpoint, SPLIT)
         settings = settings.model_copy(update={"views": drawn.view_set}) if drawn.view_set else settings
-        for key, row in _ask(opened, out, settings, classes, say).items():
+        for key, row in _ask(opened, out, settings, classes, say, views_weight).items():
             found[names[key]] = row
         if look:
             source = open_source(out, settings, warn=False, pictures=drawn.preset is not None)
@@ -206,12 +208,13 @@ def predict_shards(
     say: Say = lambda words: None,
     precision: Precision | None = None,
     look: Look | None = None,
+    views_weight: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
     """Predicts every object of a split; `file` is its key. Reads no label. Raises Refused as `evaluate` does."""
     settings = _settings(checkpoint, split)
     pictures = "image" in checkpoint.recipe.towers
     source = open_source(shards, settings, warn=False, pictures=pictures)  # refuses before weights are read
-    found = _ask(_opened(checkpoint, classes, who, device, precision), shards, settings, classes, say)
+    found = _ask(_opened(checkpoint, classes, who, device, precision), shards, settings, classes, say, views_weight)
     if look:
         look(source, settings, {key: key for key in found})
     return [{"file": key} | row for key, row in found.items()]
@@ -219,7 +222,7 @@ def predict_shards(
 
 def _settings(checkpoint: Checkpoint, split: str) -> DataSettings:
     """The checkpoint's data settings, for all objects of a split."""
-    return checkpoint.recipe.data.model_copy(
+    return checkpoint.recipe.judged_data.model_copy(
         update={"split": split, "classes": (), "objects": "", "candidates": "subset"}
     )
 
@@ -231,6 +234,7 @@ def _opened(
     device: torch.device | None,
     precision: Precision | None,
 ) -> Opened:
+    warn_of_own_heads([checkpoint])
     opened = open_models(checkpoint, who, precision, device or torch.device("cpu"))
     if classes:
         if len(set(classes)) != len(classes) or not all(classes):
@@ -325,7 +329,12 @@ def _run(command: list[str], scratch: Path) -> Child:
 
 @torch.inference_mode()
 def _ask(
-    opened: Opened, shards: str, settings: DataSettings, classes: Sequence[str], say: Say
+    opened: Opened,
+    shards: str,
+    settings: DataSettings,
+    classes: Sequence[str],
+    say: Say,
+    views_weight: Sequence[float],
 ) -> dict[str, dict[str, Any]]:
     """The row of every object of a split by its key, in the order of the shards; those without views come last."""
     # each object without views gets a row that says why
@@ -336,7 +345,7 @@ def _ask(
     reader = SplitReader(source, settings, model.image.image_size, batch_numbers(source.total, BATCH))
     found: dict[str, dict[str, Any]] = {}
     for batch in reader.batches(settings.workers):
-        features = features_of(model, batch, device)
+        features = features_of(model, batch, device, views_weight, "points" not in opened.random)
         shares: dict[str, torch.Tensor] = {}
         if pictures:
             shares["image"] = model.image_logits(features.image()).softmax(dim=1).cpu()

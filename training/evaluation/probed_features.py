@@ -2,7 +2,8 @@
 
 A feature is named TOWER_SPACE. `points_own` is what the backbone makes before its projection into CLIP's space (of
 Point-BERT the class token and the maximum over tokens), `image_own` the mean over views of the image tower's feature,
-neither scaled; `points_clip` and `image_clip` are the unit features of the shared space.
+of method=multiview the largest of them, none of them scaled; `points_clip` and `image_clip` are the unit features of
+the shared space.
 
 Shape letters: N objects, B batch, V views, W width, E embedding.
 """
@@ -70,6 +71,8 @@ def read_split(
     settings = settings_of(checkpoint, split, changes)
     source = open_source(shards, settings, tower=pixel_statistics(checkpoint.recipe))
     image_size = networks[TRAINED].image.image_size
+    for model in networks.values():
+        model.look_at(settings.channel)
     pictures = any(name.startswith("image") for name in wanted)
     numbers = batch_numbers(source.total, BATCH)
     reader = labelled(source, settings, image_size, numbers, view_of=None if pictures else first_view)
@@ -118,7 +121,13 @@ def _points(model: CrossModalModel, batch: WholeBatch, device: torch.device) -> 
 
 
 def _image(model: CrossModalModel, batch: WholeBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+    if model.image_head is not None:  # its feature is not projected
+        largest = by_view(batch, device, model.image_features).amax(dim=1)
+        return largest, largest
     views = by_view(batch, device, lambda pictures: model.image_tokens(pictures).feature)
+    if model.adapter is not None:
+        found = model.adapted(by_view(batch, device, model.image_features), batch.num_views)
+        return found, normalize(found, dim=1)
     counts = view_counts(batch, views)
     unit = Features(normalize(views, dim=2), counts, views.new_zeros(0))
     return views.sum(dim=1) / counts, unit.image()

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from manifests import plugins, store
 from manifests.config import first_difference, load_toml, to_toml
 from manifests.errors import Refused
 from manifests.layout import library_versions
+from manifests.presets import AnyViews
 from manifests.process_info import peak_resident_mb
 from manifests.records import json_text
 from training import distributed
 from training.data.dataset import Source, open_source
+from training.data.depth_pairs import Live, PairSamples, depth_preset, live_of, opened_maps
 from training.data.loader import EpochSamples, Form, Loader, SupervisedSamples, UnlabelledSamples, ViewsSamples
 from training.data.part_of_split import part_of
 from training.data.part_samples import PartSamples, part_table
+from training.loop.labelled_few import refuse_unfit, tell_what_is_trained, write_objects
 from training.loop.metric_log import HISTOGRAMS, LOG, Logged, WriteEvent, append_histograms, append_row, events
 from training.loop.run_lock import held
 from training.loop.shutdown import Interrupted, Pending, remembered
@@ -38,11 +42,12 @@ from training.models.part_model import PartModel, TrainedModel
 from training.networks.precision import require_precision
 from training.objectives import is_supervised
 from training.settings.checkpoint_recipe import POLICY_OF_DATA
+from training.settings.clip2point_recipe import Clip2PointRecipe
+from training.settings.data import DataSettings
 from training.settings.fit_recipe import (
     CrossPointRecipe,
     FitRecipe,
     PartsRecipe,
-    SupervisedRecipe,
     TaughtRecipe,
     as_begun,
     saved_recipe,
@@ -99,6 +104,7 @@ def fit(
             elif distributed.leads():
                 _write_run_files(state, text, sources)
                 warn_of_random_towers(recipe)
+                tell_what_is_trained(state.updates.student, recipe)
                 for source in sources:
                     on_weights(source)
         if not last:
@@ -188,8 +194,7 @@ def _set_up(
     source = open_source(shards, recipe.data, tower=pixel_statistics(recipe), pictures=recipe.reads_pictures)
     if not source.manifest.classes:
         raise Refused(f"--shards {shards} has no class names: build it with classes=[...]")
-    if isinstance(recipe, SupervisedRecipe) and len(source.manifest.classes) < 2:
-        raise Refused(f"--shards {shards} has one class ({source.manifest.classes[0]}): method=supervised needs two")
+    refuse_unfit(recipe, source, shards)
     _refuse_other_shards(folder, source)
     source = part_of(source, shards, recipe)
     built = without_pretrained(recipe) if step_folders(folder) else recipe
@@ -201,11 +206,23 @@ def _set_up(
     place = distributed.rank(), distributed.world()
     pin = device.type == "cuda"
     settings = recipe.data.model_copy(update={"workers": readers})
-    samples = kind(source, settings, recipe.augment, form, own, recipe.seed, *place)
+    pairs = partial(PairSamples, *_depth_of(recipe, shards)) if isinstance(recipe, Clip2PointRecipe) else None
+    samples = (pairs or kind)(source, settings, recipe.augment, form, own, recipe.seed, *place)
     loader = Loader(samples, pin)
     student.to(device).train()
     updates = updates_of(student, recipe, samples.num_batches)
     return Run(folder, recipe, device, updates, samples, loader), text
+
+
+def _depth_of(
+    recipe: Clip2PointRecipe, shards: str
+) -> tuple[AnyViews, Live | None, tuple[tuple[Source, DataSettings], ...]]:
+    """The depth pictures that are judged; how maps are drawn, or where they are stored."""
+    own, tower = recipe.clip2point, pixel_statistics(recipe)
+    preset = depth_preset(store.absolute(shards), own.depth)
+    if own.maps:
+        return preset, None, opened_maps(shards, own.maps, recipe.data, tower)
+    return preset, live_of(preset, own.depth, own.points, own.sampling == "random", tower), ()
 
 
 def _new_model(
@@ -267,6 +284,9 @@ def _write_run_files(state: Run, text: nn.Module | None, sources: list[Loaded]) 
         "pixel_deviation": samples.deviation,
         "weights": [source.summary() for source in sources],
     }
+    if isinstance(samples, PairSamples):
+        shown = {"view_set": state.recipe.judged_data.views, "preset": samples.depth.model_dump(mode="json")}
+        about["judged"] = shown
     if isinstance(state.recipe, PartsRecipe):
         about["parts"] = list(part_table(manifest.dataset).parts)
     if plugins.loaded():
@@ -274,6 +294,7 @@ def _write_run_files(state: Run, text: nn.Module | None, sources: list[Loaded]) 
     try:
         store.write_bytes(str(state.folder / RECIPE), to_toml(state.recipe.model_dump(mode="json")).encode())
         store.write_bytes(str(state.folder / CLASSES), json_text(about, indent=1).encode())
+        write_objects(state.folder, state.recipe, samples.source)
         if text is not None and state.updates.student.text is None:  # else it is trained, and part of every checkpoint
             store.write_bytes(str(state.folder / TEXT), save(tensors_of(text)))
     except OSError as error:

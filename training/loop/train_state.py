@@ -202,7 +202,8 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
     """Loads an optimiser's state. Raises Refused when it is of other parameters, or does not hold numbers."""
     own = [dict(group) for group in optimizer.param_groups]
-    wanted = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    wanted = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"exp_avg", "exp_avg_sq"}
+    wanted |= {"step"} if isinstance(optimizer, torch.optim.Adam) else set()  # AdamW is one
     try:
         optimizer.load_state_dict(saved)
         pairs = list(zip(own, optimizer.param_groups, strict=True))

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from manifests.errors import Refused, Stopped
 from training import distributed
 from training.loop.data_parallel import averaged
+from training.loop.lamb import Lamb
 from training.loop.metric_log import Log
 from training.loop.schedule import Schedule
 from training.models.cross_modal import CrossModalModel, parameter_groups
@@ -163,6 +164,8 @@ def optimizer_of(student: TrainedModel, settings: OptimizerSettings) -> torch.op
         return torch.optim.AdamW(groups, betas=settings.betas, fused=True)
     if settings.kind == "adam":
         return torch.optim.Adam(groups, betas=settings.betas, fused=True)
+    if settings.kind == "lamb":
+        return Lamb(groups, settings.betas)
     sgd = torch.optim.SGD(groups, momentum=settings.momentum, fused=True)
     for parameter in (each for group in groups for each in group["params"] if settings.momentum):
         # torch makes it at the first step, and leaves what was in memory there where that one is skipped

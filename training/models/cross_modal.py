@@ -8,7 +8,11 @@ Shape letters: B batch, C classes, E embedding, P prompts, L tokens of a prompt.
 
 from __future__ import annotations
 
+import copy
 import math
+import re
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifests.errors import Refused
 from training.models.clip import TextTower
+from training.models.gated_adapter import GatedAdapter
 from training.models.image_backbone import ImageBackbone, ImageTokens
 from training.models.in_parts import in_parts
 from training.networks.contrast_head import contrast_head
@@ -44,12 +49,15 @@ class CrossModalModel(nn.Module):
     points_head: a classifier over the point tower's own features, in the place of text's. image_head: one over the
     largest of the image tower's own features of all views (MVCNN). generator: makes clouds of such a feature. contrast:
     the heads `points` and `image` over the towers' own features, which CrossPoint compares in pre-training and nobody
-    reads afterwards (`add_contrast_heads`). text: the text tower of a method that trains it; the classifier is then
-    computed from it (`refresh_classifier`) and not trained. captions: int64 (C, P, L), the tokens of every class in
-    every prompt, for such a method.
+    reads afterwards (`add_contrast_heads`). depth: a tower of depth pictures beside that of RGB, CLIP2Point's; balance:
+    the number sigma that its training learns (`add_depth_tower`). adapter: answers about all views together.
+    text: the text tower of a method that trains it; the classifier is then computed from it (`refresh_classifier`) and
+    not trained. captions: int64 (C, P, L), the tokens of every class in every prompt, for such a method.
     """
 
     captions: Tensor | None
+    depth: ImageBackbone | None
+    balance: nn.Parameter | None
     points_classifier: nn.Parameter | None
     points_logit_scale: nn.Parameter | None
 
@@ -78,6 +86,9 @@ class CrossModalModel(nn.Module):
         self.points_head, self.head_columns = points_head, list(range(classifier.shape[1]))
         self.image_head, self.generator = image_head, generator
         self.contrast: nn.ModuleDict | None = None
+        self.depth, self.balance = None, None
+        self.adapter: GatedAdapter | None = None
+        self.pictures: Literal["image", "depth"] = "image"  # the tower that `image_tokens` asks
         self.register_buffer("captions", captions, persistent=False)
         self.precision: Precision = "fp32"  # of the towers; a run sets it
         self.parts = 1  # in which the towers take a batch; a run sets it (training/models/in_parts.py)
@@ -86,6 +97,8 @@ class CrossModalModel(nn.Module):
         """From now on the towers keep the inputs of their blocks alone, and backward computes each block again."""
         self.image.checkpoint_blocks()
         self.points.checkpointing = True
+        if self.depth is not None:
+            self.depth.checkpoint_blocks()
         if self.text is not None:
             getattr(self.text.clip, "text", self.text.clip).transformer.grad_checkpointing = True
 
@@ -96,6 +109,8 @@ class CrossModalModel(nn.Module):
         """
         self.image.compile_inside()
         self.points.compile_inside()
+        if self.depth is not None:
+            self.depth.compile_inside()
 
     def text_and_captions(self) -> tuple[TextTower, Tensor]:
         """The text tower and the captions of a method that trains it; others have neither."""
@@ -111,6 +126,26 @@ class CrossModalModel(nn.Module):
         image.train()
         heads = {"points": self.points.contrast_head(), "image": contrast_head(width, 512, bias=False)}
         self.contrast = nn.ModuleDict(heads)
+
+    def add_depth_tower(self, tower: ImageBackbone | None = None) -> None:
+        """Makes `depth`, a copy of the image tower where no other is given, and `balance` = 1. Source: CLIP2Point."""
+        self.depth = copy.deepcopy(self.image) if tower is None else tower
+        self.balance = nn.Parameter(self.logit_scale.detach().new_ones(()))
+
+    def look_at(self, channel: str) -> None:
+        """Says of which channel all further pictures are: those of depth go to the depth tower, if there is one."""
+        self.pictures = "image" if channel == "rgb" or self.depth is None else "depth"
+
+    def view_features(self, tower: Literal["image", "depth"], views: Tensor) -> Tensor:
+        """Features (B, V, E) of views (B, V, 3, S, S), not normalised, by one of the two picture towers.
+
+        Raises ValueError where the model has no depth tower.
+        """
+        found = self.depth if tower == "depth" else self.image
+        if found is None:
+            raise ValueError("this model has no depth tower")
+        with self.inside_towers(views.device):
+            return in_parts(self.parts, found, views.flatten(0, 1), None).feature.unflatten(0, views.shape[:2])
 
     def image_logits(self, feature: Tensor) -> Tensor:
         """(B, C) of what `image_features` gives."""
@@ -129,6 +164,8 @@ class CrossModalModel(nn.Module):
     @property
     def image_width(self) -> int:
         """Of what `image_features` gives."""
+        if self.adapter is not None:
+            return self.adapter.width * len(self.adapter.paths)
         return self.image.embed_dim if self.image_head is None else self.image.represented
 
     @property
@@ -137,9 +174,27 @@ class CrossModalModel(nn.Module):
         return self.image.embed_dim if self.points_head is None else len(self.points.projection)
 
     def image_features(self, pictures: Tensor) -> Tensor:
-        """Unit features (B, E) of normalised pictures (B, 3, S, S); with `image_head` the tower's own (B, W)."""
+        """Unit features (B, E) of normalised pictures (B, 3, S, S); with `image_head` the tower's own (B, W).
+
+        With `adapter` those of its towers side by side (B, P * E), not normalised, which `adapted` makes one of.
+        """
+        if self.adapter is not None:
+            return torch.cat([self.view_features(path, pictures[:, None])[:, 0] for path in self.adapter.paths], dim=1)
         found = self.image_tokens(pictures)
         return normalize(found.feature, dim=1) if self.image_head is None else found.cls
+
+    def adapted(self, views: Tensor, num_views: Sequence[int]) -> Tensor:
+        """(B, E) of an adapter, of what `image_features` gives of all views of objects (B, V, P * E).
+
+        Raises Refused unless each object has as many views as the adapter learned with.
+        """
+        if self.adapter is None:
+            raise ValueError("this model has no adapter")
+        if other := set(num_views) - {self.adapter.views}:
+            raise Refused(
+                f"the adapter learned with {self.adapter.views} views, and an object has {min(other)} of them"
+            )
+        return self.adapter(views)
 
     def object_features(self, images: Tensor) -> Tensor:
         """(B, W): the largest of each number in the tower's own features of all views (B, V, 3, S, S)."""
@@ -157,9 +212,10 @@ class CrossModalModel(nn.Module):
         return normalize(found.feature, dim=1) if self.points_head is None else self.points.readout(found)
 
     def image_tokens(self, pictures: Tensor, mask: Tensor | None = None) -> ImageTokens:
-        """The image tower's pass over pictures (B, 3, S, S); mask as of ImageTower."""
+        """The pass of the tower of these pictures (B, 3, S, S), as `look_at` says; mask as of ImageTower."""
+        tower = self.depth if self.pictures == "depth" and self.depth is not None else self.image
         with self.inside_towers(pictures.device):
-            return in_parts(self.parts, self.image, pictures, mask)
+            return in_parts(self.parts, tower, pictures, mask)
 
     def tokenize(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """The point tower's centres and tokens of clouds (B, N, 3). Little is kept of a frozen tokenizer's pass."""
@@ -200,7 +256,7 @@ class CrossModalModel(nn.Module):
     def train(self, mode: bool = True) -> CrossModalModel:
         """Training mode; a tower without trained weights stays in eval mode, and so do its single batch norms."""
         super().train(mode)
-        for tower in (self.image, self.points, self.text, self.generator):
+        for tower in (self.image, self.points, self.depth, self.text, self.generator):
             if tower is not None and not any(p.requires_grad for p in tower.parameters()):
                 tower.eval()
         for norm in self.image.modules():
@@ -244,19 +300,22 @@ def parameter_groups(
 ) -> list[dict]:
     """Groups of an optimiser: weight decay on matrices only, not on tokens and positions; `lr_scale` by layer.
 
-    Layer decay scales only the image tower: embeddings or stem lowest, then block by block, or stage by stage;
+    Layer decay scales only the picture towers: embeddings or stem lowest, then block by block, or stage by stage;
     everything else learns at lr.
     (Released code also decays logit_scale, tokens and positions.)
     """
     blocks = list(model.image.blocks) if isinstance(model, CrossModalModel) else []
-    layer_of = {id(each): layer for layer, block in enumerate(blocks, 1) for each in block.parameters()}
+    depth = getattr(model, "depth", None)
+    towers = [blocks, [] if depth is None else depth.blocks]
+    layer_of = {id(p): layer for tower in towers for layer, block in enumerate(tower, 1) for p in block.parameters()}
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = all_decay or (parameter.ndim >= 2 and not any(word in name for word in UNDECAYED))
         decay = weight_decay if plain else 0.0
-        layer = layer_of.get(id(parameter), 0 if name.startswith(EMBEDDINGS) else len(blocks) + 1)
+        early = re.sub(r"^depth\.", "image.", name).startswith(EMBEDDINGS)
+        layer = layer_of.get(id(parameter), 0 if early else len(blocks) + 1)
         scale = layer_decay ** (len(blocks) + 1 - layer)
         group = groups.setdefault(
             (decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale, "lr": lr * scale}

@@ -5,7 +5,17 @@ train on labelled shards: only they are given labels. Methods whose recipe is a 
 get None.
 """
 
-from training.objectives import cross_most, crosspoint, part_segmentation, pointcmt, pretrain, self_training, supervised
+from training.objectives import (
+    adapter,
+    clip2point,
+    cross_most,
+    crosspoint,
+    part_segmentation,
+    pointcmt,
+    pretrain,
+    self_training,
+    supervised,
+)
 from training.objectives.step import StepFunction
 from training.settings.from_plugins import methods
 
@@ -19,8 +29,10 @@ METHODS: dict[str, StepFunction] = {
     "multiview": pointcmt.multiview_step,
     "cross_modal_generator": pointcmt.generator_step,
     "pointcmt": pointcmt.step,
+    "clip2point": clip2point.step,
+    "adapter": adapter.step,
 }
-SUPERVISED = frozenset({"pretrain", "supervised", "parts", "multiview", "cross_modal_generator", "pointcmt"})
+SUPERVISED = frozenset({"pretrain", "supervised", "parts", "multiview", "cross_modal_generator", "pointcmt", "adapter"})
 
 
 def step_of(method: str) -> StepFunction:

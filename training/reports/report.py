@@ -100,7 +100,7 @@ def collect(
     """
     manifest = require_manifest(store.absolute(shards), f"--shards {shards}")
     opened = _open_runs(runs, shards, manifest)
-    settings = opened[-1].last.recipe.data
+    settings = opened[-1].last.recipe.judged_data
     target = open_source(shards, settings.model_copy(update={"split": split}))
     begun = None if source is None else open_source(source, settings)
     known = None if oracle is None else _open_oracle(str(oracle), shards, manifest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manifests.config import Settings
 
@@ -35,7 +35,8 @@ class DataSettings(Settings):
     (`medium`, `hard`) or a list. candidates: answers are among them (`subset`) or among all classes (`all`). objects:
     `mvcnn80_20` (the first 80 and 20 of each class, by id) or a file of ids, one a line. shuffle: size of the buffer,
     samples. allow_incomplete: read an unfinished build. fraction: training takes this share of each class's objects, at
-    least one, chosen by the recipe's seed; evaluation takes all.
+    least one, chosen by the recipe's seed; evaluation takes all. shots: this many objects of each class in its place, 0
+    for all, chosen by the seed as well; RUN/objects.txt lists them.
 
     workers: reader processes of a machine, which the processes that train there share evenly, each at least one (8 for
     8 GPUs: one each); with 0 those read, which is best on a CPU. A core reads about 500 full-size samples a second, so
@@ -59,6 +60,13 @@ class DataSettings(Settings):
     cache_gb: Annotated[float, Field(gt=0)] = 100.0
     allow_incomplete: bool = False
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    shots: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _share_or_number(self) -> DataSettings:
+        if self.shots and self.fraction < 1:
+            raise ValueError(f"shots={self.shots} and fraction={self.fraction:g}: one of the two says how many objects")
+        return self
 
     def views_of(self, count: int) -> Sequence[int]:
         """Which of an object's views are used, ascending."""

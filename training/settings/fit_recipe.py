@@ -12,6 +12,8 @@ from pydantic import BaseModel, model_validator
 from manifests.config import Value, find_recipe, load_toml, merge, nearest_key, parse_recipe, unknown_name
 from manifests.errors import Refused
 from training.settings import from_plugins, objective, part_settings
+from training.settings.adapter_recipe import AdapterRecipe
+from training.settings.clip2point_recipe import Clip2PointRecipe
 from training.settings.data import (
     AugmentSettings,
     CrossPointAugmentSettings,
@@ -166,6 +168,8 @@ RECIPE_OF: dict[str, type[FitRecipe]] = {
     "multiview": MultiviewRecipe,
     "cross_modal_generator": GeneratorRecipe,
     "pointcmt": PointCmtRecipe,
+    "clip2point": Clip2PointRecipe,
+    "adapter": AdapterRecipe,
 }
 
 

@@ -35,6 +35,8 @@ SHIPPED_METHODS = (
     "multiview",
     "cross_modal_generator",
     "pointcmt",
+    "clip2point",
+    "adapter",
 )
 
 

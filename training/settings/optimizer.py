@@ -25,13 +25,13 @@ class OptimizerSettings(Settings):
     (training/models/in_parts.py).
 
     What follows is for point networks as their authors trained them (docs/method.md). kind: `adamw`, or `adam` or
-    `sgd`, whose weight decay is part of the gradient. momentum: of sgd. lr_scaled: else lr counts as it is. decayed:
-    weights that decay, `matrices` or `all`. schedule: `cosine` at each step; `cosine_epochs`, one lr an epoch; `decay`,
-    times a factor after some epochs. decay: this factor. decay_every: these epochs. ahead: epochs by which the last two
-    are ahead, 1 where released code steps before the epoch, -1 where it steps by the number of the epoch that has
-    ended. restart_epochs: `cosine` begins anew after so many, 0 for never. norm_momentum: of the point network's batch
-    norms, 0 for their own, fixed. norm_decay: factor on it every decay_every epochs. norm_floor: its lowest value.
-    norm_ahead: as ahead, for it.
+    `sgd`, whose weight decay is part of the gradient, or `lamb` (training/loop/lamb.py). momentum: of sgd. lr_scaled:
+    else lr counts as it is. decayed: weights that decay, `matrices` or `all`. schedule: `cosine` at each step;
+    `cosine_epochs`, one lr an epoch; `decay`, times a factor after some epochs. decay: this factor. decay_every: these
+    epochs. ahead: epochs by which the last two are ahead, 1 where released code steps before the epoch, -1 where it
+    steps by the number of the epoch that has ended. restart_epochs: `cosine` begins anew after so many, 0 for never.
+    norm_momentum: of the point network's batch norms, 0 for their own, fixed. norm_decay: factor on it every
+    decay_every epochs. norm_floor: its lowest value. norm_ahead: as ahead, for it.
     """
 
     lr: Annotated[float, Field(gt=0)] = 2e-5
@@ -45,7 +45,7 @@ class OptimizerSettings(Settings):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     accumulate: Annotated[int, Field(ge=1)] = 1
-    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    kind: Literal["adamw", "adam", "sgd", "lamb"] = "adamw"
     momentum: Beta = 0.9
     lr_scaled: bool = True
     decayed: Literal["matrices", "all"] = "matrices"

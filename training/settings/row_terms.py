@@ -15,13 +15,16 @@ SCANOBJECTNN = {
 
 
 def terms_of(recipe: FitRecipe, dataset: str, seeds: Sequence[int], checkpoint: str = "last") -> dict[str, Any]:
-    """The object `rows` of report.json has for each row. k, fraction, variant: null where there is nothing to say."""
+    """The object `rows` of report.json has for each row. backbone: of the points, or of the images where these alone
+    answer. k, fraction, shots, variant: null where there is nothing to say."""
+    points = "points" in recipe.towers
     return {
         "seeds": list(seeds),
         "checkpoint": checkpoint,
-        "backbone": recipe.points.backbone,
-        "k": getattr(recipe.points, "k", None),
+        "backbone": recipe.points.backbone if points else recipe.image.tower.partition("=")[2],
+        "k": getattr(recipe.points, "k", None) if points else None,
         "fraction": recipe.data.fraction if recipe.data.fraction < 1 else None,
+        "shots": recipe.data.shots or None,
         "votes": 1,
         "variant": SCANOBJECTNN.get(dataset),
     }
@@ -42,6 +45,7 @@ def term_words(terms: dict[str, Any]) -> dict[str, str]:
         "backbone": terms["backbone"],
         "k": f"k {terms['k']}" if terms["k"] else "",
         "fraction": f"{terms['fraction']:.0%} of the labels" if terms["fraction"] else "",
+        "shots": f"labels of {terms['shots']} objects a class" if terms["shots"] else "",
         "variant": f"ScanObjectNN {terms['variant']}" if terms["variant"] else "",
         "votes": "1 vote",
     }

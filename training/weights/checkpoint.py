@@ -21,9 +21,12 @@ from manifests.errors import Refused, Stopped, one_line
 from manifests.plain_text import number_of
 from training.models.clip import TextTower
 from training.models.cross_modal import CrossModalModel
-from training.objectives import crosspoint, pointcmt, pretrain, supervised
+from training.models.gated_adapter import GatedAdapter
+from training.objectives import adapter, clip2point, crosspoint, pointcmt, pretrain, supervised
 from training.settings import from_plugins
+from training.settings.adapter_recipe import AdapterRecipe
 from training.settings.checkpoint_recipe import checkpoint_recipe, travelling_recipe
+from training.settings.clip2point_recipe import Clip2PointRecipe
 from training.settings.fit_recipe import (
     ClassifierRecipe,
     CrossPointRecipe,
@@ -93,12 +96,14 @@ def build_model(
             towers.image,
             towers.points,
             classifier,
-            towers.scale,
+            recipe.scale if isinstance(recipe, AdapterRecipe) else towers.scale,
             separate=isinstance(recipe, ClassifierRecipe) and recipe.classifier == "own",
             text=text if pretrained else None,
             captions=text.captions(prompt_names, recipe.prompts) if pretrained else None,
             **heads_of(recipe, towers, len(prompt_names)),
         )
+        if recipe.has_depth_tower:
+            model.add_depth_tower(towers.depth)
         take_stages(model, recipe, prompt_names, on_weights)
         if isinstance(recipe, PretrainRecipe):
             pretrain.freeze(model, recipe)
@@ -110,6 +115,11 @@ def build_model(
             supervised.freeze(model, recipe)
         if isinstance(recipe, MultiviewRecipe | GeneratorRecipe | PointCmtRecipe):
             pointcmt.freeze(model, recipe)
+        if isinstance(recipe, Clip2PointRecipe):
+            clip2point.freeze(model)
+        if isinstance(recipe, AdapterRecipe):
+            model.adapter = GatedAdapter(recipe.adapter, towers.image.embed_dim)
+            adapter.freeze(model)
         own = from_plugins.methods().get(recipe.method)
         if own is not None and own.freeze is not None:
             own.freeze(model, recipe)

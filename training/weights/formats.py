@@ -2,8 +2,8 @@
 
 Nothing in a file is ever run: torch reads tensors only (weights_only), the few classes that training scripts leave
 beside them are bound to a class that does nothing, and of a TorchScript archive only the tensors are read.
-Sources of the names: the released code of OpenAI CLIP, ULIP, Point-BERT, Cross-MoST, OpenShape, Uni3D, SLIP and
-torchvision.
+Sources of the names: the released code of OpenAI CLIP, ULIP, Point-BERT, Cross-MoST, CLIP2Point, OpenShape, Uni3D, SLIP
+and torchvision.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from training.weights.network_names import names_of, network_of
 from training.weights.safe_load import _SIZES_OF_CLIP, read_tensors
 from training.weights.tensor_names import (
     CAPTIONS,
+    CLIP2POINT,
     DVAE,
     KINDS,
     OPEN_CLIP,
@@ -43,8 +44,8 @@ from training.weights.tensor_names import (
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """One file's tensors under our names: `image.*`, `points.*`, `text.*` as in CrossModalModel, `classifier`,
-    `logit_scale`.
+    """One file's tensors under our names: `image.*`, `depth.*`, `points.*`, `text.*`, `classifier`, `logit_scale` as
+    CrossModalModel has them.
 
     left_over: tensors without a place in our towers, by their names in the file. projection: (D, E) of the image tower
     that the embedding space belongs to, if the file holds it; space says the same in words. backbone: the value of
@@ -115,7 +116,7 @@ def require_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 def _rename(kind: str, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Tensors under our names, and the names, as in the file, of the others."""
     naming = {OURS: _ours, OPENAI: _clip, OPEN_CLIP: _clip, RELEASED: _released, ULIP: _ulip, ULIP2: _ulip}
-    naming |= {POINT_BERT: _point_bert, DVAE: _dvae, TORCHVISION: _torchvision}
+    naming |= {POINT_BERT: _point_bert, DVAE: _dvae, TORCHVISION: _torchvision, CLIP2POINT: _clip2point}
     tensors, left_over = {}, []
     for name, value in given.items():
         our = naming[kind](name) if kind in naming else ""
@@ -202,6 +203,12 @@ def _dvae(name: str) -> str:
 def _torchvision(name: str) -> str:
     """All but its classes."""
     return "" if name.startswith("fc.") else f"image.visual.{name}"
+
+
+def _clip2point(name: str) -> str:
+    """The depth tower (`point_model.`) and CLIP's (`image_model.`); its `weights` is the sigma of its training."""
+    renamed = name.replace("point_model.", "depth.visual.", 1).replace("image_model.", "image.visual.", 1)
+    return "" if renamed == name else renamed
 
 
 def _projection(kind: str, given: dict[str, Tensor]) -> Tensor | None:

@@ -6,13 +6,13 @@ tensor that does not fit.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
@@ -34,13 +34,15 @@ from training.models.image_backbone import SPACES, ImageBackbone
 from training.networks.point_backbone import PointBackbone
 from training.settings.fit_recipe import FitRecipe
 from training.settings.model import CLIP, DEFAULT_BACKBONE, ImageSettings, InitSettings, PointSettings, Who
+from training.weights.depth_weights import of_pictures
+from training.weights.fill_tower import fill, optional
 from training.weights.formats import WeightsFile, below, read_weights_file, require_finite
 from training.weights.grouping import IN_WEIGHTS, hold_grouping, shows_in_no_weight
 from training.weights.run_folder import MODEL, TEACHER, TEXT, last_step, recipe_of_file
 from training.weights.safe_load import read_tensors
 from training.weights.tensor_names import (
     CAPTIONS,
-    DVAE,
+    CLIP2POINT,
     KINDS,
     OPEN_CLIP,
     OPENAI,
@@ -66,12 +68,6 @@ _SIZES = {  # keys that the weights depend on; not all of them show in a shape
     "points": IN_WEIGHTS,
 }
 _EARLIER_BACKBONE = {"image": CLIP, "points": DEFAULT_BACKBONE}  # of recipes that do not name one
-_OPTIONAL = {  # what pre-trained towers of others do not have; it keeps its random start
-    "image": ("mask_token", "ln_patch.", "decoder.", "projection"),
-    "points": ("mask_token", "lm_head.", "own_projection", "projection"),
-    "text": ("clip.logit_scale", "clip.logit_bias"),
-}
-_AROUND_THE_TOKENIZER = ("reduce_dim.", "pos_embed.", "cls_", "blocks.", "norm.", *_OPTIONAL["points"])
 _POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")
 _SAME_SPACE = 0.9  # cosine of two image projections: unrelated ones are near 0, a fine-tuned one stays near 1
 _NAMES_SHOWN = 3
@@ -110,13 +106,15 @@ def some(names: tuple[str, ...]) -> str:
 class Towers:
     """Towers as a run begins; scale is the logarithm of the logit scale.
 
-    classifier: (E, C) where a file gave one. space: the image projection that the point tower is aligned to.
+    depth: of depth pictures, of a method that has it; where no source gives it, as the image tower. classifier: (E, C)
+    where a file gave one. space: the image projection that the point tower is aligned to.
     """
 
     image: ImageBackbone
     points: PointBackbone
     text: TextTower
     scale: float
+    depth: ImageBackbone | None = None
     classifier: Tensor | None = None
     loaded: list[Loaded] = field(default_factory=list)
     space: tuple[str, Tensor | None, str] | None = None
@@ -127,7 +125,8 @@ def initial_towers(recipe: FitRecipe) -> Towers:
     settings, init = recipe.image, recipe.init
     image, text, scale = build_towers(settings.model_copy(update={"pretrained": ""}))
     _refuse_masks(image, recipe)
-    towers = Towers(image, point_tower(recipe.points, image.embed_dim), text, scale)
+    depth = copy.deepcopy(image) if recipe.has_depth_tower else None
+    towers = Towers(image, point_tower(recipe.points, image.embed_dim), text, scale, depth)
     sources = {
         "image.pretrained": (settings.pretrained, ("image",) if settings.backbone == CLIP else ("text",)),
         "init.all": (init.all, ("image", "points")),
@@ -136,8 +135,8 @@ def initial_towers(recipe: FitRecipe) -> Towers:
     }
     for key, (source, parts) in sources.items():
         if source:
-            weights = read_source(key, source, settings, init.take)
-            if parts != ("points",) and weights.kind in (OPENAI, RELEASED):
+            weights = of_pictures(f"{key}={source}", read_source(key, source, settings, init.take), parts, recipe)
+            if parts != ("points",) and weights.kind in (OPENAI, RELEASED, CLIP2POINT):
                 refuse_gelu(settings.model, f"{key}={source} ({KINDS[weights.kind]})")
             _refuse_other_backbone(f"{key}={source} ({KINDS[weights.kind]})", weights, parts, recipe)
             _refuse_other_sizes(f"{key}={source}", weights, parts, recipe)
@@ -146,6 +145,8 @@ def initial_towers(recipe: FitRecipe) -> Towers:
             _take(towers, weights, key, source, parts, init)
             if "points" in parts:
                 hold_grouping(f"{key}={source} ({KINDS[weights.kind]})", weights, recipe)
+    if depth is not None and not any(name.startswith("depth.") for each in towers.loaded for name in each.loaded):
+        depth.load_state_dict(image.state_dict())
     _hold_space(towers, init)
     if towers.loaded and towers.classifier is None:
         _refuse_random_text(towers.loaded)
@@ -289,13 +290,19 @@ def _take(
             raise Refused(f"{what} holds no {part} tower; init.{other} takes the tower of a file that holds one only")
     tensors, dropped = _prepared(towers, weights, what, parts, init)
     modules: dict[str, nn.Module] = {"image": towers.image, "points": towers.points, "text": towers.text}
-    wanted = [*parts, *(["text"] if "image" in parts and weights.below("text.") else [])]
+    if towers.depth is not None and "image" in parts and weights.below("depth."):
+        modules["depth"] = towers.depth
+    wanted = [
+        *parts,
+        *(["depth"] if "depth" in modules else []),
+        *(["text"] if "image" in parts and weights.below("text.") else []),
+    ]
     of_clip = "image" in parts or "text" in parts
     loaded: list[str] = []
     missing: list[str] = []
     for part in wanted:
-        optional = _optional(weights.kind, part, dropped)
-        there, lacking = _fill(modules[part], below(tensors, f"{part}."), what, part, optional)
+        beginnings = optional(weights.kind, part, dropped)
+        there, lacking = fill(modules[part], below(tensors, f"{part}."), what, part, beginnings)
         loaded += there
         missing += lacking
     if of_clip and "logit_scale" in tensors:
@@ -318,7 +325,11 @@ def _prepared(
     tensors = dict(weights.tensors)
     dropped: tuple[str, ...] = ()
     for name, value in towers.image.state_dict().items():
-        if name in _POSITIONS and f"image.{name}" in tensors and weights.kind in (OPENAI, OPEN_CLIP, RELEASED):
+        if (
+            name in _POSITIONS
+            and f"image.{name}" in tensors
+            and weights.kind in (OPENAI, OPEN_CLIP, RELEASED, CLIP2POINT)
+        ):
             tensors[f"image.{name}"] = resize_positions(tensors[f"image.{name}"], len(value))
     if "points" in parts and "points.projection" in tensors:
         towers.space = (what, weights.projection, weights.space)
@@ -327,35 +338,6 @@ def _prepared(
             del tensors["points.projection"]
             dropped, towers.space = ("points.projection",), None
     return tensors, dropped
-
-
-def _fill(
-    module: nn.Module, given: dict[str, Tensor], what: str, part: str, optional: tuple[str, ...]
-) -> tuple[list[str], list[str]]:
-    """Loads a tower's tensors; gives the names that were loaded and those that were not there. Raises Refused."""
-    own = module.state_dict()
-    for name, value in given.items():
-        if name not in own:
-            raise Refused(f"{what}: holds {part}.{name}, which this recipe's tower has not")
-        if own[name].shape != value.shape and own[name].numel() * value.numel() != 1:
-            raise Refused(f"{what}: {part}.{name} is {tuple(value.shape)}, this recipe's {tuple(own[name].shape)}")
-        if not torch.isfinite(value).all():
-            raise Refused(f"{what}: {part}.{name} is not finite")
-    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
-    lacking = [name for name in missing if not name.startswith(optional)]
-    if lacking:
-        more = f"; {len(lacking) - 1} more are missing" if len(lacking) > 1 else ""
-        raise Refused(f"{what}: holds no {part}.{lacking[0]}, which this recipe's tower has{more}")
-    fitting = {name: value.reshape(own[name].shape) for name, value in given.items()}
-    module.load_state_dict(fitting, strict=False)
-    return [f"{part}.{name}" for name in given], [f"{part}.{name}" for name in missing]
-
-
-def _optional(kind: str, part: str, dropped: tuple[str, ...]) -> tuple[str, ...]:
-    """Beginnings of the names that a tower may lack in a file."""
-    if kind == OURS:
-        return tuple(name.removeprefix(f"{part}.") for name in dropped)
-    return _OPTIONAL[part] if kind != DVAE else _AROUND_THE_TOKENIZER
 
 
 def _same_space(first: Tensor | None, second: Tensor | None) -> bool:

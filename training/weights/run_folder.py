@@ -74,6 +74,13 @@ def with_its_plugins(about: dict[str, Any], where: str) -> Iterator[None]:
         raise Refused(f"{where} was trained with {words}: give the same here") from error
 
 
+class _Judged(BaseModel):
+    """The pictures that evaluation shows where training saw others."""
+
+    view_set: str
+    preset: dict[str, Any]
+
+
 class _About(BaseModel):
     """What other files of a run rely on in run.json; the rest of it is for people."""
 
@@ -86,6 +93,7 @@ class _About(BaseModel):
     view_set: str = ""
     shapes: dict[str, Any] = {}
     preset: dict[str, Any] = {}
+    judged: _Judged | None = None
     pixel_mean: tuple[float, float, float] | None = None
     pixel_deviation: tuple[float, float, float] | None = None
     seconds: float = 0.0

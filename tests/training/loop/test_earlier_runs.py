@@ -35,6 +35,7 @@ SINCE = {  # keys that the stored run's recipe does not have yet, and what runs 
     "eval_every": 0,
     "points.backbone": "point_bert",
     "data.fraction": 1.0,
+    "data.shots": 0,
     "optimizer.kind": "adamw",
     "optimizer.momentum": 0.9,
     "optimizer.lr_scaled": True,
@@ -65,7 +66,7 @@ SINCE = {  # keys that the stored run's recipe does not have yet, and what runs 
     "crosspoint.heads": "projection",
     "crosspoint.passes": 2,
 }
-NEWER = {"multiview", "cross_modal_generator", "pointcmt"}  # methods that have no earlier runs
+NEWER = {"multiview", "cross_modal_generator", "pointcmt", "clip2point", "adapter"}  # methods without earlier runs
 LAST = "checkpoints/step-00000006"
 FEW = (
     *("data.views=realistic10", "data.channel=gray", "data.num_points=64", "data.shuffle=4"),

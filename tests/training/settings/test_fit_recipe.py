@@ -30,13 +30,13 @@ PAGE = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8")
 SECTION = PAGE[PAGE.index("## Keys of each method") : PAGE.index("## What no key brings back")]
 ROWS = [line.strip("| ").split(" | ") for line in SECTION.splitlines() if line.startswith("| ")]
 OWN = {method: re.findall(r"`([^`]+)`", keys) for method, keys in ROWS[1:]}  # of the page; `*` is what begins so
-COMMON = OWN.pop("every method")
-WITH_PICTURES = OWN.pop("every method but `parts`")
+SHARED = {head: OWN.pop(head) for head in [head for head in OWN if head.startswith("every method")]}
 
 
 def read_by(method: str) -> set[str]:
     """The dotted keys that the page says a method reads."""
-    patterns = [*COMMON, *OWN[method], *(WITH_PICTURES if method != "parts" else ())]
+    shared = [key for head, keys in SHARED.items() if f"`{method}`" not in head for key in keys]
+    patterns = [*shared, *OWN[method]]
     return {
         key for key in LEAVES for name in patterns if key == name or (name[-1] == "*" and key.startswith(name[:-1]))
     }
