@@ -43,7 +43,9 @@ class Features:
 
     def image(self) -> Tensor:
         """(B, E): what a classifier reads, of length 1 where it is a mean."""
-        return self.whole() if self.largest else normalize(self.mean(), dim=1)
+        if self.largest:
+            return self.whole()
+        return normalize(self.mean(), dim=1)
 
 
 def require_finite(keys: Sequence[str], *values: Tensor) -> None:
