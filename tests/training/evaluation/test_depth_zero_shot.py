@@ -183,3 +183,11 @@ def test_a_released_depth_tower_is_the_image_tower_of_depth_pictures(depth_shard
     assert found == judged(tmp_path / "whole.safetensors", *keys, "data.channel=depth")
     said = typed("evaluate", *text, *keys[:-1], "data.views=rgb12", code=2)[1]
     assert "has a tower of depth pictures, which this run would show RGB: data.views=NAME data.channel=depth" in said
+
+
+@pytest.mark.slow
+def test_clouds_as_files_are_drawn_as_the_depth_tower_learned_them(runs, tmp_path) -> None:
+    points = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    np.save(tmp_path / "cloud.npy", points)
+    (row,) = json.loads(typed("predict", runs[1], tmp_path / "cloud.npy", "--json", "--views-weight", "1,1,1")[0])
+    assert (row["error"], row["towers"]) == (None, ["image"])
