@@ -21,7 +21,6 @@ from training_runs import typed
 from manifests.config import parse_changes
 from manifests.picture_mapping import NORMALIZE
 from manifests.presets import load_preset
-from pipeline.__main__ import main
 from renderers.point_depth_torch import turned_pictures
 from training.data.decode import picture_of
 from training.data.depth_pairs import DISTANCE, PairBatch, PairSamples
@@ -300,33 +299,3 @@ def test_refusals_say_what_to_do(
     said = typed("fit", recipe, "--shards", depth_shards, "--run", tmp_path / "run", *keys, code=2)[1]
     assert re.search(words, said.splitlines()[-1]), said
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_pre_training_lifts_zero_shot_on_depth_and_cross_most_begins_there(tmp_path) -> None:
-    """Parametric objects, small towers: CLIP's stand-in learns RGB with names, the depth tower without any."""
-    out, keys = tmp_path / "out", ("parametric.objects=320", "parametric.test_fraction=0.3", "num_points=512")
-    build = ("parametric", "--out", str(out), "--workers", "0", *keys, "fps_prefix=512")
-    views = ("views.rgb12.image_size=48", "views.rgb12.name=rgb12", "views.rgb12.azimuth_deg=[0, 90, 180, 270]")
-    assert main(["build", *build, *views]) == 0
-    more = ("name=depth10_release", "image_size=48")
-    assert main(["views", "depth10_release", "--shards", str(out), "--workers", "0", *more]) == 0
-    rgb, run, after = tmp_path / "rgb", tmp_path / "run", tmp_path / "after"
-    few = ("data.num_points=512", "tensorboard=false", "log_every=50", "points.backbone=pointnet")
-    bare = ("pretrain.points_text=0", "pretrain.points_image=0", "optimizer.steps=160")
-    typed("fit", "small_pretrain", "--shards", out, "--run", rgb, *few, *bare)
-    more = (f"init.image={rgb}", "optimizer.steps=50", "optimizer.batch_size=32")
-    typed("fit", "small_clip2point", "--shards", out, "--run", run, *few, *more)
-    depth = ("data.views=depth10_release", "data.channel=depth")
-    more = (*few[:-1], *depth, f"init.image={run}", "optimizer.steps=2", "points.depth=1", "mask.image_cell=16")
-    typed("fit", "small_cross_most", "--shards", out, "--run", after, *more)
-
-    def right(checkpoint: Path, *changes: str) -> float:
-        asked = ("evaluate", checkpoint, "--shards", out, "--classes-from-text", "--json", *changes)
-        return json.loads(typed(*asked)[0])["student"]["image_star"]
-
-    found = {"before": right(rgb, *depth), "depth": right(run)}
-    found["rgb"] = right(run, "data.views=rgb12", "data.channel=rgb")
-    assert found["rgb"] > 25, found
-    assert found["depth"] > found["before"] + 5, found
-    assert right(after / "checkpoints/step-00000000") == found["depth"], found
