@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from builders import REPOSITORY
-from journeys import Journey, of_header, of_readme, parsed, write_weights
+from journeys import Journey, of_header, of_readme, parsed, write_own, write_weights
 
 from manifests.config import names_in
 from pipeline.plan.build_recipe import RECIPES as BUILDS
@@ -18,6 +19,7 @@ from training.settings.fit_recipe import RECIPES, read_recipe
 
 LARGE = [name for name in names_in(RECIPES) if not name.startswith("small_")]
 FULL_SIZE = [name for name in LARGE if read_recipe(name, {}).method == "cross_most"]
+OWN = ("meshes", "points")  # anyone's files
 LAST = "checkpoints/step-00000002/model.safetensors"
 TABLE_1 = of_header(RECIPES / "tables" / "table_1.toml")
 
@@ -103,15 +105,31 @@ def test_the_road_of_a_header(pretrained: Journey, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in names_in(BUILDS) if "parametric" not in name])
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_build_of_files_of_ones_own(tmp_path: Path, name: str, listed: bool) -> None:
+    """By the folders' names, or by a listing."""
+    write_own(tmp_path / "FOLDER", name == "points", listed)
+    own = Journey(tmp_path)
+    own.type(of_header(BUILDS / f"{name}.toml")[listed])
+    check_build(own, "shards/mine")
+    expected = {"train": 2, "test": 2} if listed else {"all": 4}
+    assert {split: own.objects("shards/mine", split) for split in expected} == expected
+
+
+def check_build(journey: Journey, out: str) -> None:
+    """By the command that a person types next."""
+    found = json.loads(journey.type(f"python -m pipeline check {out} --json"))
+    assert (found["ok"], found["complete"], found["failures"]) == (True, True, [])
+    assert all(views["samples"] == found["samples"] > 2 for views in found["view_sets"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in names_in(BUILDS) if "parametric" not in name and name not in OWN])
 def test_the_build_of_a_header(journey: Journey, name: str) -> None:
     """Every dataset's own command, and the check of what it made."""
-    if name in ("meshes", "points"):
-        pytest.skip("files of one's own: tests/test_end_to_end.py")
     build, *_ = of_header(BUILDS / f"{name}.toml")
     out = parsed(build)[1]["--out"]
     if not (journey.folder / out).exists():
         journey.type(build)
-    found = json.loads(journey.type(f"python -m pipeline check {out} --json"))
-    assert (found["ok"], found["complete"], found["failures"]) == (True, True, [])
-    assert all(views["samples"] == found["samples"] > 2 for views in found["view_sets"].values())
+    check_build(journey, out)

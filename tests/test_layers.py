@@ -48,6 +48,7 @@ LABEL_READERS = {  # beside them no file may see a label
     "training/evaluation/evaluate.py",
     "training/evaluation/part_iou.py",
     "training/evaluation/embed.py",
+    "training/evaluation/view_weights.py",
     "training/evaluation/probed_features.py",
     "training/data/loader.py",
     "training/data/labels.py",

@@ -240,7 +240,8 @@ def _embed(options: argparse.Namespace, console: Console) -> int:
     if distributed.leads():
         with console.status("writing"):
             paths = write(found, options.out, options.picture, checkpoint.recipe.seed)
-        features = f"{number_of(found.points.shape[1], 'feature')} each, {found.about['precision']}"
+        width = (found.points if len(found.points) else found.image).shape[1]
+        features = f"{number_of(width, 'feature')} each, {found.about['precision']}"
         counted = f"{number_of(len(found.keys), 'object')}, {features}"
         console.print(f"{', '.join(paths)}: {counted}")
     return 0

@@ -151,6 +151,7 @@ def _predict(predict: argparse.ArgumentParser) -> None:
 
 def _probe(probe: argparse.ArgumentParser) -> None:
     _add_judged(probe, "keys of data; of weights without a run init.* (the other tower), image.*, points.*")
+    _add_other_neighbours(probe)
     probe.add_argument("--shards", required=True, help="a finished build with labels")
     probe.add_argument("--train-split", default="train", help="what the classifier learns from; all of an episode")
     probe.add_argument("--test-split", default="test", help="what it is asked about; what is retrieved")

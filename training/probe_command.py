@@ -65,9 +65,11 @@ def probe(options: argparse.Namespace, console: Console) -> int:
     device = distributed.device_of(options.device)
     about = (device, options.precision, options.recipe, lambda lines: console.print(*lines, sep="\n"))
     needs = tuple(dict.fromkeys(name for asked in every for name in asked.needs))
-    opened = open_judged(source, options.shards, changes, *about, needs=needs)
+    opened = open_judged(source, options.shards, changes, *about, options.other_neighbours, needs)
     if options.who not in opened.models:
         raise Refused(f"--who {options.who}: {options.checkpoint} has no {options.who}")
+    for asked in every:
+        _refuse_untrained(options, asked, opened)
     with console.status("reading") as status:
         read = _read(options, every, opened, device, status.update)
         results = []
@@ -143,6 +145,22 @@ def _asked(options: argparse.Namespace, source: str, changes: dict[str, Value]) 
     own = tuple(f"{tower}_{options.space}" for tower in TOWERS[features])
     across = ("image_clip", "points_clip") if options.retrieval and features == "both" else ()
     return Asked(source, changes, features, own, tuple(dict.fromkeys((*own, *across))), splits)
+
+
+def _refuse_untrained(options: argparse.Namespace, asked: Asked, opened: Opened) -> None:
+    """Raises Refused for a feature that a run left at random: of a tower that it does not train, or of the shared space
+    where a head of its own reads the tower's own feature."""
+    from training.weights.open_models import untaught
+
+    recipe, model = opened.checkpoint.recipe, opened.models[options.who]
+    whose = f"a run of method={recipe.method}"
+    for tower in TOWERS[asked.features]:
+        if tower in untaught(recipe):
+            other = "image" if tower == "points" else "points"
+            raise Refused(f"{whose} trains no {tower}: --features {other}")
+        headed = model.points_head if tower == "points" else model.image_head
+        if headed is not None and f"{tower}_clip" in asked.wanted:
+            raise Refused(f"{whose} has a head of its own, and no shared space: --space own")
 
 
 def _read(

@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
 import trimesh
@@ -137,6 +138,19 @@ def write_objaverse(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(trimesh.Scene(trimesh.creation.box(extents=(1, 2, 3 + number))).export(file_type="glb"))
     (folder / "lvis-annotations.json").write_text(json.dumps({"armchair": uids[:2], "Christmas_tree": uids[2:]}))
+
+
+def write_own(folder: Path, clouds: bool, listed: bool) -> None:
+    """Two files of each of two classes, meshes or clouds; listed: and list.csv, the first two as test."""
+    rows = ["path,class,split,id"]
+    for number, name in enumerate(("chair", "lamp", "chair", "lamp")):
+        mesh = trimesh.creation.box(extents=(1, 2, 3 + number))
+        file = folder / name / f"{name}{number}.{'npy' if clouds else 'off'}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, mesh.sample(300).astype(np.float32)) if clouds else mesh.export(file)
+        rows.append(f"{name}/{file.name},{name},{'test' if number < 2 else 'train'},{number}")
+    if listed:
+        (folder / "list.csv").write_text("\n".join(rows) + "\n")
 
 
 def write_weights(folder: Path) -> None:

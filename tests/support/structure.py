@@ -40,7 +40,7 @@ ROOM_MAY_IMPORT = {  # beside itself; docs/architecture.md draws it
     "training": ("manifests", "training/paper_tables", *(f"training/{room}" for room in TRAINING)),
     "training/settings": ("manifests",),
     "training/plots": ("manifests",),
-    "training/data": ("manifests", "training/settings"),
+    "training/data": ("manifests", "renderers", "training/settings"),
     "training/networks": ("manifests", "training/settings"),
     "training/models": ("manifests", "training/settings", "training/networks"),
     "training/objectives": BELOW_OBJECTIVES,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from builders import REPOSITORY, Commands
+from pointcmt_stages import stages_in
+from tiny_towers import tiny
 
 from pipeline.__main__ import main
 
@@ -37,6 +39,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "views.depth10.image_size=64",
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def stages(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A short run of each stage of PointCMT, with tiny towers of CLIP."""
+    with tiny():
+        return stages_in(tmp_path_factory.mktemp("stages"), shards)
 
 
 @pytest.fixture(scope="session")

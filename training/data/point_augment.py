@@ -126,9 +126,10 @@ def pointnet2_clouds(points: Tensor, seed: Tensor) -> Tensor:
     return _rows(axes * _between(draw[:, 0], 0.8, 1.25)[:, None, None] + _between(draw[:, 1:4], -0.1, 0.1)[:, :, None])
 
 
-def scaled_clouds(points: Tensor, seed: Tensor, vote: int) -> Tensor:
-    """Clouds (B, N, 3) whose axes are scaled by U(0.8, 1.2), drawn anew for each vote (`evaluate --votes`)."""
-    return points * _between(uniforms(seed, VOTE + vote, 3), 0.8, 1.2)[:, None]
+def scaled_clouds(points: Tensor, seed: Tensor, vote: int, spread: float = 0.2) -> Tensor:
+    """Clouds (B, N, 3) whose axes are scaled by U(1 - spread, 1 + spread), drawn anew for each vote (`evaluate
+    --votes`)."""
+    return points * _between(uniforms(seed, VOTE + vote, 3), 1 - spread, 1 + spread)[:, None]
 
 
 def _stretched(points: Tensor, seed: Tensor) -> Tensor:

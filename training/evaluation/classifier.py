@@ -43,7 +43,7 @@ from training.weights.checkpoint import (
     refuse_broken_other,
     without_pretrained,
 )
-from training.weights.open_models import text_prompts, untaught, warn_of_new_words
+from training.weights.open_models import text_prompts, untaught, warn_of_new_words, warn_of_own_heads
 from training.weights.run_folder import MODEL, TEACHER, parse_about, read_about, with_its_plugins
 
 SHOWN = 3  # answers in the line that shows them
@@ -318,8 +318,8 @@ class Classifier:
         """(B, C) of one modality's unit features (B, E)."""
         model = self.model
         if name in untaught(self.checkpoint.recipe):
-            raise ValueError(f"this run did not train its {name} tower (supervised.towers)")
-        if classes is not None and name == "points":
+            raise ValueError(f"this run of method={self.checkpoint.recipe.method} did not train its {name} tower")
+        if classes is not None and (name == "points" or model.image_head is not None):
             model.refuse_names()
         if classes is None:
             logits = model.image_logits(feature) if name == "image" else model.points_logits(feature)
@@ -341,6 +341,7 @@ def load(path: str | PathLike[str], who: Who = "student", device: str | torch.de
             raise Refused(f"{checkpoint.folder} has no teacher: its method is {checkpoint.recipe.method}")
         refuse_broken_other(checkpoint.folder, who)
         about, tensors = read_about(checkpoint.folder.parent.parent), read_weights(file)
+        warn_of_own_heads([checkpoint])
     model, text = build_model(without_pretrained(checkpoint.recipe), checkpoint.prompt_names, blank=True)
     text_is_loaded = model.text is not None
     own = {n.removeprefix("text."): t for n, t in tensors.items() if n.startswith("text.")}

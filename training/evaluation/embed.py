@@ -31,7 +31,7 @@ from training.models.clip import pixel_statistics
 from training.plots.scatter import scatter_picture
 from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
-from training.weights.open_models import open_models
+from training.weights.open_models import open_models, warn_of_own_heads
 
 Method = Literal["tsne", "umap"]
 NAMES: dict[Method, str] = {"tsne": "t-SNE", "umap": "UMAP"}
@@ -44,11 +44,11 @@ PERPLEXITY = 30.0
 class Embedding:
     """The features of a split by one model.
 
-    image: float32 (N, E), the mean of the unit features of an object's views (of length 1 at most), without rows where
-    the model was trained without pictures. points: float32 (N, E), unit features; of a network with a head of its own
-    the features that this head reads. num_views: int64 (N,). label: int64 (N,), a number among `classes`, -1 where
-    unknown. views: float32 (N, V, E), the unit features of each view, zero beyond an object's views; None unless asked
-    for. about: what was embedded (dataset, split, who, step, precision).
+    image: float32 (N, E), the mean of the unit features of an object's views (of length 1 at most), of method=multiview
+    the largest of the tower's own; points: float32 (N, E), unit features, of a network with a head of its own the
+    features that this head reads; either without rows where the run trains no such tower. num_views: int64 (N,). label:
+    int64 (N,), a number among `classes`, -1 where unknown. views: float32 (N, V, E), the features of each view, zero
+    beyond an object's views; None unless asked for. about: what was embedded (dataset, split, who, step, precision).
     """
 
     keys: tuple[str, ...]
@@ -89,10 +89,11 @@ def embed(
     device = device or torch.device("cpu")
     with distributed.together():
         settings = settings_of(checkpoint, split, changes or {})
-        pictures = "image" in checkpoint.recipe.towers
+        pictures, clouds = (name in checkpoint.recipe.towers for name in ("image", "points"))
         source = open_source(shards, settings, tower=pixel_statistics(checkpoint.recipe), pictures=pictures)
         if not source.total:
             raise Refused(f"{shards}: no object in {split}")
+        warn_of_own_heads([checkpoint])
         opened = open_models(checkpoint, who, precision, device)
         model = opened.models[who]
         model.look_at(settings.channel)
@@ -104,8 +105,8 @@ def embed(
         for batch in reader.batches(settings.workers if workers is None else workers):
             features = features_of(model, batch, device)
             require_finite(batch.keys, features.views, features.points)
-            image = features.mean() if features.adapted is None else features.adapted
-            found = {"image": image[: len(batch.keys) if pictures else 0], "points": features.points}
+            found = {"image": features.whole()[: len(batch.keys) if pictures else 0]}
+            found |= {"points": features.points[: len(batch.keys) if clouds else 0]}
             found |= {"num_views": torch.tensor(batch.num_views), "label": torch.tensor(batch.labels)}
             found |= {"views": features.views} if per_view else {}
             keys += batch.keys
@@ -114,16 +115,16 @@ def embed(
             on_progress(min(len(keys) * distributed.world(), source.total), source.total)
     about = {"dataset": source.manifest.dataset, "split": split, "who": who, "step": checkpoint.step}
     about |= {"precision": opened.precision}
-    embed_dim = model.image.embed_dim
+    width = model.image_width
     num_views = gathered(rows["num_views"], dtype=torch.int64)
     return Embedding(
         gathered_keys(keys),
-        gathered(rows["image"], embed_dim).numpy(),
+        gathered(rows["image"], width).numpy(),
         gathered(rows["points"], model.points_width).numpy(),
         num_views.numpy(),
         gathered(rows["label"], dtype=torch.int64).numpy(),
         source.manifest.classes,
-        gathered(rows["views"], int(num_views.max()), model.image_width).numpy() if per_view else None,
+        gathered(rows["views"], int(num_views.max()), width).numpy() if per_view else None,
         about,
     )
 
@@ -169,13 +170,13 @@ def write(embedding: Embedding, out: str, method: Method | None = None, seed: in
 def picture(embedding: Embedding, method: Method, seed: int = 0) -> bytes:
     """PNG: both modalities of up to DRAWN objects in one plane, where near is similar (cosine), coloured by class."""
     drawn, counted = some_of(embedding.keys, seed)
-    image = embedding.image[drawn] if len(embedding.image) else embedding.image
-    features = np.concatenate([image, embedding.points[drawn]]) if len(image) else embedding.points[drawn]
+    image, points = (each[drawn] if len(each) else each for each in (embedding.image, embedding.points))
+    features = np.concatenate([each for each in (image, points) if len(each)])
     plane = in_plane(unit_rows(features), method, seed)
     about = embedding.about
     title = f"{about['dataset']} {about['split']}, step {about['step']}, {about['who']}: {NAMES[method]} of {counted}"
     places = {"image (mean of views)": plane[: len(image)]} if len(image) else {}
-    places["point cloud"] = plane[len(image) :]
+    places |= {"point cloud": plane[len(image) :]} if len(points) else {}
     return scatter_picture(places, embedding.label[drawn], embedding.classes, title)
 
 

@@ -33,7 +33,7 @@ from training.settings.data import DataSettings
 from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
 from training.weights.grouping import warn_of_other_clouds
-from training.weights.open_models import Opened, fit_classes, open_models, text_prompts
+from training.weights.open_models import Opened, fit_classes, open_models, text_prompts, warn_of_own_heads
 
 Progress = Callable[[int, int], None]
 
@@ -91,6 +91,8 @@ def examine(
     """
     device = device or torch.device("cpu")
     with distributed.together():
+        if options.every_view:  # a report, which has said it, asks again by one view
+            warn_of_own_heads(checkpoints)
         opened = [open_models(each, precision=options.precision, device=device) for each in checkpoints]
     return judge(opened, shards, split, device, options, on_progress)
 
@@ -108,6 +110,8 @@ def judge(
     with distributed.together():
         columns = PREDICTED if options.every_view else MODALITIES
         opened = [_Examinee(each, _asked(columns, each.random), options.prompts_of(each), options) for each in models]
+        if options.votes > 1 and not any("points" in each.columns for each in opened):
+            raise Refused(f"--votes {options.votes} are of clouds, and {opened[0].checkpoint.folder} answers by none")
         streams = _streams(opened, shards, split, options)
     found: dict[int, Examined] = {}
     for stream in streams:
@@ -175,9 +179,10 @@ class _Examinee:
         device = model.classifier.device
         digests = [seed_digest(self.checkpoint.recipe.seed, key) for key in batch.keys]
         seed = torch.tensor([int.from_bytes(each[:8], "big", signed=True) for each in digests], device=device)
-        clouds = batch.points.to(device)
+        clouds, spread = batch.points.to(device), self.checkpoint.recipe.vote_spread
         for vote in range(1, self.options.votes):
-            first = first + model.points_logits(model.point_features(scaled_clouds(clouds, seed, vote))).cpu()
+            scaled = scaled_clouds(clouds, seed, vote, spread)
+            first = first + model.points_logits(model.point_features(scaled)).cpu()
         return first / self.options.votes
 
     def examined(self, source: Source, split: str, keys: tuple[str, ...], label_N: Tensor, labels: bool) -> Examined:

@@ -46,13 +46,16 @@ class Features:
             return self.views.sum(dim=1) / self.num_views
         return torch.einsum("v,bve->be", self.weights, self.views) / self.weights.sum()
 
-    def image(self) -> Tensor:
-        """(B, E): that mean, scaled to length 1, or the largest of each number, or an adapter's."""
+    def whole(self) -> Tensor:
+        """(B, E) of an object's views: that mean, an adapter's, or by an `image_head` the largest of each number."""
         if self.adapted is not None:
             return self.adapted
-        if self.largest:
-            return self.views.amax(dim=1)
-        return normalize(self.mean(), dim=1)
+        return self.views.amax(dim=1) if self.largest and self.views.shape[1] else self.mean()
+
+    def image(self) -> Tensor:
+        """(B, E): what a classifier reads, of length 1 where it is a mean."""
+        averaged = self.adapted is None and not self.largest
+        return normalize(self.mean(), dim=1) if averaged else self.whole()
 
 
 def require_finite(keys: Sequence[str], *values: Tensor) -> None:

@@ -28,7 +28,15 @@ from training.settings.model import Precision
 from training.settings.prompts import Prompts
 from training.weights.checkpoint import Checkpoint, build_model, open_checkpoint
 from training.weights.grouping import as_asked
-from training.weights.open_models import Opened, as_trained, open_models, rest, text_prompts, untaught
+from training.weights.open_models import (
+    Opened,
+    as_trained,
+    open_models,
+    rest,
+    text_prompts,
+    untaught,
+    warn_of_own_heads,
+)
 from training.weights.pretrained import HUB, Loaded, read_source
 from training.weights.run_folder import MODEL
 
@@ -84,6 +92,8 @@ def open_judged(
         )
     if not own:
         checkpoint = with_points(open_checkpoint(source), changes.get("points", {}), other_neighbours)
+        if not needs or "points.projection" in needs:
+            warn_of_own_heads([checkpoint])
         return open_models(checkpoint, precision=precision, device=device)
     found = load(path, device=device)
     precision = as_trained(found.checkpoint.recipe, device, precision)

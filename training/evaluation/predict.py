@@ -38,7 +38,7 @@ from training.models.clip import pixel_statistics
 from training.settings.data import DataSettings
 from training.settings.model import Precision
 from training.weights.checkpoint import Checkpoint
-from training.weights.open_models import Opened, open_models
+from training.weights.open_models import Opened, open_models, warn_of_own_heads
 from training.weights.run_folder import CLASSES, read_about
 
 CLOUDS = (".pcd", ".npy", ".npz", ".txt", ".xyz", ".csv", ".pts", ".asc")  # for the recipe `points`
@@ -234,6 +234,7 @@ def _opened(
     device: torch.device | None,
     precision: Precision | None,
 ) -> Opened:
+    warn_of_own_heads([checkpoint])
     opened = open_models(checkpoint, who, precision, device or torch.device("cpu"))
     if classes:
         if len(set(classes)) != len(classes) or not all(classes):

@@ -2,7 +2,8 @@
 
 A feature is named TOWER_SPACE. `points_own` is what the backbone makes before its projection into CLIP's space (of
 Point-BERT the class token and the maximum over tokens), `image_own` the mean over views of the image tower's feature,
-neither scaled; `points_clip` and `image_clip` are the unit features of the shared space.
+of method=multiview the largest of them, none of them scaled; `points_clip` and `image_clip` are the unit features of
+the shared space.
 
 Shape letters: N objects, B batch, V views, W width, E embedding.
 """
@@ -120,6 +121,9 @@ def _points(model: CrossModalModel, batch: WholeBatch, device: torch.device) -> 
 
 
 def _image(model: CrossModalModel, batch: WholeBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+    if model.image_head is not None:  # its feature is not projected
+        largest = by_view(batch, device, model.image_features).amax(dim=1)
+        return largest, largest
     views = by_view(batch, device, lambda pictures: model.image_tokens(pictures).feature)
     if model.adapter is not None:
         found = model.adapted(by_view(batch, device, model.image_features), batch.num_views)

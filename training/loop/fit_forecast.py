@@ -58,7 +58,13 @@ class FitForecast:
 
     def json(self) -> dict[str, Any]:
         """All fields, rounded."""
-        return {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(self).items()}
+        values = asdict(self) | {"ms_per_sample": self.ms_per_sample}
+        return {name: round(v, 4) if isinstance(v, float) else v for name, v in values.items()}
+
+    @property
+    def ms_per_sample(self) -> float:
+        """Of an update: what papers give as the cost of a sample."""
+        return 1000 * self.step_seconds / self.batch_size
 
     def lines(self) -> list[tuple[str, str]]:
         """A short table for a person: (name, value)."""
@@ -71,7 +77,7 @@ class FitForecast:
         return [
             ("steps", f"{self.steps:,} ({each}){left}"),
             ("parameters", f"{self.parameters / 1e6:.1f} M, {self.trained / 1e6:.1f} M of them trained"),
-            ("one step", f"{1000 * self.step_seconds:,.0f} ms on {where}"),
+            ("one step", f"{1000 * self.step_seconds:,.0f} ms on {where}, {self.ms_per_sample:,.2f} ms a sample"),
             ("one batch read", f"{1000 * self.read_seconds:,.0f} ms a reader; {readers}"),
             ("pace", f"{self.samples_per_second:,.1f} samples/s, data wait {self.data_wait:.0%}"),
             ("memory", f"{self.memory_mb:,.0f} MB a process"),

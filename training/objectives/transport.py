@@ -17,7 +17,8 @@ from manifests.errors import Stopped
 
 Reduction = Literal["mean", "sum"]
 BoxScale = Literal["released", "centred", "none"]
-EXACT_TO = 256  # points; scipy takes 10 ms a pair there, and 311 at 1,024
+EXACT_TO = 256  # points of clouds on a GPU, whose distances scipy would wait for
+EXACT_ON_CPU = 1024  # there scipy is as fast as the auction or faster (tests/bench/bench_transport.py)
 BOUND = 0.01  # of the exact value: what an auction may cost more
 _FINEST = 1e-5  # smallest step of an auction, of the largest distance; ends it where the exact value is zero
 _FINER = 5.0  # from one round of an auction to the next
@@ -44,9 +45,9 @@ def earth_movers_distance(
 ) -> Tensor:
     """(B,): the distance of each pair, which only `moved` gets a gradient of, through its scaling, too.
 
-    reduction: over points, `mean` (released) or `sum` (as printed), N times as much. Exact up to EXACT_TO points, above
-    that at most BOUND more. A point that lies on its target has gradient 0. Raises Stopped for clouds of different
-    sizes.
+    reduction: over points, `mean` (released) or `sum` (as printed), N times as much. Exact up to EXACT_TO points, on
+    the CPU to EXACT_ON_CPU, above that at most BOUND more. A point that lies on its target has gradient 0. Raises
+    Stopped for clouds of different sizes.
     """
     if moved_BN3.shape != target_BN3.shape:
         sizes = f"{tuple(moved_BN3.shape)} and {tuple(target_BN3.shape)}"
@@ -62,7 +63,7 @@ def assignment(moved_BN3: Tensor, target_BN3: Tensor) -> Tensor:
     """int64 (B, N): which point of the target each point goes to. A distance that is no number counts as 0."""
     cost = torch.cdist(moved_BN3, target_BN3, compute_mode="donot_use_mm_for_euclid_dist")
     cost = torch.where(cost.isfinite(), cost, 0)
-    if cost.shape[1] > EXACT_TO:
+    if cost.shape[1] > (EXACT_ON_CPU if cost.device.type == "cpu" else EXACT_TO):
         return auction(cost)
     found = [torch.from_numpy(linear_sum_assignment(each)[1]) for each in cost.cpu().numpy()]
     return torch.stack(found).to(cost.device)

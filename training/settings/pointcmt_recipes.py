@@ -13,13 +13,15 @@ from training.settings.run_recipe import FitRecipe
 
 
 class TeacherInitSettings(InitSettings):
-    """teacher: a run of method=multiview, whose picture network and classifier are taken, frozen."""
+    """teacher: a run of method=multiview, whose picture network and classifier are taken, frozen; or the released
+    mvcnn.t7, whose classes are ModelNet40's."""
 
     teacher: str = ""
 
 
 class TransferInitSettings(TeacherInitSettings):
-    """generator: a run of method=cross_modal_generator, whose generator is taken, frozen."""
+    """generator: a run of method=cross_modal_generator, whose generator is taken, frozen; or the released cmpg.pth,
+    with generator.form=linear."""
 
     generator: str = ""
 
@@ -80,6 +82,12 @@ class PointCmtRecipe(ViewsRecipe):
     init: TransferInitSettings = TransferInitSettings()
     generator: objective.GeneratorSettings = objective.GeneratorSettings()
     pointcmt: objective.TransferSettings = objective.TransferSettings()
+
+    @property
+    def vote_spread(self) -> float:
+        """As released (voting_test.py: 0.85 to 1.15), but that each vote scales the stored cloud: there it scales what
+        the vote before had made."""
+        return 0.15
 
     @property
     def towers(self) -> tuple[str, ...]:

@@ -88,6 +88,11 @@ class FitRecipe(Settings):
         return "image" in self.towers
 
     @property
+    def vote_spread(self) -> float:
+        """By how much the votes of `evaluate --votes` scale each axis (RS-CNN's 0.8 to 1.2)."""
+        return 0.2
+
+    @property
     def has_depth_tower(self) -> bool:
         """Whether the model has a tower of depth pictures beside that of images."""
         return False

@@ -19,7 +19,7 @@ from training.data.subsets import NO_CLASSES
 from training.models.clip import SMALL_CONFIG, TextTower
 from training.models.cross_modal import CrossModalModel
 from training.networks.precision import settle
-from training.settings.fit_recipe import FitRecipe, PretrainRecipe
+from training.settings.fit_recipe import CrossPointRecipe, FitRecipe, PretrainRecipe
 from training.settings.model import Precision
 from training.settings.prompts import DEFAULT_PROMPTS
 from training.weights.checkpoint import (
@@ -79,6 +79,21 @@ class Opened:
 def untaught(recipe: FitRecipe) -> tuple[str, ...]:
     """The towers that a run leaves out, such as the image tower with supervised.towers=points."""
     return tuple(name for name in ("image", "points") if name not in recipe.towers)
+
+
+def warn_of_own_heads(checkpoints: Iterable[Checkpoint]) -> None:
+    """Warns, once a run, where CrossPoint taught heads of its own, so that no text and no other tower is understood."""
+    for run in dict.fromkeys(
+        str(each.folder.parent.parent)
+        for each in checkpoints
+        if isinstance(each.recipe, CrossPointRecipe) and each.recipe.crosspoint.has_heads
+    ):
+        log.warning(
+            "%s: crosspoint.heads=own left the projections to the space of text untaught, so answers by text are "
+            "chance: python -m training probe %s --shards OUT says what the towers are worth",
+            run,
+            run,
+        )
 
 
 def warn_of_new_words(checkpoint: Checkpoint, prompt_names: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
-"""Heads and generators of models, and what PointCMT's later stages take from the runs of earlier ones."""
+"""Heads and generators of models, and what PointCMT's later stages take from the runs of earlier ones or its files."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +19,21 @@ from training.weights.formats import require_finite
 from training.weights.pretrained import Loaded, Towers
 from training.weights.run_folder import MODEL, last_step, read_about, recipe_of_file
 from training.weights.safe_load import read_tensors
-from training.weights.tensor_names import OURS
+from training.weights.tensor_names import OURS, POINTCMT
 
 TAKEN = {  # key of init -> the method of the run that it names, and what is taken of it
     "teacher": ("multiview", ("image.", "image_head.")),
     "generator": ("cross_modal_generator", ("generator.",)),
 }
+RELEASED_NAMES = {  # of models/mvcnn.py and models/cmpg.py -> ours
+    "net.0.": "image.visual.conv1.",
+    "net.1.": "image.visual.bn1.",
+    **{f"net.{3 + stage}.": f"image.visual.layer{stage}." for stage in range(1, 5)},
+    "fc.0.": "image_head.",
+    "fc_l.": "generator.fc_l.",
+}
+UNREAD = "image.projection"  # into CLIP's space; released files lack it
+RELEASED = re.compile("^(?:" + "|".join(map(re.escape, RELEASED_NAMES)) + ")")
 ALIKE = {"teacher": ("image", ("backbone",)), "generator": ("generator", ("form", "hidden"))}  # keys of both
 
 
@@ -61,23 +71,34 @@ def require_stages(recipe: FitRecipe) -> None:
 def take_stages(
     model: CrossModalModel, recipe: FitRecipe, prompt_names: tuple[str, ...], on_weights: Callable[[Loaded], None]
 ) -> None:
-    """Fills teacher and generator from the runs that a new run of stage II or III names. Raises Refused where one is of
-    another method, other classes or another width."""
+    """Fills teacher and generator from the runs, or PointCMT's own files, that a new run of stage II or III names.
+    Raises Refused where one is of another method, other classes or another width."""
     for key, (method, parts) in TAKEN.items():
         source = getattr(recipe.init, key, "")
         if not source:
             continue
-        what = f"init.{key}={source}"
-        tensors = _of_run(what, source, method, recipe, ALIKE[key], prompt_names if key == "teacher" else ())
+        what, kind = f"init.{key}={source}", OURS
+        if Path(source).is_file():
+            tensors, kind = _of_file(source), POINTCMT
+        else:
+            tensors = _of_run(what, source, method, recipe, ALIKE[key], prompt_names if key == "teacher" else ())
         taken = {name: value for name, value in tensors.items() if name.startswith(parts)}
         own = model.state_dict()
-        for name in (each for each in own if each.startswith(parts)):
+        for name in (each for each in own if each.startswith(parts) and (kind == OURS or each != UNREAD)):
             if name not in taken or taken[name].shape != own[name].shape:
                 has = tuple(taken[name].shape) if name in taken else "missing"
                 raise Refused(f"{what}: {name} is {has}, this recipe's {tuple(own[name].shape)}")
         model.load_state_dict({name: value for name, value in taken.items() if name in own}, strict=False)
         left_over = tuple(name for name in tensors if name not in taken)
-        on_weights(Loaded(f"init.{key}", source, OURS, "none", tuple(taken), (), left_over))
+        on_weights(Loaded(f"init.{key}", source, kind, "none", tuple(taken), (), left_over))
+
+
+def _of_file(source: str) -> dict[str, Tensor]:
+    """The tensors of PointCMT's own mvcnn.t7 or cmpg.pth by our names; one that is not known there keeps its own. What
+    classes such a teacher answers with, the file does not say."""
+    given = {name.removeprefix("module."): value for name, value in read_tensors(source).items()}
+    require_finite(given, source)
+    return {RELEASED.sub(lambda found: RELEASED_NAMES[found[0]], name): value for name, value in given.items()}
 
 
 def _of_run(

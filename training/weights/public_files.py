@@ -1,6 +1,7 @@
 """Where public weights are had: `python -m training weights --where`.
 
-Places are those that the projects' own pages name. A size stands where a public page states it.
+Places are those that the projects' own pages name. A size stands where a public page states it, or follows from the
+shapes of the tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _ULIP = "https://storage.cloud.google.com/sfr-ulip-code-release-research"  # nee
 class PublicFile:
     """One public file. kind: as `weights FILE` names it. project: owner/name on GitHub, whose page says more.
 
-    size: of the file, empty where no page states it. space: to which image tower its features are aligned. use: the
+    size: of the file, empty where nobody states it. space: to which image tower its features are aligned. use: the
     keys that take it; empty where it fits no tower of ours, and `reason` says why.
     """
 
@@ -50,7 +51,7 @@ FILES = (
         ULIP,
         "salesforce/ULIP",
         f"{_ULIP}/pretrained_models/ckpt_zero-sho_classification/checkpoint_pointbert.pt",
-        "",
+        "690 MB of weights, and what training kept beside them",
         "SLIP's ViT-B/16",
         ("points",),
         "init.points=FILE init.other_space=drop (or keep), points.groups=512",

@@ -8,7 +8,7 @@ from training.weights.network_names import network_of
 
 OURS, OPENAI, OPEN_CLIP, RELEASED = "ours", "openai_clip", "open_clip", "cross_most_released"
 ULIP, ULIP2, POINT_BERT, DVAE = "ulip", "ulip2", "point_bert", "dvae"
-POINT_NETWORK = "point_network"
+POINT_NETWORK, POINTCMT = "point_network", "pointcmt"
 SLIP, OPENSHAPE, UNI3D, TRANSFORMERS = "slip", "openshape", "uni3d", "transformers"
 TORCHVISION, CLIP2POINT = "torchvision", "clip2point"
 CAPTIONS = "text_decoder."  # of CoCa, which no tower of ours has
@@ -22,6 +22,7 @@ KINDS = {  # kind -> what it is, in words
     POINT_BERT: "Point-BERT",
     DVAE: "Point-BERT's dVAE",
     POINT_NETWORK: "a point network of its authors",
+    POINTCMT: "PointCMT's picture network or its generator",
     SLIP: "SLIP",
     OPENSHAPE: "OpenShape's point encoder",
     UNI3D: "Uni3D's point encoder",
@@ -30,6 +31,7 @@ KINDS = {  # kind -> what it is, in words
     CLIP2POINT: "CLIP2Point's towers of its released code",
 }
 OTHER_TOWERS = {  # kinds whose tensors fit no tower of ours, and why
+    POINTCMT: "init.teacher takes mvcnn.t7 and init.generator cmpg.pth, in runs of PointCMT's stages",
     SLIP: "its image tower is timm's ViT with a bias in the patches and no first norm, not a CLIP ViT",
     OPENSHAPE: "it is no Point-BERT: set abstraction over coloured points, no positions, a linear readout of one token",
     UNI3D: "it is no Point-BERT: a plain ViT over coloured points, positions added once, a linear readout of one token",
@@ -65,6 +67,10 @@ def recognise(names: Iterable[str]) -> str:
         return TRANSFORMERS
     if {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= names:
         return TORCHVISION
+    if some("fc_l.", "module.fc_l.") or {"net.4.0.conv1.weight", "fc.0.weight"} <= {
+        n.removeprefix("module.") for n in names
+    }:
+        return POINTCMT
     if some("visual."):
         return OPENAI if "input_resolution" in names else OPEN_CLIP
     return POINT_NETWORK if network_of(names) else ""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import sys
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from training.data.image_augment import StrongPicture, crop_box, image_mask, normalize_cloud, weak_picture
+from training.data.image_augment import StrongPicture, crop_box, image_mask, jittered, normalize_cloud, weak_picture
 from training.settings.data import AugmentSettings
 
 
@@ -98,6 +99,28 @@ def test_half_of_the_pictures_are_mirrored() -> None:
         g = rng()
         pictures = [strong(ramp, g).astype(int) for _ in range(200)]
         assert low <= sum(each[0, 0, 0] > each[0, -1, 0] for each in pictures) <= high
+
+
+def test_colours_are_jittered_as_by_torchvision() -> None:
+    """Brightness, contrast and colourfulness of 800 pictures of both, and the seed that decides alone."""
+    from torchvision.transforms.v2 import ColorJitter
+
+    pixels = torch.from_numpy(picture(24)).permute(2, 0, 1)[None] // torch.tensor([1, 2, 4])[None, :, None, None]
+
+    def measured(change: Callable[[], torch.Tensor]) -> np.ndarray:
+        made = torch.cat([change() for _ in range(800)]).float()
+        grey = made.mean(dim=1)
+        return torch.stack([grey.mean(dim=(1, 2)), grey.std(dim=(1, 2)), made.std(dim=1).mean(dim=(1, 2))]).numpy()
+
+    g, theirs = rng(), ColorJitter(0.4, 0.4, 0.4)
+    torch.manual_seed(0)
+    ours, expected = measured(lambda: jittered(pixels, 0.4, g)), measured(lambda: theirs(pixels))
+    np.testing.assert_allclose(ours.mean(axis=1), expected.mean(axis=1), rtol=0.05)
+    np.testing.assert_allclose(ours.std(axis=1), expected.std(axis=1), rtol=0.12)
+    strong = StrongPicture(AugmentSettings(image_jitter=0.4, image_magnitude=0, image_crop=1), 80, (0, 0, 0))
+    plain = StrongPicture(AugmentSettings(image_magnitude=0, image_crop=1), 80, (0, 0, 0))
+    np.testing.assert_array_equal(strong(picture(), rng(3)), strong(picture(), rng(3)))
+    assert not np.array_equal(strong(picture(), rng(3)), plain(picture(), rng(3)))
 
 
 def test_every_operation_bears_every_magnitude() -> None:

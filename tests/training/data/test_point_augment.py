@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from training.data import point_augment
+from training.data.batch import RawBatch
 from training.data.image_augment import normalize_cloud
 from training.data.point_augment import strong_clouds, turned_clouds, ulip_clouds, weak_clouds
 from training.networks.neighbours import farthest_points
-from training.settings.data import AugmentSettings
+from training.settings.data import AugmentSettings, CrossPointAugmentSettings
 
 STRONG = AugmentSettings()
 
@@ -97,6 +98,54 @@ def test_a_cloud_depends_on_its_own_seed_alone(make) -> None:
     order = torch.tensor([3, 6, 0])
     assert torch.equal(make(points[order], seed[order]), whole[order])
     assert not torch.equal(make(points, seed + 1), whole)
+
+
+def test_a_bent_cloud_moves_smoothly_and_as_far_as_its_strength_says() -> None:
+    """Near points move alike, far ones by draws of their own; nothing else of a strong cloud changes."""
+    axes = point_augment.normalized_axes(cloud(400).expand(400, -1, -1))
+    seed = torch.arange(400)
+    moved = point_augment.bent(axes, seed, 0.4) - axes
+    assert moved.std() == pytest.approx(0.04, rel=0.2)
+    assert moved.mean().abs() < 0.004
+    torch.testing.assert_close(point_augment.bent(axes, seed, 0.8) - axes, 2 * moved, atol=1e-5, rtol=0)
+    assert torch.equal(point_augment.bent(axes[3:4], seed[3:4], 0.4), point_augment.bent(axes, seed, 0.4)[3:4])
+    flat = moved.transpose(0, 1).flatten(0, 1)
+    gaps = torch.cdist(axes[0].T, axes[0].T)
+    alike = torch.corrcoef(flat.T)  # of two points, over all seeds and axes
+    assert alike[(gaps > 0) & (gaps < 0.05)].mean() > 0.95
+    assert alike[gaps > 1].mean().abs() < 0.1
+    assert torch.corrcoef(moved.transpose(0, 1).flatten(1)).fill_diagonal_(0).abs().max() < 0.15  # of two axes
+    calm = AugmentSettings(points_dropout=0, points_crop=1)
+    for bent, plain in zip(
+        strong_clouds(*many(9), calm.model_copy(update={"points_elastic": 0.4})),
+        strong_clouds(*many(9), calm),
+        strict=True,
+    ):
+        assert 0.01 < (bent - plain).norm(dim=1).mean() < 0.3
+        assert len(bent.unique(dim=0)) == 500
+
+
+def test_crosspoints_two_clouds_are_strong_ones_of_draws_of_their_own() -> None:
+    """Both as strong; the second as without the key; the first as Cross-MoST's weak one where the key says so."""
+    points, seed, rest = *many(64), torch.zeros(64, 3, 4, 4, dtype=torch.uint8)
+    mask, form = torch.zeros(64, 1, 1, dtype=torch.bool), ((0.5,) * 3, (0.25,) * 3)
+
+    def both(**keys: object) -> tuple[Tensor, Tensor]:
+        augment = CrossPointAugmentSettings(points_crop=1, **keys)
+        draws = torch.zeros(64, 2), torch.zeros(64)
+        raw = RawBatch(tuple(map(str, range(64))), rest, rest, points, seed, mask, *draws, *form, augment)
+        batch = raw.to(torch.device("cpu"))
+        return batch.weak_points, batch.strong_points
+
+    first, second = both()
+    extents = [(each.amax(dim=1) - each.amin(dim=1)).norm(dim=1) for each in (first, second)]
+    assert extents[0].mean() == pytest.approx(extents[1].mean().item(), rel=0.15)
+    for each in (first, second):
+        assert 200 < sum(len(cloud.unique(dim=0)) for cloud in each) / 64 < 360
+    assert abs(np.corrcoef(extents[0], extents[1])[0, 1]) < 0.35
+    weak, same = both(first_cloud="weak")
+    assert torch.equal(same, second)
+    assert torch.equal(weak, weak_clouds(points, seed))
 
 
 def test_a_weak_cloud_is_normalised_and_nearly_itself() -> None:

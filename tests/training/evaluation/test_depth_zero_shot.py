@@ -21,7 +21,7 @@ from training.evaluation.features import Features
 from training.evaluation.view_weights import STEPS, best_weights
 
 FEW = (
-    *("optimizer.batch_size=8", "optimizer.steps=2", "points.depth=1", "log_every=1", "tensorboard=false"),
+    *("optimizer.batch_size=8", "optimizer.steps=2", "log_every=1", "tensorboard=false"),
     *("data.num_points=128", "optimizer.lr=1e-2"),
 )
 

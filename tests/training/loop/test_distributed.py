@@ -32,6 +32,7 @@ RECIPES = {
     "self_training": ("small_self_training", *COMMON, *LABELS),
     "pretrain_f64": ("small_pretrain", *COMMON),
     "supervised": ("small_cross_most", *COMMON, "method=supervised"),
+    "crosspoint_f64": ("small_crosspoint", *COMMON[:3], "points.backbone=pointnet", "crosspoint.images=2", COMMON[-1]),
     "skipped": ("small_cross_most", *COMMON),
 }
 # What is added to all keys of an attention has no gradient but rounding, which AdamW makes as large as any. So it is
@@ -85,6 +86,10 @@ def test_what_is_compared_is_not_trivial(compared) -> None:
         assert all(row[f"loss_{term}"] > 0.05 for row in rows for term in ("cls", "align", "fair", "mim", "mpm"))
         assert rows[0]["loss"] != pytest.approx(rows[-1]["loss"], rel=1e-3)
     assert compared[1]["self_training"]["without_gradient"] == ["points.own_projection"]
+    rows = compared[1]["crosspoint_f64"]["rows"]
+    assert rows[-1]["loss_intra"] + rows[-1]["loss_cross"] < 0.98 * (rows[0]["loss_intra"] + rows[0]["loss_cross"])
+    begun = compared[2]["crosspoint_f64"]["weights"]["student"]
+    assert all(begun[f"contrast.{tower}.1.num_batches_tracked"] == 10 for tower in ("points", "image"))
     weights = compared[2]["pretrain_f64"]["weights"]["student"]
     assert weights["points.encoder.first_conv.1.num_batches_tracked"] == 10
 

@@ -66,7 +66,7 @@ SINCE = {  # keys that the stored run's recipe does not have yet, and what runs 
     "crosspoint.heads": "projection",
     "crosspoint.passes": 2,
 }
-NEWER = {"multiview", "cross_modal_generator", "pointcmt", "clip2point", "adapter"}  # methods that have no earlier runs
+NEWER = {"multiview", "cross_modal_generator", "pointcmt", "clip2point", "adapter"}  # methods without earlier runs
 LAST = "checkpoints/step-00000006"
 FEW = (
     *("data.views=realistic10", "data.channel=gray", "data.num_points=64", "data.shuffle=4"),

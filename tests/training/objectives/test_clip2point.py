@@ -39,7 +39,7 @@ from training.settings.fit_recipe import read_recipe
 from training.weights.checkpoint import build_model
 
 FEW = (
-    *("optimizer.batch_size=8", "optimizer.steps=2", "points.depth=1", "log_every=1", "tensorboard=false"),
+    *("optimizer.batch_size=8", "optimizer.steps=2", "log_every=1", "tensorboard=false"),
     *("data.num_points=128", "clip2point.points=64"),
 )
 

@@ -61,8 +61,14 @@ def trained(shards: Path, run: Path, recipe: str, backbone: str) -> None:
     own = [name for name in ended if name.startswith("points.") and begun[name].is_floating_point()]
     still = [name for name in own if torch.equal(begun[name], ended[name])]
     unused = ("points.mask_token", "points.lm_head.", "points.own_projection", "points.encoder.")  # of Point-BERT
+    unused += ("points.projection",) if recipe == "small_crosspoint" else ()  # heads of their own are compared
     unused += ("points.SA_modules.1.mlps.0.RSConvLayer0.RS_Conv.bn_xyz_raising.",)  # RS-CNN has it for its name alone
     assert [name for name in still if not name.startswith(unused)] == []
+    heads = {name.split(".")[1] for name in ended if name.startswith("contrast.")}
+    assert heads == ({"points", "image"} if recipe == "small_crosspoint" else set())
+    assert not any(
+        torch.equal(begun[f"contrast.{tower}.3.weight"], ended[f"contrast.{tower}.3.weight"]) for tower in heads
+    )
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ import trimesh
 from builders import REPOSITORY, Commands, stored
 from golden_backbones import filled
 from PIL import Image
+from pointcmt_stages import SHORT, VIEWS, begun
 from releases import shapenetpart_of_boxes
 from safetensors.torch import load_file, save_file
+from tiny_towers import tiny
 from training_runs import typed
 
 from manifests.config import parse_changes
@@ -298,6 +300,23 @@ def test_a_trunk_that_crosspoint_taught_begins_part_segmentation(shards: Path, b
     assert {name for name in begun if name.startswith("points.")} == set(names)
     assert all(torch.equal(begun[name], taught[name]) for name in names)
     assert any(name.startswith("contrast.points.") for name in taught)
+
+
+@pytest.mark.slow
+def test_a_trunk_that_pointcmt_taught_begins_part_segmentation(shards: Path, boxes: Path, stages, tmp_path) -> None:
+    """PointCMT's table 11: the student has the trunk of the network for parts, and all of it is taken."""
+    trunk = ("points.backbone=dgcnn_parts", "points.k=4")
+    keys = {key.partition("=")[0]: key for key in (*VIEWS, *SHORT, *begun("pointcmt", stages))}
+    keys = [key for name, key in keys.items() if not name.startswith("points.")]
+    with tiny():
+        typed("fit", "pointcmt", "--shards", shards, "--run", tmp_path / "pointcmt", *keys, *trunk)
+    run, before = tmp_path / "run", tmp_path / "pointcmt"
+    typed("fit", "parts_dgcnn", "--shards", boxes, "--run", run, *FEW, "optimizer.steps=1", f"init.points={before}")
+    taught = load_file(before / "checkpoints/step-00000002/model.safetensors")
+    begins = load_file(run / "checkpoints/step-00000000/model.safetensors")
+    names = [name for name in begins if name.startswith("points.")]
+    assert names
+    assert all(torch.equal(begins[name], taught[name]) for name in names)
 
 
 def test_a_build_shows_parts_in_colours(boxes: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from golden_backbones import filled, with_weights
+from pointcmt_stages import SHORT, STUDENT, VIEWS
 from safetensors.torch import load_file
 from tiny_towers import tiny
 from torch import Tensor, nn
@@ -173,29 +174,10 @@ def test_the_released_steps_of_a_student(golden: Path) -> None:
         optimizer.step()
 
 
-SHORT = ("optimizer.batch_size=8", "optimizer.steps=2", "log_every=2", "tensorboard=false", "data.num_points=64")
-VIEWS = ("data.views=rgb12", "data.workers=0", "image.image_size=32")
-STUDENT = ("points.backbone=pointnet", "points.widths=[16, 16, 16, 32]", "points.emb_dims=64")
-
-
 @pytest.fixture(scope="module", autouse=True)
-def small_pictures():
+def small_towers():
     with tiny():
         yield
-
-
-@pytest.fixture(scope="module")
-def stages(shards: Path, tmp_path_factory) -> dict[str, Path]:
-    """A run of each stage."""
-    folder = tmp_path_factory.mktemp("stages")
-    runs = {name: folder / name for name in ("multiview", "cross_modal_generator", "pointcmt")}
-    begun = {
-        "cross_modal_generator": (f"init.teacher={runs['multiview']}",),
-        "pointcmt": (f"init.teacher={runs['multiview']}", f"init.generator={runs['cross_modal_generator']}", *STUDENT),
-    }
-    for method, run in runs.items():
-        typed("fit", f"{method}", "--shards", shards, "--run", run, *VIEWS, *SHORT, *begun.get(method, ()))
-    return runs
 
 
 def state(run: Path) -> dict[str, Tensor]:

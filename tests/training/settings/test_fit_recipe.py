@@ -29,14 +29,14 @@ LEAVES = sorted(key for key in EVERY_KEY if not any(other.startswith(f"{key}.") 
 PAGE = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8")
 SECTION = PAGE[PAGE.index("## Keys of each method") : PAGE.index("## What no key brings back")]
 ROWS = [line.strip("| ").split(" | ") for line in SECTION.splitlines() if line.startswith("| ")]
-SHARED = [(set(re.findall(r"`([^`]+)`", row[0])), row[1]) for row in ROWS if row[0].startswith("every method")]
-OWN = {method: re.findall(r"`([^`]+)`", keys) for method, keys in ROWS[1:] if not method.startswith("every method")}
+OWN = {method: re.findall(r"`([^`]+)`", keys) for method, keys in ROWS[1:]}  # of the page; `*` is what begins so
+SHARED = {head: OWN.pop(head) for head in [head for head in OWN if head.startswith("every method")]}
 
 
 def read_by(method: str) -> set[str]:
     """The dotted keys that the page says a method reads."""
-    shared = [key for but, keys in SHARED if method not in but for key in re.findall(r"`([^`]+)`", keys)]
-    patterns = [*shared, *OWN[method]]  # `*` is what begins so
+    shared = [key for head, keys in SHARED.items() if f"`{method}`" not in head for key in keys]
+    patterns = [*shared, *OWN[method]]
     return {
         key for key in LEAVES for name in patterns if key == name or (name[-1] == "*" and key.startswith(name[:-1]))
     }

@@ -39,7 +39,7 @@ DEFAULTS = {
     method: dict(keys_of(parse_recipe(kind, {"method": method}, "defaults"))) for method, kind in RECIPE_OF.items()
 }
 KEYS = {name: value for defaults in DEFAULTS.values() for name, value in defaults.items()}
-SETTING = re.compile(r"([a-z_]+(?:\.[a-z_]+)?)=(\S.*?)(?=\s+[a-z_]+(?:\.[a-z_]+)?=|$)")
+SETTING = re.compile(r"(?<![.\w])([a-z][a-z0-9_]*(?:\.[a-z_]+)?)=(\S.*?)(?=\s+[a-z][a-z0-9_]*(?:\.[a-z_]+)?=|$)")
 
 
 def settings_in(text: str) -> list[tuple[str, str]]:
@@ -59,7 +59,7 @@ def rows() -> Iterator[tuple[str, list[str]]]:
 
 def test_every_key_is_a_key() -> None:
     tables = {name.partition(".")[0] for name in KEYS if "." in name}
-    dotted = {code for code in CODE if re.fullmatch(r"[a-z_]+\.[a-z_]+", code) and code.partition(".")[0] in tables}
+    dotted = {code for code in CODE if re.fullmatch(r"[a-z0-9_]+\.[a-z_]+", code) and code.partition(".")[0] in tables}
     named = dotted | {name for name, _ in settings_in(PAGE)}
     assert len(named) > 50
     assert named <= set(KEYS), named - set(KEYS)

@@ -148,6 +148,9 @@ def test_other_neighbours_are_refused_unless_asked_for(shards, tmp_path) -> None
     typed(*embed, tmp_path / "b.npz", other, "--other-neighbours")
     first, second = (np.load(tmp_path / name) for name in ("a.npz", "b.npz"))
     assert not np.allclose(first["points"], second["points"])
+    probe = ("probe", run, "--shards", shards, "--json", "--without-random", other)
+    assert "--other-neighbours" in typed(*probe, code=2)[1]
+    assert json.loads(typed(*probe, "--other-neighbours")[0])["k"] == 12
     begin = ("fit", "small_cross_most", "--shards", shards, *STEP, *SMALL, other, f"init.points={run}")
     said = typed(*begin, "--run", tmp_path / "next", code=2)[1]
     words = f"init.points={run} has points.k=6, this recipe 12"
