@@ -17,7 +17,8 @@ def remarks(comparison: dict[str, Any]) -> list[str]:
     """Notes of the table and of its rows, what they rest on, and why rows, or seeds of a row, are missing."""
     notes = list(comparison["notes"])
     if several(comparison):
-        notes.append("+- after a figure is the sample deviation of its seeds (n - 1); all begin with the same weights.")
+        same = "; all begin with the same weights" if set(comparison["columns"]) <= set(EVALUATED) else ""
+        notes.append(f"+- after a figure is the sample deviation of its seeds (n - 1){same}.")
         notes += [line for row in comparison["rows"] if (line := _intervals(comparison, row))]
     if seeds := sorted({seed["seed"] for row in comparison["rows"] for seed in row["seeds"]}):
         notes.append(f"Seed{'s' * (len(seeds) > 1)} of every row of ours: {', '.join(map(str, seeds))}.")
