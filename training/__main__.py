@@ -251,7 +251,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from training.reports import terminal
     from training.reports.page import accuracy_table, gain_lines, verdict
     from training.reports.report import collect, write
-    from training.reports.row_terms import term_lines
+    from training.settings.row_terms import term_lines
 
     out = store.local_path(options.out, "--out") if options.out else Path(options.runs[0]).absolute().parent
     with console.status("reading the runs") as status:
@@ -278,33 +278,38 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 
 def _table(options: argparse.Namespace, console: Console) -> int:
-    from training.paper_tables.compare_with_paper import cells, compare, heads, remarks, write
+    from training.paper_tables.compare_with_paper import cells, compare, heads, write
+    from training.paper_tables.judged_rows import pretraining, resolve
     from training.paper_tables.missing import missing
-    from training.paper_tables.runner import Place, plan_lines, run_rows, warnings
-    from training.paper_tables.table_rows import builds_of, chosen, pretraining, read_table, resolve, with_preset
+    from training.paper_tables.place import Place
+    from training.paper_tables.runner import plan_lines, run_rows, warnings
+    from training.paper_tables.table_builds import builds_of
+    from training.paper_tables.table_notes import remarks
+    from training.paper_tables.table_rows import chosen, read_table, short_name, table_path, with_preset
     from training.reports import terminal
 
     table = with_preset(read_table(options.table), options.preset)
-    builds, changes = builds_of(options.shards, table.every_row), parse_changes(options.changes)
+    builds, changes = builds_of(options.shards, table.variants), parse_changes(options.changes)
     place = Place(store.local_path(options.run, "--run"), options.device, options.processes, console.print)
     place = replace(place, slots=_slots(options), plugins=tuple(options.plugin))
     after = pretraining(table, builds, changes, options.recipe)
-    rows = resolve(table.rows, builds, changes, options.recipe, options.seeds, after, place.folder)
+    of_all = (builds, changes, options.recipe, options.seeds, after, place.folder, table.columns)
+    rows = resolve(table.rows, *of_all)
     names = {row.name for row in chosen(table, options.rows)}
     wanted = [judged for judged in ([after] if after else []) + rows if judged.row.name in names]
-    for line in warnings(wanted):
+    for line in warnings(wanted) if table.pretrain else ():
         console.print(line)
-    lacking = missing(wanted, place)
+    lacking = missing(wanted, place, table_path(options.table).read_text())
     if options.dry_run:
         tell(*plan_lines(wanted, place), *(["missing:"] if lacking else []), *(f"  {each.line()}" for each in lacking))
         return 2 if any(each.stops for each in lacking) else 0
     if files := [each.line() for each in lacking if each.is_file]:
         raise Refused("; ".join(files))
     if wanted and not any(judged.shards for judged in wanted):
-        raise Refused(f"--shards {' '.join(options.shards)}: no build for a chosen row ({wanted[0].row.recipe}, ...)")
+        raise Refused(f"--shards {' '.join(options.shards)}: no build for a chosen row ({wanted[0].row.variant}, ...)")
     with console.status("table") as status:
         outcomes = run_rows(wanted, rows, replace(place, status=status.update))
-    comparison = compare(Path(options.table).stem, table, outcomes, options.recipe)
+    comparison = compare(short_name(options.table), table, outcomes, options.recipe, rows)
     stem = write(comparison, place.folder)
     if options.json:
         tell(json_text(comparison))
@@ -318,7 +323,7 @@ def _table(options: argparse.Namespace, console: Console) -> int:
 
 def _slots(options: argparse.Namespace) -> tuple[dict[str, str], ...]:
     """The environments of runs at once: a group of GPUs for each, or a share of the cores."""
-    from training.paper_tables.runner import slots_of
+    from training.paper_tables.place import slots_of
 
     several, gpus = options.parallel * options.processes > 1, None
     if several and options.device != "cpu":

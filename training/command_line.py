@@ -163,6 +163,28 @@ def _probe(probe: argparse.ArgumentParser) -> None:
     probe.add_argument(
         "--space", default="own", choices=("own", "clip"), help="the tower's own feature, or that of the shared space"
     )
+    add_probe_tasks(probe)
+    probe.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="'FLAGS'",
+        help="a further probe of the same features, such as '--ways 5 --shots 10'; may be given again",
+    )
+    probe.add_argument("--plot", metavar="FILE.png", help="the last split's features in the plane, with 10-NN purity")
+    probe.add_argument("--picture", default="tsne", choices=("tsne", "umap"), help="how --plot makes the plane")
+    probe.add_argument("--without-random", action="store_true", help="leave out the random network of the same shape")
+    probe.add_argument("--seed", type=_count, default=0, metavar="N", help="of the search, the episodes and the plane")
+    _add_who(probe)
+    _add_plugin(probe)
+    _add_device(probe)
+    _add_precision(probe)
+    _add_workers(probe)
+    _add_json(probe)
+
+
+def add_probe_tasks(probe: argparse.ArgumentParser) -> None:
+    """The flags that say what is probed; `--also` has those of a further probe of the same features."""
     probe.add_argument("--classifier", choices=("svm", "logistic", "knn"), help="default: svm, linear, one against one")
     probe.add_argument("--standardise", action="store_true", help="the first row is of standardised features, not raw")
     probe.add_argument(
@@ -178,16 +200,6 @@ def _probe(probe: argparse.ArgumentParser) -> None:
     )
     probe.add_argument("--episodes", type=_some, metavar="E", help="default: 10")
     probe.add_argument("--retrieval", action="store_true", help="recall and mAP, image to cloud, cloud to cloud, ...")
-    probe.add_argument("--plot", metavar="FILE.png", help="the last split's features in the plane, with 10-NN purity")
-    probe.add_argument("--picture", default="tsne", choices=("tsne", "umap"), help="how --plot makes the plane")
-    probe.add_argument("--without-random", action="store_true", help="leave out the random network of the same shape")
-    probe.add_argument("--seed", type=_count, default=0, metavar="N", help="of the search, the episodes and the plane")
-    _add_who(probe)
-    _add_plugin(probe)
-    _add_device(probe)
-    _add_precision(probe)
-    _add_workers(probe)
-    _add_json(probe)
 
 
 def _report(report: argparse.ArgumentParser) -> None:
@@ -208,7 +220,7 @@ def _report(report: argparse.ArgumentParser) -> None:
 
 
 def _table(table: argparse.ArgumentParser) -> None:
-    table.add_argument("table", metavar="N", help="1 to 7, columns, or a .toml file of one's own")
+    table.add_argument("table", metavar="N", help="PAPER-N (crosspoint-1), N of Cross-MoST, or a .toml file")
     table.add_argument("changes", nargs="*", metavar="key=value", help="changed keys of every row; a row's own win")
     table.add_argument(
         "--shards",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from manifests.errors import Refused
 from manifests.layout import require_manifest
 from manifests.plain_text import PlainConsole, tell
 from manifests.records import json_text
+from training.paper_tables.columns import TASK_FLAGS
 from training.typed_keys import typed_changes, typed_source
 
 if TYPE_CHECKING:
@@ -56,28 +59,52 @@ def probe(options: argparse.Namespace, console: Console) -> int:
     from training import distributed
     from training.evaluation.judged_models import TOWER_KEYS, open_judged
 
-    asked = _asked(options, typed_source(options), typed_changes(options, ("data", *TOWER_KEYS)))
+    source, changes = typed_source(options), typed_changes(options, ("data", *TOWER_KEYS))
+    tasks = [options, *map(partial(_further, options), options.also)]
+    every = [_asked(task, source, changes) for task in tasks]
     device = distributed.device_of(options.device)
     about = (device, options.precision, options.recipe, lambda lines: console.print(*lines, sep="\n"))
-    opened = open_judged(asked.source, options.shards, asked.changes, *about, options.other_neighbours, asked.needs)
+    needs = tuple(dict.fromkeys(name for asked in every for name in asked.needs))
+    opened = open_judged(source, options.shards, changes, *about, options.other_neighbours, needs)
     if options.who not in opened.models:
         raise Refused(f"--who {options.who}: {options.checkpoint} has no {options.who}")
-    _refuse_untrained(options, asked, opened)
+    for task, asked in zip(tasks, every, strict=True):
+        _refuse_untrained(task, asked, opened)
     with console.status("reading") as status:
-        splits = _read(options, asked, opened, device, status.update)
-        facts = _facts(options, asked, opened, splits)
-        work = _retrieval if options.retrieval else _episodes if options.ways else _linear
-        rows = work(options, asked, splits, status.update)
-        result = facts | rows[0] | {"rows": rows}
+        read = _read(options, every, opened, device, status.update)
+        results = []
+        for task, asked in zip(tasks, every, strict=True):
+            splits = [read[split] for split in asked.splits]
+            work = _retrieval if task.retrieval else _episodes if task.ways else _linear
+            rows = work(task, asked, splits, status.update)
+            results.append(_facts(task, asked, opened, splits) | rows[0] | {"rows": rows})
+        result = results[0]
         if options.plot:
             status.update("drawing")
-            result["plot"] = _draw(options, asked, splits[-1], facts)
+            result["plot"] = _draw(options, every[0], read[every[0].splits[-1]], result)
     if options.json:
-        tell(json_text(result))
-    else:
-        PlainConsole(width=WIDTH).print(_table(options, result))
-        tell(_line(result), *([_plot_line(result["plot"])] if options.plot else []))
+        tell(json_text(result | ({"also": results[1:]} if options.also else {})))
+        return 0
+    for task, each in zip(tasks, results, strict=True):
+        PlainConsole(width=WIDTH).print(_table(task, each))
+        tell(_line(each))
+    tell(*([_plot_line(result["plot"])] if options.plot else []))
     return 0
+
+
+def _further(options: argparse.Namespace, flags: str) -> argparse.Namespace:
+    """The options of a further probe: its own flags in place of the first one's. Raises Refused for any other flag."""
+    from training.command_line import add_probe_tasks
+
+    program = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+    add_probe_tasks(program)
+    try:
+        own, others = program.parse_known_args(shlex.split(flags))
+    except (argparse.ArgumentError, argparse.ArgumentTypeError, ValueError) as error:
+        raise Refused(f"--also {flags!r}: {error}") from error
+    if others:
+        raise Refused(f"--also {flags!r}: {others[0]} is no flag of a further probe ({', '.join(TASK_FLAGS)})")
+    return argparse.Namespace(**(vars(options) | vars(own) | {"plot": None}))
 
 
 def _asked(options: argparse.Namespace, source: str, changes: dict[str, Value]) -> Asked:
@@ -137,18 +164,19 @@ def _refuse_untrained(options: argparse.Namespace, asked: Asked, opened: Opened)
 
 
 def _read(
-    options: argparse.Namespace, asked: Asked, opened: Opened, device: torch.device, update: Update
-) -> list[ProbedSplit]:
+    options: argparse.Namespace, every: list[Asked], opened: Opened, device: torch.device, update: Update
+) -> dict[str, ProbedSplit]:
     """The splits that are read, by the trained network and, unless it is left out, the random one."""
     from training.evaluation.probed_features import RANDOM, TRAINED, random_twin, read_split
 
     networks = {TRAINED: opened.models[options.who]}
     if not options.without_random:
         networks[RANDOM] = random_twin(opened.checkpoint, networks[TRAINED], device)
-    how = (device, asked.changes["data"], options.workers, lambda done, total: update(f"{done:,} of {total:,} objects"))
-    return [
-        read_split(networks, opened.checkpoint, options.shards, split, asked.wanted, *how) for split in asked.splits
-    ]
+    wanted = tuple(dict.fromkeys(name for asked in every for name in asked.wanted))
+    changes = every[0].changes["data"]
+    how = (device, changes, options.workers, lambda done, total: update(f"{done:,} of {total:,} objects"))
+    splits = dict.fromkeys(split for asked in every for split in asked.splits)
+    return {split: read_split(networks, opened.checkpoint, options.shards, split, wanted, *how) for split in splits}
 
 
 def _features(split: ProbedSplit, network: str, asked: Asked) -> np.ndarray:

@@ -4,7 +4,8 @@
 
 Builds parametric objects with pictures of 224 pixels into a temporary folder, then trains the recipe `crosspoint`
 (ResNet-50 from scratch, both clouds of an object in one batch) by `fit` in a process of its own for each network, with
-readers in the same process (data.workers=0). The first step is left out: it makes Adam's state. Medians.
+readers in the same process (data.workers=0). The first step is left out: it makes Adam's state. Medians. CPU seconds a
+step are those of the whole command, set-up and first step included: what to read where other work shares the cores.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -38,11 +40,14 @@ def measure(backbone: str, shards: Path, folder: Path, options: argparse.Namespa
     keys = [f"points.backbone={backbone}", f"optimizer.batch_size={options.batch}", f"data.num_points={options.points}"]
     keys += [f"optimizer.steps={options.steps + 1}", "log_every=1", "save_every=1000", "data.workers=0"]
     keys += ["data.views=rgb12", "tensorboard=false", *options.changes]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run(["training", "fit", "crosspoint", "--shards", shards, "--run", run_folder, *keys], options.threads)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     with open(run_folder / "log.csv", newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)][1:]
     found = {name: median(row[name] for row in rows) for name in ("ms_per_step", "samples_per_second", "data_wait")}
-    return found | {"memory_mb": rows[-1]["memory_mb"]}
+    return found | {"memory_mb": rows[-1]["memory_mb"], "cpu_seconds": cpu / (options.steps + 1)}
 
 
 def main() -> None:
@@ -65,8 +70,11 @@ def main() -> None:
         for backbone in options.backbone or BACKBONES:
             found = measure(backbone, shards, Path(folder), options)
             seconds, rate = found["ms_per_step"] / 1000, found["samples_per_second"]
-            said = f"{backbone:9} {seconds:6.1f} s a step, {rate:5.2f} samples/s, loader {found['data_wait']:.1%}"
-            print(f"{said}, {found['memory_mb'] / 1000:.2f} GB   ({describe_machine()})", flush=True)
+            said = f"{backbone:9} {seconds:6.1f} s a step ({found['cpu_seconds']:.1f} CPU s), {rate:5.2f} samples/s"
+            print(
+                f"{said}, loader {found['data_wait']:.1%}, {found['memory_mb'] / 1000:.2f} GB   ({describe_machine()})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -831,7 +831,7 @@ def make_tables(case: Path) -> None:
     (case / "in" / "tables").mkdir()
     for path in sorted(RECIPES.glob("*.toml"))[::2]:
         shutil.copyfile(path, case / "in" / "recipes" / path.name)
-    for path in sorted(TABLES.glob("*.toml"))[::2]:
+    for path in sorted(TABLES.glob("*/*.toml"))[::2]:
         shutil.copyfile(path, case / "in" / "tables" / path.name)
     rows = '[[rows]]\nname = "a"\nlabel = "A"\nrecipe = "small_cross_most"\nrun = "one"\npaper = {image = 60.5}\n'
     for number in range(4):
@@ -868,8 +868,12 @@ def _table(case: Path, path: Path) -> bool:
     """A table's rows, its plan and what is printed of it; the recipe of each row is written as `table` writes it."""
     from manifests import store
     from training.paper_tables.compare_with_paper import cells, compare, write
-    from training.paper_tables.runner import Place, known_outcome, plan_lines
-    from training.paper_tables.table_rows import Builds, read_table, resolve
+    from training.paper_tables.judged_rows import resolve
+    from training.paper_tables.place import Place
+    from training.paper_tables.results import known_outcome
+    from training.paper_tables.runner import plan_lines
+    from training.paper_tables.table_builds import Builds
+    from training.paper_tables.table_rows import read_table
 
     table, place = read_table(str(path)), Place(case / "out")
     judged = resolve(table.rows, Builds({}, (), None), {})
@@ -885,8 +889,10 @@ def _table(case: Path, path: Path) -> bool:
 
 def _result(case: Path, path: Path) -> bool:
     from training.paper_tables.compare_with_paper import cells, compare, write
-    from training.paper_tables.runner import Place, known_outcome
-    from training.paper_tables.table_rows import Judged, Row, Table
+    from training.paper_tables.judged_rows import Judged
+    from training.paper_tables.place import Place
+    from training.paper_tables.results import known_outcome
+    from training.paper_tables.table_rows import Row, Table
     from training.settings.fit_recipe import read_recipe
 
     row = Row(name="a", label="A", recipe="small_cross_most", run="one", paper={"image": 60.5})

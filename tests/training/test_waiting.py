@@ -28,7 +28,7 @@ from training.data.whole_split import SplitReader
 from training.distributed import PROCESS_SECONDS
 from training.evaluation import predict
 from training.paper_tables import runner
-from training.paper_tables.runner import Place
+from training.paper_tables.place import Place
 from training.settings.data import AugmentSettings, DataSettings
 from training.weights.checkpoint import open_checkpoint, step_folders
 

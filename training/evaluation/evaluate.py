@@ -268,8 +268,8 @@ def logits_of(
     A batch without pictures has the column `points` alone, and a point tower that is not asked has none. An adapter
     answers about all views together, and has `image_star` alone.
     """
-    if model.adapter is not None:
-        return {"views_right": torch.zeros(0), "image_star": model.image_logits(features.image()).cpu()}
+    if features.adapted is not None:
+        return {"views_right": torch.zeros(0), "image_star": model.image_logits(features.adapted).cpu()}
     by_view = model.image_logits(features.views)
     found = {"views_right": torch.zeros(0)}
     if every_view and by_view.shape[1]:

@@ -6,16 +6,21 @@ Where rows were run with several seeds, our figure is their mean, and its deviat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from manifests import store
+from manifests.layout import require_manifest
 from manifests.plain_text import csv_text, for_markdown
 from manifests.records import json_text
-from training.paper_tables.runner import Outcome, Outcomes
-from training.paper_tables.table_rows import HEADS, Column, Row, Table
+from training.paper_tables.columns import EVALUATED
+from training.paper_tables.judged_rows import Judged
+from training.paper_tables.results import Outcome, Outcomes
+from training.paper_tables.seed_statistics import gain, interval
+from training.paper_tables.table_notes import remarks, several
+from training.paper_tables.table_rows import Row, Table
+from training.settings.row_terms import terms_of
 
 OURS = (
     "Ours is the student at the last step; no label chooses a checkpoint (the released code takes the best on the test "
@@ -23,22 +28,29 @@ OURS = (
 )
 
 
-def compare(name: str, table: Table, outcomes: Outcomes, recipe: str = "") -> dict[str, Any]:
+def compare(
+    name: str, table: Table, outcomes: Outcomes, recipe: str = "", judged: Sequence[Judged] = ()
+) -> dict[str, Any]:
     """The object that `table --json` prints; a row's status is `paper` where it is a method of others.
 
-    rows: [{name, label, run, status, n, step, error, note, seeds, figures {column: {ours, deviation, paper,
-    difference}}}], in percent and points, null where unknown. n: objects; seeds: [{seed, status, n, step, error,
-    values}], and `ours` is the mean of those that are done, `status` that of a row whose seeds are all done, or of one
-    that is not. pretrain: run, status and error of the pre-training, or null. recipe: replaced those of the rows.
+    rows: [{name, label, run, status, n, step, error, note, terms, lacks, seeds, figures {column: {ours, deviation,
+    interval, paper, difference, gain}}}], in percent and points, null where unknown. n: objects; seeds: [{seed, status,
+    n, step, error, values}], and `ours` is the mean of those that are done, `interval` its 95% interval, `status` that
+    of a row whose seeds are all done, or of one that is not. gain: {mean, interval, seeds} over the row's baseline.
+    terms: what the row's figures rest on, also by column; lacks: by column, why there is no figure. pretrain: run,
+    status and error of the pre-training, or null. recipe: replaced those of the rows. judged: the rows, for terms.
     """
     replaced = (f"Every row was trained from the recipe {recipe}, not from the paper's.",) if recipe else ()
+    rows = [_row(row, table, outcomes) | {"terms": _terms(row, judged, outcomes)} for row in table.rows]
+    evaluated = OURS if any(column in EVALUATED.values() for column in table.columns.values()) else ()
     return {
         "table": name,
         "title": table.title,
         "columns": list(table.columns),
+        "heads": {column: each.head for column, each in table.columns.items()},
         "pretrain": _pretrain(table.pretrain, outcomes) if table.pretrain else None,
-        "rows": [_row(row, table.columns, outcomes.get(row.name, {})) for row in table.rows],
-        "notes": [*replaced, *OURS, *table.notes],
+        "rows": rows,
+        "notes": [*replaced, *evaluated, *table.notes],
     }
 
 
@@ -50,21 +62,31 @@ def _pretrain(row: Row, outcomes: Outcomes) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
-def _row(row: Row, columns: Sequence[Column], of_seed: dict[int, Outcome]) -> dict[str, Any]:
-    done = [outcome for outcome in of_seed.values() if outcome.status == "done"]
-    lacking = sorted((each for each in of_seed.values() if each not in done), key=lambda each: each.status != "failed")
-    shown = (*lacking, *done)[0] if of_seed else None  # one of `done` only if all seeds are
+def _row(row: Row, table: Table, outcomes: Outcomes) -> dict[str, Any]:
+    of_seed = outcomes.get(row.name, {})
+    done = {seed: outcome for seed, outcome in of_seed.items() if outcome.values}
+    lacking = [each for each in of_seed.values() if each.status != "done"]
+    lacking.sort(key=lambda each: each.status != "failed")
+    shown = (*lacking, *of_seed.values())[0] if of_seed else None  # one that is done only if all seeds are
+    against = table.by_name.get(row.baseline or table.baseline)
     figures = {}
-    for column in columns:
-        values, paper = [outcome.values[column] for outcome in done], row.paper.get(column)
+    for column in table.columns:
+        own, paper = _of_column(of_seed, column), row.paper.get(column)
+        values = list(own.values())
         ours = round(mean(values), 2) if values else None
         difference = None if ours is None or paper is None else round(ours - paper, 2)
-        deviation = round(stdev(values), 2) if len(values) > 1 else None
-        figures[column] = {"ours": ours, "deviation": deviation, "paper": paper, "difference": difference}
+        old = _of_column(outcomes.get(against.name, {}), column) if against and against.name != row.name else {}
+        figures[column] = {
+            "ours": ours,
+            "deviation": round(stdev(values), 2) if len(values) > 1 else None,
+            "interval": interval(values),
+            "paper": paper,
+            "difference": difference,
+            "gain": gain(own, old),
+        }
     seeds = [
-        {"seed": seed}
-        | asdict(outcome)
-        | {"error": outcome.error or None, "values": {column: outcome.values.get(column) for column in columns}}
+        {"seed": seed, "status": outcome.status, "n": outcome.n, "step": outcome.step, "error": outcome.error or None}
+        | {"values": {column: outcome.values.get(column) for column in table.columns}}
         for seed, outcome in of_seed.items()
     ]
     return {
@@ -72,24 +94,46 @@ def _row(row: Row, columns: Sequence[Column], of_seed: dict[int, Outcome]) -> di
         "label": row.label,
         "run": row.run or None,
         "status": shown.status if shown else "paper",
-        "n": done[0].n if done else None,
-        "step": done[0].step if done else None,
+        "n": next((outcome.n for outcome in done.values()), None),
+        "step": next((outcome.step for outcome in done.values()), None),
         "error": (shown and shown.error) or None,
         "note": row.note or None,
+        "baseline": against.label if against and against.name != row.name else None,
+        "lacks": {column: why for each in of_seed.values() for column, why in each.lacks.items()},
         "seeds": seeds,
         "figures": figures,
     }
 
 
-def _several(comparison: dict[str, Any]) -> bool:
-    """Whether some row was asked for with several seeds."""
-    return any(len(row["seeds"]) > 1 for row in comparison["rows"])
+def _of_column(of_seed: dict[int, Outcome], column: str) -> dict[int, float]:
+    """The figures of a column by seed, of those that have it."""
+    return {seed: each.values[column] for seed, each in of_seed.items() if column in each.values}
+
+
+def _terms(row: Row, judged: Sequence[Judged], outcomes: Outcomes) -> dict[str, Any] | None:
+    """What a row's figures rest on; None for a method of others, or where its build is not there."""
+    own = [each for each in judged if each.row.name == row.name]
+    if not own or own[0].shards is None:
+        return None
+    seeds = [each.recipe.seed for each in own]
+    dataset = require_manifest(own[0].shards, f"--shards {own[0].shards}").dataset
+    facts = {column: each for found in outcomes.get(row.name, {}).values() for column, each in found.facts.items()}
+    return terms_of(own[0].recipe, dataset, seeds, row.step) | {"columns": facts}
+
+
+def _paired(comparison: dict[str, Any], column: str) -> bool:
+    """Whether a column stands beside the paper's; one of ours that no paper has stands alone."""
+    return column in EVALUATED or any(row["figures"][column]["paper"] is not None for row in comparison["rows"])
 
 
 def heads(comparison: dict[str, Any]) -> list[str]:
-    """Heads of the printed columns: three a figure."""
-    figures = [head for column in comparison["columns"] for head in (HEADS[column], "paper", "+-")]
-    return ["row", "n", *(["seeds"] if _several(comparison) else []), *figures]
+    """Heads of the printed columns: three a figure, or one where the paper has none."""
+    figures = [
+        head
+        for column, own in comparison["heads"].items()
+        for head in ((own, "paper", "+-") if _paired(comparison, column) else (own,))
+    ]
+    return ["row", "n", *(["seeds"] if several(comparison) else []), *figures]
 
 
 def cells(comparison: dict[str, Any]) -> list[list[str]]:
@@ -100,36 +144,19 @@ def cells(comparison: dict[str, Any]) -> list[list[str]]:
     lines = []
     for row in comparison["rows"]:
         line = [row["label"], str(row["n"]) if row["n"] else row["status"].removeprefix("paper")]
-        if _several(comparison):
+        if several(comparison):
             done = sum(seed["status"] == "done" for seed in row["seeds"])
             line.append(f"{done} of {len(row['seeds'])}" if 0 < done < len(row["seeds"]) else f"{done or ''}")
-        for figure in row["figures"].values():
+        for column, figure in row["figures"].items():
             difference, deviation = figure["difference"], figure["deviation"]
-            line += [
+            found = [
                 _number(figure["ours"]) + ("" if deviation is None else f" +- {deviation:.2f}"),
                 _number(figure["paper"]),
                 "" if difference is None else f"{difference:+.2f}",
             ]
+            line += found if _paired(comparison, column) else found[:1]
         lines.append(line)
     return lines
-
-
-def remarks(comparison: dict[str, Any]) -> list[str]:
-    """Notes of the table and of its rows, and why rows, or seeds of a row, are missing."""
-    notes = list(comparison["notes"])
-    if _several(comparison):
-        notes.append("+- after a figure is the sample deviation of its seeds (n - 1); all begin with the same weights.")
-    if seeds := sorted({seed["seed"] for row in comparison["rows"] for seed in row["seeds"]}):
-        notes.append(f"Seed{'s' * (len(seeds) > 1)} of every row of ours: {', '.join(map(str, seeds))}.")
-    notes += [f"{row['label']}: {row['note']}" for row in comparison["rows"] if row["note"]]
-    before = comparison["pretrain"]
-    notes += [f"{before['run']}: failed, {before['error']}"] if before and before["error"] else []
-    for row in comparison["rows"]:
-        missing = [seed for seed in row["seeds"] if seed["error"] or (row["n"] and seed["status"] != "done")]
-        for seed in missing:
-            of = f", seed {seed['seed']}" if len(row["seeds"]) > 1 else ""
-            notes.append(f"{row['label']}{of}: {seed['status']}" + (f", {seed['error']}" if seed["error"] else ""))
-    return notes
 
 
 def write(comparison: dict[str, Any], folder: Path) -> Path:
@@ -154,16 +181,18 @@ def _markdown(comparison: dict[str, Any]) -> str:
 
 
 def _csv(comparison: dict[str, Any]) -> str:
-    """One line a row; the columns of a figure are `image`, `image_paper`, `image_difference`, `image_deviation`.
+    """One line a row; the columns of a figure are `image`, `image_paper`, `image_difference`, `image_deviation`,
+    and the ends of its interval, `image_low` and `image_high`.
 
     seeds: how many are in the figures.
     """
     plain = ("name", "label", "run", "status", "n", "step")
     figures = [f"{column}{end}" for column in comparison["columns"] for end in ("", "_paper", "_difference")]
-    rows = [[*plain, *figures, "seeds", *(f"{column}_deviation" for column in comparison["columns"])]]
+    spread = [f"{column}{end}" for column in comparison["columns"] for end in ("_deviation", "_low", "_high")]
+    rows = [[*plain, *figures, "seeds", *spread]]
     for row in comparison["rows"]:
         values = [figure[key] for figure in row["figures"].values() for key in ("ours", "paper", "difference")]
-        deviations = [figure["deviation"] for figure in row["figures"].values()]
+        ends = [(figure["deviation"], *(figure["interval"] or ("", ""))) for figure in row["figures"].values()]
         done = sum(seed["status"] == "done" for seed in row["seeds"])
-        rows.append([*(row[key] for key in plain), *values, done, *deviations])
+        rows.append([*(row[key] for key in plain), *values, done, *(end for each in ends for end in each)])
     return csv_text(rows)

@@ -14,8 +14,10 @@ from pathlib import Path
 from manifests.layout import asked_view_set, require_manifest, view_set_names
 from manifests.presets import preset_names
 from training.models.clip import is_cached, is_tag
-from training.paper_tables.runner import Place, known_outcome, with_pretraining
-from training.paper_tables.table_rows import Judged
+from training.paper_tables.judged_rows import Judged
+from training.paper_tables.place import Place
+from training.paper_tables.results import known_outcome
+from training.paper_tables.runner import with_beginnings
 from training.settings.fit_recipe import RECIPES
 
 HUB = "hf-hub:"
@@ -36,20 +38,29 @@ class Missing:
         return f"{self.what} ({', '.join(self.rows)}): {self.remedy}"
 
 
-def missing(rows: Iterable[Judged], place: Place) -> list[Missing]:
-    """All that is missing for rows that are not done yet, each thing once."""
+def missing(rows: Iterable[Judged], place: Place, header: str = "") -> list[Missing]:
+    """All that is missing for rows that are not done yet, each thing once. header: of the table, with its builds."""
     found: dict[Missing, dict[str, None]] = {}
-    for judged in with_pretraining(rows, place):
+    for judged in with_beginnings(rows, place):
         if known_outcome(judged, place).status != "done":
-            for each in (*_of_shards(judged), *_of_weights(judged)):
+            for each in (*_of_shards(judged, header), *_of_columns(judged, header), *_of_weights(judged)):
                 found.setdefault(each, {})[judged.row.name] = None
     return [Missing(each.what, each.remedy, each.stops, each.is_file, tuple(names)) for each, names in found.items()]
 
 
-def _of_shards(judged: Judged) -> Iterator[Missing]:
-    data, variant, shards = judged.recipe.data, judged.row.shards or judged.row.recipe, judged.shards
+def _of_columns(judged: Judged, header: str) -> Iterator[Missing]:
+    """Builds that a column is judged on: the row's other figures are had without."""
+    for figure in judged.figures if judged.shards else ():
+        if figure.lacks:
+            build = _build_of(figure.lacks, header) or f"--shards {figure.lacks}=BUILD"
+            yield Missing(f"no build of {figure.lacks}", build, all(each.lacks for each in judged.figures))
+
+
+def _of_shards(judged: Judged, header: str) -> Iterator[Missing]:
+    data, variant, shards = judged.recipe.data, judged.row.variant, judged.shards
     if shards is None:
-        yield Missing(f"no build of {variant}", _build_command(judged.row.recipe), True)
+        build = _build_of(variant, header) or _build_command(judged.row.recipe)
+        yield Missing(f"no build of {variant}", build, True)
         return
     manifest = require_manifest(shards, f"--shards {shards}")
     view_set = asked_view_set(shards, data.views)
@@ -59,7 +70,9 @@ def _of_shards(judged: Judged) -> Iterator[Missing]:
         )
     if data.split not in manifest.splits:
         yield Missing(f"{shards} has no split {data.split}", f"data.split={'|'.join(manifest.splits)}", True)
-    if view_set is None:
+    if not judged.recipe.reads_pictures:
+        pass
+    elif view_set is None:
         make = f"python -m pipeline views {data.views} --shards {shards}"
         others = f"data.views={'|'.join(view_set_names(shards)) or 'NAME'}"
         yield Missing(f"{shards} has no view set {data.views}", make if data.views in preset_names() else others, True)
@@ -79,7 +92,11 @@ def _of_weights(judged: Judged) -> Iterator[Missing]:
     given = {"image.pretrained": recipe.image.pretrained, "init.image": recipe.init.image}
     if judged.after is None:  # else they are its run, which is not there yet
         given |= {"init.all": recipe.init.all, "init.points": recipe.init.points}
+    others = judged.recipe.init.model_dump(include={"teacher", "generator"})
+    given |= {f"init.{name}": source for name, source in others.items()}
     for key, source in given.items():
+        if key in judged.begins:
+            continue
         if is_tag(model, source):
             if not is_cached(model, source):
                 remedy = f"fetched when the first row begins; without a network give {key}=FILE"
@@ -88,6 +105,13 @@ def _of_weights(judged: Judged) -> Iterator[Missing]:
             tag = f", and no open_clip tag of {model}" if key in ("init.image", "image.pretrained") else ""
             run = f"a file, or a run of `{_fit_command('pretrain')}`" if key == "init.points" else "a file or a run"
             yield Missing(f"{key}={source}: no such file{tag}", f"name {run}", True, is_file=True)
+
+
+def _build_of(variant: str, header: str) -> str:
+    """The command of a table's header that makes this build, or empty."""
+    text = header.replace("\\\n#", "")
+    found = re.search(rf"^#\s+(python -m pipeline build .*--out \S*/{re.escape(variant)}(?: .*)?)$", text, re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
 
 
 def _build_command(recipe: str) -> str:

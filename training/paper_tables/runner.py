@@ -1,159 +1,38 @@
 """Trains and judges the rows of a table, each by commands that a person could type; what is finished is not done again.
 
-Several runs may be trained at once, each in a slot: a thread here, and a group of GPUs or a share of the cores.
+Several runs may be trained at once, each in a slot: a thread here, and a group of GPUs or a share of the cores. A run
+waits for those that it begins with.
 
 RUN/<run>/                  a run of `fit`, shared by all rows that judge it
 RUN/recipes/<run>.toml      its resolved recipe        RUN/logs/<run>.txt      what its commands said
-RUN/results/<run>-<8 hex>.json      the figures of one row: of its recipe, shards and judgement
+RUN/results/<run>-<8 hex>.json      the figures of one row, or one of them: of its recipe, shards and judgement
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
-
-from pydantic import BaseModel
 
 from manifests import store
-from manifests.config import Value, to_toml
-from manifests.errors import Refused
+from manifests.config import to_toml
 from manifests.process_info import end_with_parent, environment
-from manifests.records import json_text
 from training.child_commands import ENDING_SECONDS, Watch, end
-from training.paper_tables.table_rows import HEADS, Judged
-from training.settings.checkpoint_recipe import checkpoint_data
-from training.settings.fit_recipe import FitRecipe
+from training.paper_tables.judged_rows import Judged
+from training.paper_tables.place import FIRST, Command, Place, assignments
+from training.paper_tables.results import Outcome, Outcomes, is_known, keep_figure, keep_stage, known_outcome
 
-FIRST = "checkpoints/step-00000000"
 POLL_SECONDS = 0.1
 SILENT_SECONDS = 6 * 3600.0  # a row may take days, but a fit prints lines meanwhile, and an evaluation ends
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a row, of one seed. values: percent by column, of the student; error: why it failed, in a line."""
-
-    status: Literal["done", "failed", "no shards", "not run"]
-    values: dict[str, float] = field(default_factory=dict)
-    n: int | None = None
-    step: int | None = None
-    error: str = ""
-
-
-Outcomes = dict[str, dict[int, Outcome]]  # by the row's name, and by seed
-
-
-class _Student(BaseModel):
-    """Percent by column."""
-
-    image: float
-    image_star: float
-    points: float
-
-
-class _Result(BaseModel):
-    """What is used of a file in RUN/results; that of a pre-training has no figures."""
-
-    identity: str
-    student: _Student | None = None
-    n: int | None = None
-    step: int | None = None
-
-
-def _own_data(recipe: FitRecipe) -> dict[str, Value]:
-    """Keys of data that a checkpoint does not bring along, where they are given."""
-    given, brought = recipe.data.model_dump(exclude_defaults=True), checkpoint_data(recipe).model_dump()
-    return {name: value for name, value in given.items() if value != brought[name]}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how rows are run. processes: of one fit, by torchrun. say: a line; status: what goes on now.
-
-    slots: for each run that is trained at once, the variables of its commands' environment. plugins: as `--plugin` of
-    the table names them, and of its commands. stopping: set to end all.
-    """
-
-    folder: Path
-    device: str = "cpu"
-    processes: int = 1
-    say: Callable[[str], None] = lambda line: None
-    status: Callable[[str], None] = lambda line: None
-    slots: tuple[dict[str, str], ...] = ({},)
-    plugins: tuple[str, ...] = ()
-    stopping: threading.Event = field(default_factory=threading.Event)
-
-    def program(self, processes: int = 1) -> list[str]:
-        """How `training` is called."""
-        if processes == 1:
-            return [sys.executable, "-m", "training"]
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return [sys.executable, "-m", *torchrun, "-m", "--", "training"]  # without --, it takes --run as one of its own
-
-    def fit_command(self, judged: Judged) -> list[str]:
-        """Trains the row's run, or goes on with it."""
-        recipe = str(self.folder / "recipes" / f"{judged.row.run}.toml")
-        places = ["--shards", str(judged.shards), "--run", str(self.folder / judged.row.run), "--device", self.device]
-        return [*self.program(self.processes), "fit", recipe, *places, *self._with_plugins()]
-
-    def evaluate_command(self, judged: Judged) -> list[str]:
-        """Judges the row's checkpoint."""
-        run = self.folder / judged.row.run
-        checkpoint = str(run / FIRST if judged.row.step == "first" else run)
-        changes = assignments(_own_data(judged.recipe) | judged.row.evaluate, "data.")
-        places = ["--shards", str(judged.shards), "--device", self.device, "--json"]
-        return [*self.program(), "evaluate", checkpoint, *places, *changes, *self._with_plugins()]
-
-    def _with_plugins(self) -> list[str]:
-        return [word for name in self.plugins for word in ("--plugin", name)]
-
-    def result_path(self, judged: Judged) -> Path:
-        """The file with a row's figures."""
-        return self.folder / "results" / f"{judged.row.run}-{judged.identity[:8]}.json"
-
-
-def known_outcome(judged: Judged, place: Place) -> Outcome:
-    """What an earlier call found; `not run` if it found nothing."""
-    if judged.shards is None:
-        return Outcome("no shards")
-    try:
-        found = _Result.model_validate_json(store.read_text(place.result_path(judged)))
-    except (OSError, ValueError):
-        return Outcome("not run")  # missing or damaged: it is judged again
-    if found.identity != judged.identity:
-        return Outcome("not run")
-    if not judged.figures:
-        return Outcome("done" if (place.folder / judged.row.run).is_dir() else "not run")
-    if found.student is None:
-        return Outcome("not run")
-    return Outcome("done", found.student.model_dump(), found.n, found.step)
-
-
-def slots_of(parallel: int, processes: int, gpus: Sequence[str] | None, cores: int) -> tuple[dict[str, str], ...]:
-    """The environments of `parallel` runs at once, each of `processes` processes, one a GPU; gpus: None on the CPU.
-
-    Raises Refused where there are too few GPUs.
-    """
-    wanted = parallel * processes
-    if gpus is not None and wanted > len(gpus):
-        raise Refused(f"--parallel {parallel} --processes {processes} needs {wanted} GPUs, and {len(gpus)} are visible")
-    if parallel == 1:
-        return ({},)
-    if gpus is None:
-        return ({"OMP_NUM_THREADS": str(max(cores // wanted, 1))},) * parallel
-    groups = [gpus[first : first + processes] for first in range(0, wanted, processes)]
-    return tuple({"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups)
 
 
 def warnings(rows: Iterable[Judged]) -> list[str]:
@@ -167,34 +46,36 @@ def warnings(rows: Iterable[Judged]) -> list[str]:
 def plan_lines(rows: Iterable[Judged], place: Place) -> list[str]:
     """What would be done for each row: its state, its recipe with what it changes, and the commands."""
     lines = []
-    for judged in with_pretraining(rows, place):
+    for judged in with_beginnings(rows, place):
         row, state = judged.row, known_outcome(judged, place).status
         lines.append(f"{judged.title}: {'would be run' if state == 'not run' else state}")
         if state != "not run":
             continue
         extra = ["points from scratch"] * row.points_from_scratch + ["its first checkpoint"] * (row.step == "first")
         extra += [f"preset {row.preset}"] * bool(row.preset)
-        extra += [f"after {judged.after.row.run}"] if judged.after else []
+        extra += [f"after {each.row.run}" for each in judged.before]
         lines.append("  " + ", ".join([" ".join([row.recipe, *assignments(row.changes)]), *extra]))
-        commands = [place.fit_command(judged), *([place.evaluate_command(judged)] if judged.figures else [])]
-        lines += [f"  {' '.join(line)}" for line in commands]
+        commands = [place.fit_command(judged), *(each.line for each in place.judge_commands(judged))]
+        lines += [f"  {shlex.join(line)}" for line in commands]
     return lines
 
 
-def with_pretraining(rows: Iterable[Judged], place: Place) -> list[Judged]:
-    """The rows, and before them the pre-training that some of them need and that is not among them."""
+def with_beginnings(rows: Iterable[Judged], place: Place) -> list[Judged]:
+    """The rows, and before them those that some of them need to begin with and that are not among them."""
     rows = list(rows)
-    needed = [judged.after for judged in rows if known_outcome(judged, place).status == "not run" and judged.after]
-    return [*(needed[:1] if all(judged.figures for judged in rows) else []), *rows]
+    names = {judged.title for judged in rows}
+    needed: dict[str, Judged] = {}
 
+    def need(judged: Judged) -> None:
+        if known_outcome(judged, place).status == "not run":
+            for each in judged.before:
+                need(each)
+                if each.title not in names:
+                    needed.setdefault(each.title, each)
 
-def assignments(changes: dict[str, Value], prefix: str = "") -> list[str]:
-    """Nested values as `key=value` arguments."""
-    found = []
-    for key, value in changes.items():
-        inside = isinstance(value, dict)
-        found += assignments(value, f"{prefix}{key}.") if inside else [f"{prefix}{key}={json.dumps(value)}"]
-    return found
+    for judged in rows:
+        need(judged)
+    return [*needed.values(), *rows]
 
 
 def run_rows(wanted: Iterable[Judged], rows: Iterable[Judged], place: Place) -> Outcomes:
@@ -203,7 +84,7 @@ def run_rows(wanted: Iterable[Judged], rows: Iterable[Judged], place: Place) -> 
     What earlier calls found is not found again. If a row fails, that is reported and the others go on; Ctrl-C also ends
     the commands that are running.
     """
-    wanted = with_pretraining(wanted, place)
+    wanted = with_beginnings(wanted, place)
     outcomes: Outcomes = {}
     for judged in (*rows, *wanted):
         outcomes.setdefault(judged.row.name, {})[judged.recipe.seed] = known_outcome(judged, place)
@@ -211,7 +92,7 @@ def run_rows(wanted: Iterable[Judged], rows: Iterable[Judged], place: Place) -> 
     for judged in wanted:
         outcome = outcomes[judged.row.name][judged.recipe.seed]
         if outcome.status == "no shards":
-            place.say(f"{judged.title}: skipped, no shards of {judged.row.shards or judged.row.recipe}")
+            place.say(f"{judged.title}: skipped, no shards of {_lacking(judged)}")
         elif outcome.status == "not run":
             runs.setdefault(judged.row.run, []).append(judged)
     for judged, outcome in _at_once(runs, place):
@@ -219,8 +100,12 @@ def run_rows(wanted: Iterable[Judged], rows: Iterable[Judged], place: Place) -> 
     return outcomes
 
 
+def _lacking(judged: Judged) -> str:
+    return judged.row.variant if judged.shards is None else ", ".join(each.lacks for each in judged.figures)
+
+
 def _at_once(runs: dict[str, list[Judged]], place: Place) -> Iterator[tuple[Judged, Outcome]]:
-    """Runs the rows of each run in a slot. Those that begin with a pre-training come last, and wait for it."""
+    """Runs the rows of each run in a slot. Those that begin with others come after them, and wait for them."""
     board, free = _Board(place.status), SimpleQueue[dict[str, str]]()
     for slot in place.slots:
         free.put(slot)
@@ -228,26 +113,30 @@ def _at_once(runs: dict[str, list[Judged]], place: Place) -> Iterator[tuple[Judg
 
     def run(number: int, name: str) -> list[tuple[Judged, Outcome]]:
         together = runs[name]
-        after = next((judged.after for judged in together if judged.after), None)
-        before = begun.get(after.row.run) if after else None
-        while before and not before.done() and not place.stopping.is_set():
+        before = {each.row.run: each for judged in together for each in judged.before if each.row.run in begun}
+        while not all(begun[each].done() for each in before) and not place.stopping.is_set():
             time.sleep(POLL_SECONDS)
         if place.stopping.is_set():
             return []
-        failed = [outcome.error for _, outcome in before.result(0) if outcome.error] if before and after else []
+        failed = [
+            f"{each.row.name}: {outcome.error}"
+            for each in before.values()
+            for _, outcome in begun[each.row.run].result(0)
+            if outcome.error
+        ]
         slot = free.get(timeout=SILENT_SECONDS)  # there are as many as threads
         try:
             place.say(f"run {number} of {len(runs)}: {name} ({', '.join(judged.title for judged in together)})")
             own = replace(place, slots=(slot,), status=lambda line: board.show(name, line))
-            return _rows_of_a_run(together, own, f"{after.row.name}: {failed[0]}" if after and failed else "")
+            return _rows_of_a_run(together, own, failed[0] if failed else "")
         finally:
             board.show(name, "")
             free.put(slot)
 
-    last = sorted(runs, key=lambda name: any(judged.after for judged in runs[name]))
+    depth = {name: max(map(_depth, runs[name])) for name in runs}
     with ThreadPoolExecutor(len(place.slots)) as pool:
         try:
-            for number, name in enumerate(last, 1):
+            for number, name in enumerate(sorted(runs, key=lambda name: depth[name]), 1):
                 begun[name] = pool.submit(run, number, name)
             pending = set(begun.values())
             while pending:
@@ -257,6 +146,11 @@ def _at_once(runs: dict[str, list[Judged]], place: Place) -> Iterator[tuple[Judg
         except BaseException:
             place.stopping.set()
             raise
+
+
+def _depth(judged: Judged) -> int:
+    """How many rows are trained before it, one after another."""
+    return 1 + max(map(_depth, judged.before)) if judged.before else 0
 
 
 class _Board:
@@ -276,19 +170,17 @@ def _rows_of_a_run(together: list[Judged], place: Place, error: str) -> list[tup
     """Trains a run and judges it for each of its rows. error: why it cannot be begun, or empty."""
     error, found = error or _fit(together, place), []
     for judged in together:
-        if error:
-            outcome = Outcome("failed", error=error)
-        else:
-            outcome = _evaluate(judged, place) if judged.figures else _pretrained(judged, place)
+        outcome = Outcome("failed", error=error) if error else _judge(judged, place)
         found.append((judged, outcome))
-        place.say(f"{judged.title}: {outcome.error or _words(outcome)}")
+        place.say(f"{judged.title}: {outcome.error or _words(judged, outcome)}")
     return found
 
 
-def _words(outcome: Outcome) -> str:
+def _words(judged: Judged, outcome: Outcome) -> str:
     if not outcome.values:
         return outcome.status
-    figures = "  ".join(f"{name} {outcome.values[name]:.2f}" for name in HEADS)
+    heads = [name for figure in judged.figures for name in figure.values if name in outcome.values]
+    figures = "  ".join(f"{name} {outcome.values[name]:.2f}" for name in heads)
     return f"{figures}  (n={outcome.n}, step {outcome.step})"
 
 
@@ -305,21 +197,30 @@ def _fit(together: list[Judged], place: Place) -> str:
     return "" if code == 0 or (only_first and first.is_dir()) else f"fit, exit {code}: {error}"
 
 
-def _pretrained(judged: Judged, place: Place) -> Outcome:
-    kept = json_text({"identity": judged.identity, "row": judged.row.name}, indent=1) + "\n"
-    store.write_bytes(str(place.result_path(judged)), kept.encode())
-    return Outcome("done")
+def _judge(judged: Judged, place: Place) -> Outcome:
+    """Finds the figures that are not in RUN/results. Where one fails, the others are still found."""
+    if not judged.figures:
+        keep_stage(judged, place)
+    missing = [figure for figure in judged.figures if not is_known(judged, place, figure)]
+    errors = []
+    for command in place.judge_commands(judged, missing):
+        code, error, out = _command(command.line, judged.row.run, place)
+        kind = command.figures[0][0].column.command
+        if error := f"{kind}, exit {code}: {error}" if code else _kept(judged, place, command, out):
+            errors.append(error)
+    outcome = known_outcome(judged, place)
+    return replace(outcome, status="failed", error=errors[0]) if errors else outcome
 
 
-def _evaluate(judged: Judged, place: Place) -> Outcome:
-    code, error, out = _command(place.evaluate_command(judged), judged.row.run, place)
-    if code:
-        return Outcome("failed", error=f"evaluate, exit {code}: {error}")
-    result: dict[str, Any] = json.loads(out)
-    kept = {name: result[name] for name in ("dataset", "split", "n", "step", "student", "teacher")}
-    kept |= {"identity": judged.identity, "row": judged.row.name, "evaluate": judged.row.evaluate}
-    store.write_bytes(str(place.result_path(judged)), (json_text(kept, indent=1) + "\n").encode())
-    return Outcome("done", result["student"], result["n"], result["step"])
+def _kept(judged: Judged, place: Place, command: Command, out: str) -> str:
+    """Keeps what a command printed; gives what was wrong with it, or an empty text."""
+    result = json.loads(out)
+    for figure, task in command.figures:
+        try:
+            keep_figure(judged, place, figure, result, task)
+        except ValueError as error:
+            return f"{' and '.join(figure.values)}: {error}"
+    return ""
 
 
 def _command(command: list[str], name: str, place: Place, until: Path | None = None) -> tuple[int, str, str]:

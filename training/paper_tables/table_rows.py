@@ -1,41 +1,29 @@
-"""The paper's tables: which rows there are, what each trains and how it is judged, and what the paper printed.
+"""The tables of the papers: which rows there are, what each trains and how it is judged, and what the paper printed.
 
-A table is a file of recipes/tables. A row names a recipe, the keys that it changes and the run that it judges; rows of
-several tables that judge the same run share it. A row without a recipe is a method of others: a figure alone. The
-pre-training that rows begin with is a row, too, which is not judged.
+A table is a file of recipes/tables/PAPER. A row names a recipe, the keys that it changes and the run that it judges;
+rows of several tables that judge the same run share it. A row without a recipe is a method of others: a figure alone.
+A row may begin with the runs of others, which are trained before it; the pre-training that all rows begin with is a
+row, too, which is not judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from manifests import plugins, store
-from manifests.config import (
-    Settings,
-    Value,
-    digest,
-    find_recipe,
-    first_difference,
-    load_toml,
-    merge,
-    names_in,
-    parse_recipe,
-    unknown_name,
-)
+from manifests.config import Settings, load_toml, parse_recipe, unknown_name
 from manifests.errors import Refused
-from manifests.layout import MANIFEST, asked_view_set, require_manifest
-from training.settings.fit_recipe import FitRecipe, changes_of, keys_in, keys_of_method, method_of, read_recipe
+from training.paper_tables.columns import EVALUATED, Column, named_columns
 
 TABLES = Path(__file__).parent.parent / "recipes" / "tables"
+FIRST_PAPER = "cross_most"  # whose tables have no name but their number
 Name = Annotated[str, Field(pattern="^[a-z0-9_-]+$")]
-Column = Literal["image", "image_star", "points"]
-HEADS = {"image": "Image", "image_star": "Image*", "points": "Point cloud"}
+Columns = Annotated[dict[Name, Column], BeforeValidator(named_columns)]
+InitKey = Annotated[str, Field(pattern=r"^init\.[a-z_]+$")]
 
 
 class Row(Settings):
@@ -45,8 +33,10 @@ class Row(Settings):
     (`--preset` gives the rows without one theirs), and changes: keys laid over both.
     points_from_scratch: without the weights that the point tower would begin with. run: the folder that is judged,
     shared by all rows (of any table) with the same training. shards: name of the build, by default the recipe's.
-    step: the last checkpoint, or the `first`, which is zero-shot. evaluate: keys of `data` in the judgement alone.
-    paper: percent by column, as printed.
+    begins: by key of `init`, the row whose run it begins with. step: the last checkpoint, or the `first`, which is
+    zero-shot or a random network. judge: names of columns, or all; with none the row is a stage of others. evaluate:
+    keys of `data` in the judgement alone. paper: percent by column, as printed. baseline: the row that it is compared
+    with, seed by seed, in place of the table's.
     """
 
     name: Name
@@ -57,16 +47,30 @@ class Row(Settings):
     points_from_scratch: bool = False
     run: Annotated[str, Field(pattern="^([A-Za-z0-9_-][A-Za-z0-9_.-]*)?$")] = ""  # the name of a folder
     shards: str = ""
+    begins: dict[InitKey, Name] = Field(default_factory=dict)
     step: Literal["last", "first"] = "last"
+    judge: tuple[Name, ...] | None = None
     evaluate: dict[str, Any] = Field(default_factory=dict)
-    paper: dict[Column, float] = Field(default_factory=dict)
+    paper: dict[Name, float] = Field(default_factory=dict)
+    baseline: str = ""
     note: str = ""
 
     @model_validator(mode="after")
     def _trains_into_a_run(self) -> Row:
         if bool(self.recipe) != bool(self.run):
             raise ValueError(f"row {self.name}: a row with a recipe has a run, and the other way round")
+        if not self.recipe and (self.begins or self.judge is not None or self.evaluate):
+            raise ValueError(f"row {self.name}: a method of others has figures alone (no begins, judge or evaluate)")
         return self
+
+    @property
+    def variant(self) -> str:
+        """The name of the build that it is trained on."""
+        return self.shards or self.recipe
+
+    def judged_by(self, columns: dict[str, Column]) -> dict[str, Column]:
+        """Those of the columns that judge it."""
+        return {name: each for name, each in columns.items() if self.judge is None or name in self.judge}
 
 
 class Table(Settings):
@@ -74,18 +78,31 @@ class Table(Settings):
 
     pretrain: what all rows but those with points from scratch begin with, where its shards are there and no weights of
     points are given: by `init.points`, or by `init.all` if their recipe names no weights of an image tower.
+    baseline: the row that the others are compared with, seed by seed.
     """
 
     title: str
-    columns: tuple[Column, ...] = ("image", "image_star", "points")
+    columns: Columns = Field(default_factory=lambda: dict(EVALUATED))
     notes: tuple[str, ...] = ()
     pretrain: Row | None = None
+    baseline: str = ""
     rows: tuple[Row, ...]
 
     @property
     def every_row(self) -> tuple[Row, ...]:
         """The rows, and before them the pre-training."""
         return (*([self.pretrain] if self.pretrain else []), *self.rows)
+
+    @property
+    def by_name(self) -> dict[str, Row]:
+        """The rows by their names."""
+        return {row.name: row for row in self.rows}
+
+    @property
+    def variants(self) -> set[str]:
+        """Names of the builds that it trains and judges on."""
+        trained = {row.variant for row in self.every_row if row.recipe}
+        return trained | {column.shards for column in self.columns.values() if column.shards}
 
     @model_validator(mode="after")
     def _each_row_once(self) -> Table:
@@ -95,18 +112,65 @@ class Table(Settings):
             raise ValueError(f"the row {twice[0]} comes twice")
         return self
 
+    @model_validator(mode="after")
+    def _names_that_are_there(self) -> Table:
+        trained = {row.name for row in self.rows if row.recipe}
+        for row in self.every_row:
+            for key in {**row.paper, **dict.fromkeys(row.judge or ())}:
+                if key not in self.columns:
+                    raise ValueError(f"row {row.name}: no column {key} ({', '.join(self.columns)})")
+            for name in row.begins.values():
+                if name not in trained:
+                    raise ValueError(f"row {row.name}: it begins with {name}, which is no row that trains")
+            if row.baseline and row.baseline not in self.by_name:
+                raise ValueError(f"row {row.name}: its baseline {row.baseline} is no row")
+        if self.baseline and self.baseline not in self.by_name:
+            raise ValueError(f"the baseline {self.baseline} is no row")
+        for row in self.rows:
+            if row.name in self.before(row.name):
+                raise ValueError(f"row {row.name}: it begins with itself")
+        return self
+
+    def before(self, name: str) -> list[str]:
+        """The rows that a row begins with, directly or over others."""
+        found: list[str] = []
+        waiting = [*self.by_name[name].begins.values()] if name in self.by_name else []
+        while waiting:
+            each = waiting.pop()
+            if each not in found:
+                found.append(each)
+                waiting += self.by_name[each].begins.values()
+        return found
+
 
 def table_names() -> list[str]:
-    """The shipped tables' numbers, as text."""
-    return [name.removeprefix("table_") for name in names_in(TABLES)]
+    """The shipped tables, `PAPER-N`; those of FIRST_PAPER by N alone, first."""
+    found = sorted((path.parent.name, path.stem.removeprefix("table_")) for path in TABLES.glob("*/table_*.toml"))
+    found.sort(key=lambda each: (each[0] != FIRST_PAPER, each[0], not each[1].isdigit(), each[1].zfill(4)))
+    return [number if paper == FIRST_PAPER else f"{paper}-{number}" for paper, number in found]
 
 
 def read_table(name: str) -> Table:
-    """A shipped table by its number, or a .toml file. Raises Refused."""
-    if not name.endswith(".toml") and name not in table_names():
+    """A shipped table by its name, or a .toml file. Raises Refused."""
+    return parse_recipe(Table, load_toml(table_path(name)), f"table {name}")
+
+
+def table_path(name: str) -> Path:
+    """The file of a table by its name, such as crosspoint-2, or by its path. Raises Refused."""
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise Refused(f"no file {name}")
+        return Path(name)
+    short = short_name(name)
+    if short not in table_names():
         raise unknown_name("table", name, table_names())
-    path = find_recipe(name if name.endswith(".toml") else f"table_{name}", TABLES)
-    return parse_recipe(Table, load_toml(path), f"table {name}")
+    paper, _, number = short.rpartition("-")
+    return TABLES / (paper or FIRST_PAPER) / f"table_{number}.toml"
+
+
+def short_name(name: str) -> str:
+    """`cross_most-1` -> `1`, as results are named; other names as they are, of a file its name without folder."""
+    return Path(name).stem if name.endswith(".toml") else name.removeprefix(f"{FIRST_PAPER}-")
 
 
 def with_preset(table: Table, preset: str) -> Table:
@@ -120,205 +184,22 @@ def with_preset(table: Table, preset: str) -> Table:
     return table.model_copy(update=changes)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A row with the recipe that it resolves to; shards: None where there is no such build.
-
-    seeded: it is one of several seeds. after: the pre-training that it begins with. figures: whether it is judged.
-    """
-
-    row: Row
-    recipe: FitRecipe
-    shards: str | None
-    identity: str
-    seeded: bool = False
-    after: Judged | None = None
-    figures: bool = True
-
-    @property
-    def title(self) -> str:
-        """Its name, with its seed if it is one of several."""
-        return f"{self.row.name}, seed {self.recipe.seed}" if self.seeded else self.row.name
-
-
 def chosen(table: Table, patterns: str) -> list[Row]:
-    """The rows whose names match one of the comma-separated patterns (`*` and `?`); all for an empty text."""
+    """The rows whose names match one of the comma-separated patterns (`*` and `?`); all for an empty text.
+
+    A row brings along those that it begins with.
+    """
     if not patterns:
         return list(table.rows)
     wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
     for pattern in wanted:
         if not any(fnmatch(row.name, pattern) for row in table.every_row):
             raise unknown_name("row", pattern, [row.name for row in table.every_row])
-    return [row for row in table.every_row if any(fnmatch(row.name, pattern) for pattern in wanted)]
+    names = {row.name for row in table.every_row if any(fnmatch(row.name, pattern) for pattern in wanted)}
+    names |= {before for name in names for before in table.before(name)}
+    return [row for row in table.every_row if row.name in names]
 
 
-def pretraining(table: Table, builds: Builds, changes: dict[str, Value], recipe: str = "") -> Judged | None:
-    """The pre-training that rows begin with; None where weights are given, its build is not, or `recipe` is."""
-    row, given = table.pretrain, changes.get("init", {})
-    shards = row and builds.own(row.shards or row.recipe)
-    if row is None or shards is None or recipe or given.get("points") or given.get("all"):
-        return None
-    return replace(_judged(row, builds, changes, "", None), figures=False)
-
-
-def resolve(
-    rows: Iterable[Row],
-    builds: Builds,
-    changes: dict[str, Value],
-    recipe: str = "",
-    seeds: Sequence[int] = (),
-    after: Judged | None = None,
-    folder: Path = Path(),
-) -> list[Judged]:
-    """The rows that train something. changes: of every row whose method reads them; a row's own go over them.
-
-    recipe: the base of every row, in place of its own. seeds: a row for each, or its recipe's own; a run of another
-    seed than that is named after it. after: the pre-training whose run in `folder` they begin with. Raises Refused
-    naming the row whose recipe does not fit, or a key that no row reads.
-    """
-    if seeds and "seed" in changes:
-        raise Refused(f"seed={changes['seed']}: --seeds {','.join(map(str, seeds))} says it")
-    found: list[Judged] = []
-    for row in rows:
-        if not row.recipe:
-            continue
-        begun = _judged(row, builds, changes, recipe, None if row.points_from_scratch else after, folder)
-        each = [_of_seed(begun, seed) for seed in seeds] or [begun]
-        for judged in each:
-            found.append(judged)
-            first = next(other for other in found if other.row.run == judged.row.run)
-            change = first_difference(first.recipe.model_dump(mode="json"), judged.recipe.model_dump(mode="json"))
-            if change:
-                names = f"{first.row.name} and {row.name} are of the run {judged.row.run}"
-                raise Refused(f"rows {names}, but differ in {change}")
-    methods = sorted({each.recipe.method for judged in found for each in (judged, judged.after) if each})
-    for key in keys_in(changes):
-        if found and not any(key in keys_of_method(method) for method in methods):
-            raise Refused(f"{key}: no row of this table reads it; its methods are {', '.join(methods)}")
-    return found
-
-
-def _judged(
-    row: Row, builds: Builds, changes: dict[str, Value], recipe: str, after: Judged | None, folder: Path = Path()
-) -> Judged:
-    try:
-        typed = _recipe_of(row, changes, recipe)
-    except Refused as error:
-        raise Refused(f"row {row.name}: {error}") from error
-    shards = builds.find(row.shards or row.recipe)
-    if after is not None and not (typed.init.points or typed.init.all):
-        key = "points" if typed.init.image or typed.image.pretrained else "all"
-        init = typed.init.model_copy(update={key: str(folder / after.row.run)})
-        judged = Judged(row, typed.model_copy(update={"init": init}), shards, "", after=after)
-    else:
-        judged = Judged(row, typed, shards, "")
-    return replace(judged, identity=_identity(judged))
-
-
-def _of_seed(judged: Judged, seed: int) -> Judged:
-    """The same of a seed; of another than its own in a run that is named after the seed."""
-    own = judged.recipe.seed == seed
-    row = judged.row if own else judged.row.model_copy(update={"run": f"{judged.row.run}-seed_{seed}"})
-    other = replace(judged, row=row, recipe=judged.recipe.model_copy(update={"seed": seed}), seeded=True)
-    return replace(other, identity=_identity(other))
-
-
-def _recipe_of(row: Row, changes: dict[str, Value], recipe: str) -> FitRecipe:
-    base = recipe or row.recipe
-    method = method_of(base, merge(changes, row.changes))
-    all_changes = merge(changes_of(method, changes), row.changes)
-    typed = read_recipe(base, all_changes, row.preset)
-    if not row.points_from_scratch:
-        return typed
-    init = typed.init.model_dump()
-    alone = {"points": "", "image": init.get("image") or init["all"], "all": ""}
-    return read_recipe(base, merge(all_changes, {"init": alone}), row.preset)
-
-
-def _identity(judged: Judged) -> str:
-    """A hash of everything that a row's figures depend on: recipe, shards, judgement, the pre-training before it."""
-    row, recipe, shards, after = judged.row, judged.recipe, judged.shards, judged.after
-    if shards is None:
-        return ""
-    manifest = require_manifest(shards, f"--shards {shards}")
-    view_set = asked_view_set(shards, recipe.data.views)
-    values = recipe.model_dump(mode="json", exclude_defaults=True)
-    if after is not None:  # wherever its folder is
-        values["init"] = {key: value for key, value in values["init"].items() if key not in ("points", "all")}
-    return digest(
-        {
-            "recipe": values,
-            "step": row.step,
-            "evaluate": row.evaluate,
-            "shapes": manifest.shapes_hash,
-            "assets": manifest.assets_hash,
-            "views": view_set and view_set.hash,
-            **({"after": after.identity} if after else {}),
-            **({"plugins": plugins.versions()} if plugins.loaded() else {}),
-        }
-    )
-
-
-@dataclass(frozen=True)
-class Builds:
-    """Where the builds of variants lie. named: by variant; folders: that hold one a variant; other: for all else."""
-
-    named: dict[str, str]
-    folders: tuple[str, ...]
-    other: str | None
-
-    def find(self, variant: str) -> str | None:
-        """The build of a variant, or the one that stands for all, or None. Raises Refused where a folder holds two."""
-        return self.own(variant) or self.other
-
-    def own(self, variant: str) -> str | None:
-        """The variant's own build, or None."""
-        if variant in self.named:
-            return self.named[variant]
-        for folder in self.folders:
-            there = [name for name in store.list_names(folder) if _is_of(name, variant)]
-            found = [name for name in there if store.exists(store.join(folder, name, MANIFEST))]
-            if variant in found:
-                return store.join(folder, variant)
-            if len(found) > 1:
-                raise Refused(f"--shards {folder} holds {' and '.join(found)}: say which by {variant}=DIR")
-            if found:
-                return store.join(folder, found[0])
-        return None
-
-
-def _is_of(name: str, variant: str) -> bool:
-    """Whether a dataset or a folder is of a variant: of its name, or a version of it, as co3d_v2 of co3d."""
-    return name == variant or fnmatch(name, f"{variant}_v[0-9]")
-
-
-def builds_of(given: Sequence[str], rows: Iterable[Row]) -> Builds:
-    """Sorts what `--shards` was given: `VARIANT=DIR`, a folder of builds named as the variants, or a build.
-
-    A build whose dataset is one of the table's variants stands for that variant, any other build for all variants
-    without a build. Raises Refused where there is no build, or the table has no such variant.
-    """
-    named: dict[str, str] = {}
-    folders: list[str] = []
-    other = None
-    known = sorted({row.shards or row.recipe for row in rows if row.recipe})
-    for text in given:
-        variant, equals, path = text.partition("=")
-        out = store.absolute(path if equals else text)
-        if equals:
-            if variant not in known:
-                raise unknown_name("variant in --shards", variant, known)
-            require_manifest(out, f"--shards {text}")
-            named[variant] = out
-        elif store.exists(store.join(out, MANIFEST)):
-            dataset = require_manifest(out, f"--shards {text}").dataset
-            same = [name for name in known if _is_of(dataset, name)]
-            if same:
-                named[same[0]] = out
-            else:
-                other = out
-        elif any(store.exists(store.join(out, name, MANIFEST)) for name in store.list_names(out)):
-            folders.append(out)
-        else:
-            raise Refused(f"--shards {text} holds no build and no folder of builds")
-    return Builds(named, tuple(folders), other)
+def trained(rows: Iterable[Row]) -> list[Row]:
+    """Those that train something, not methods of others."""
+    return [row for row in rows if row.recipe]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.plain_text import for_markdown, html_page, number_of
-from training.reports.row_terms import term_lines
+from training.settings.row_terms import term_lines
 
 COLUMNS = {"image": "Image", "image_star": "Image*", "points": "Point cloud", "mean": "Mean"}
 ZERO_SHOT, ORACLE = "zero_shot", "oracle"

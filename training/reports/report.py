@@ -39,7 +39,7 @@ from training.plots import curves
 from training.reports import page, prediction_sheet
 from training.reports.evaluation_files import write_files
 from training.reports.page import COLUMNS, NAMES, ORACLE, OURS, ZERO_SHOT
-from training.reports.row_terms import terms_of
+from training.settings.row_terms import terms_of
 from training.weights.checkpoint import Checkpoint, open_checkpoint, step_folders
 from training.weights.run_folder import read_about
 

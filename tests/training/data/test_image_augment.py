@@ -110,7 +110,8 @@ def test_colours_are_jittered_as_by_torchvision() -> None:
     def measured(change: Callable[[], torch.Tensor]) -> np.ndarray:
         made = torch.cat([change() for _ in range(800)]).float()
         grey = made.mean(dim=1)
-        return torch.stack([grey.mean(dim=(1, 2)), grey.std(dim=(1, 2)), made.std(dim=1).mean(dim=(1, 2))]).numpy()
+        deviation, colour = grey.std(dim=(1, 2)), made.std(dim=1).mean(dim=(1, 2))
+        return torch.stack([grey.mean(dim=(1, 2)), deviation, colour / deviation]).numpy()
 
     g, theirs = rng(), ColorJitter(0.4, 0.4, 0.4)
     torch.manual_seed(0)

@@ -181,7 +181,7 @@ def test_what_cannot_be_contrasted_is_one_line(shards, tmp_path) -> None:
 
 
 def digests(run: Path) -> dict[str, str]:
-    """Of weights and, by their values, of the optimiser's state at the last step."""
+    """Of the weights, heads and running statistics of the last checkpoint, and its step."""
     folder = max((run / "checkpoints").iterdir())
     return {MODEL: hashlib.sha256((folder / MODEL).read_bytes()).hexdigest(), "step": folder.name}
 

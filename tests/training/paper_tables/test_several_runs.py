@@ -25,19 +25,15 @@ from training import distributed
 from training.__main__ import main
 from training.command_line import parser
 from training.paper_tables import missing, runner
-from training.paper_tables.compare_with_paper import cells, compare, heads, remarks, write
-from training.paper_tables.runner import Outcome, Place, plan_lines, run_rows, slots_of
-from training.paper_tables.table_rows import (
-    TABLES,
-    Builds,
-    Row,
-    Table,
-    chosen,
-    pretraining,
-    read_table,
-    resolve,
-    with_preset,
-)
+from training.paper_tables.columns import EVALUATED
+from training.paper_tables.compare_with_paper import cells, compare, heads, write
+from training.paper_tables.judged_rows import pretraining, resolve
+from training.paper_tables.place import Place, slots_of
+from training.paper_tables.results import Outcome
+from training.paper_tables.runner import plan_lines, run_rows
+from training.paper_tables.table_builds import Builds
+from training.paper_tables.table_notes import remarks
+from training.paper_tables.table_rows import TABLES, Row, Table, chosen, read_table, with_preset
 
 FEW = ("data.num_points=64", "optimizer.batch_size=8", "optimizer.steps=2", "log_every=1", "points.depth=1")
 FEW += ("tensorboard=false", "save_every=1")
@@ -75,7 +71,7 @@ def test_figures_of_several_seeds_by_hand(tmp_path) -> None:
     rows = tuple(
         Row(name=n, label=n, recipe="modelnet40", run=n, paper={"points": 60.0}) for n in ("all", "some", "one")
     )
-    table = Table(title="T", columns=("image", "points"), rows=rows)
+    table = Table(title="T", columns={name: EVALUATED[name] for name in ("image", "points")}, rows=rows)
     failed = Outcome("failed", error="fit, exit 3: disk full")
     found = {
         "all": {0: outcome(10, 61.5), 1: outcome(20, 62.0), 2: outcome(60, 66.5)},
@@ -87,7 +83,14 @@ def test_figures_of_several_seeds_by_hand(tmp_path) -> None:
     deviation = round(statistics.stdev(values), 2)
     assert (round(statistics.mean(values), 2), deviation) == (63.33, 2.75)
     every, some, one = comparison["rows"]
-    assert every["figures"]["points"] == {"ours": 63.33, "deviation": 2.75, "paper": 60.0, "difference": 3.33}
+    assert every["figures"]["points"] == {
+        "ours": 63.33,
+        "deviation": 2.75,
+        "interval": [56.49, 70.17],
+        "paper": 60.0,
+        "difference": 3.33,
+        "gain": None,
+    }
     assert every["figures"]["image"]["deviation"] == 26.46  # of 10, 20, 60: sqrt(700)
     assert [(seed["seed"], seed["values"]["points"]) for seed in every["seeds"]] == list(enumerate(values))
     assert (some["status"], some["figures"]["points"]["ours"], some["n"]) == ("failed", 61.5, 22)
@@ -195,7 +198,7 @@ def test_columns_are_the_papers_the_released_and_ours() -> None:
 
 def test_commands_that_are_shown_are_commands() -> None:
     """Of README, docs/tables.md and the tables' headers: the table, its rows, preset, seeds and keys are there."""
-    pages = [REPOSITORY / "README.md", REPOSITORY / "docs/tables.md", *TABLES.glob("*.toml")]
+    pages = [REPOSITORY / "README.md", REPOSITORY / "docs/tables.md", *TABLES.glob("*/*.toml")]
     line_of = re.compile(r"^(?:    |# )python -m (training table .*)$", re.MULTILINE)
     shown = [line for page in pages for line in line_of.findall(page.read_text())]
     assert len(shown) >= len(pages)
@@ -203,7 +206,7 @@ def test_commands_that_are_shown_are_commands() -> None:
         options = parse_arguments(parser("training"), shlex.split(line)[1:])
         table = with_preset(read_table(options.table), options.preset)
         builds, changes = Builds({}, (), None), parse_changes(options.changes)
-        assert resolve(chosen(table, options.rows), builds, changes, seeds=options.seeds), line
+        assert resolve(chosen(table, options.rows), builds, changes, seeds=options.seeds, columns=table.columns), line
 
 
 @pytest.fixture

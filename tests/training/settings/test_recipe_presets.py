@@ -29,9 +29,8 @@ SMALL = (
 def test_every_variant_has_the_presets(preset: str) -> None:
     """Each with what all variants share, over its recipe and below what is typed."""
     assert preset_names() == ["paper", "released"]
-    stages = {"cross_modal_generator", "pointcmt", "adapter"} | (
-        {"clip2point", "crosspoint", "multiview"} if preset == "released" else set()
-    )
+    stages = {"cross_modal_generator", "pointcmt", "adapter"}
+    stages |= {"clip2point", "crosspoint", "multiview"} if preset == "released" else set()
     assert set(recipes_with(preset)) == VARIANTS | {"pretrain"} | stages
     for name in recipes_with(preset):
         plain = read_recipe(name, {})
