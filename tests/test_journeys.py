@@ -21,7 +21,8 @@ LARGE = [name for name in names_in(RECIPES) if not name.startswith("small_")]
 FULL_SIZE = [name for name in LARGE if read_recipe(name, {}).method == "cross_most"]
 OWN = ("meshes", "points")  # anyone's files
 LAST = "checkpoints/step-00000002/model.safetensors"
-TABLE_1 = of_header(RECIPES / "tables" / "table_1.toml")
+TABLES = RECIPES / "tables" / "cross_most"
+TABLE_1 = of_header(TABLES / "table_1.toml")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,21 @@ def test_the_road_of_the_readme(walked: Journey) -> None:
 def test_the_readmes_row_of_table_1(walked: Journey) -> None:
     *_, evaluate, table = of_readme("At full size")
     hold_row(walked, table, "modelnet40", "runs/mn40", figures(walked, evaluate))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(2, "without_align-modelnet40"), (5, "views_2"), (6, "zero_shot-2468"), (7, "self_training-all")],
+)  # tables 3 and 4 are run whole: tests/training/paper_tables/test_table_rows.py
+def test_a_row_of_a_tables_header(walked: Journey, number: int, name: str) -> None:
+    """The table's own command after the README's road, for one of its rows."""
+    (table,) = of_header(TABLES / f"table_{number}.toml")
+    walked.type(table, "--rows", name)
+    found = json.loads((walked.folder / parsed(table)[1]["--run"] / f"table_{number}.json").read_text())
+    (row,) = [row for row in found["rows"] if row["name"] == name]
+    assert (row["status"], row["n"]) == ("done", 6), row
+    assert row["figures"]["points"]["ours"] is not None
 
 
 @pytest.mark.slow

@@ -68,8 +68,8 @@ def probe(options: argparse.Namespace, console: Console) -> int:
     opened = open_judged(source, options.shards, changes, *about, options.other_neighbours, needs)
     if options.who not in opened.models:
         raise Refused(f"--who {options.who}: {options.checkpoint} has no {options.who}")
-    for asked in every:
-        _refuse_untrained(options, asked, opened)
+    for task, asked in zip(tasks, every, strict=True):
+        _refuse_untrained(task, asked, opened)
     with console.status("reading") as status:
         read = _read(options, every, opened, device, status.update)
         results = []

@@ -15,8 +15,11 @@ SCANOBJECTNN = {
 
 
 def terms_of(recipe: FitRecipe, dataset: str, seeds: Sequence[int], checkpoint: str = "last") -> dict[str, Any]:
-    """The object `rows` of report.json has for each row. backbone: of the points, or of the images where these alone
-    answer. k, fraction, shots, variant: null where there is nothing to say."""
+    """The object `rows` of report.json has for each row.
+
+    backbone: of the points, or the image tower where pictures alone answer. k, fraction, shots, variant: null where
+    there is nothing to say.
+    """
     points = "points" in recipe.towers
     return {
         "seeds": list(seeds),

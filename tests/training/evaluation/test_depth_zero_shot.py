@@ -183,3 +183,22 @@ def test_a_released_depth_tower_is_the_image_tower_of_depth_pictures(depth_shard
     assert found == judged(tmp_path / "whole.safetensors", *keys, "data.channel=depth")
     said = typed("evaluate", *text, *keys[:-1], "data.views=rgb12", code=2)[1]
     assert "has a tower of depth pictures, which this run would show RGB: data.views=NAME data.channel=depth" in said
+
+
+@pytest.mark.slow
+def test_clouds_as_files_are_drawn_as_the_depth_tower_learned_them(runs, tmp_path) -> None:
+    points = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    np.save(tmp_path / "cloud.npy", points)
+    (row,) = json.loads(typed("predict", runs[1], tmp_path / "cloud.npy", "--json", "--views-weight", "1,1,1")[0])
+    assert (row["error"], row["towers"]) == (None, ["image"])
+
+
+@pytest.mark.slow
+def test_cross_most_on_depth_pictures_begins_where_the_depth_tower_ended(runs, depth_shards, tmp_path) -> None:
+    """Its first checkpoint says of pictures what CLIP2Point's run says, and it trains."""
+    keys = (*FEW, "data.views=depth10_release", "data.channel=depth", f"init.image={runs[1]}", "points.depth=1")
+    typed("fit", "small_cross_most", "--shards", depth_shards, "--run", tmp_path / "run", *keys, "mask.image_cell=8")
+    first, last = (tmp_path / f"run/checkpoints/step-{number:08d}" for number in (0, 2))
+    text = ("--shards", depth_shards, "--classes-from-text")
+    assert logits_of(first, *text)["entropy"] == pytest.approx(logits_of(runs[1], *text)["entropy"], abs=1e-4)
+    assert judged(last, "--shards", depth_shards)["student"]["points"] is not None
