@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
         demo, rows = read_demo(options.name)
         out = store.local_path(options.out or f"runs/{Path(options.name).stem}-demo", "--out")
         found = run(demo, rows, out, options, console)
-        path = demo_page.write(found, remarks(found["table"]), out)
+        path = demo_page.write(found, remarks(found["table"], intervals=False), out)
         tell(*(claim["line"] for claim in found["claims"]))
         console.print(f"{found['seconds']:,.0f} s, {found['cpu_seconds']:,.0f} CPU seconds: {path}")
         return 0

@@ -13,13 +13,16 @@ def several(comparison: dict[str, Any]) -> bool:
     return any(len(row["seeds"]) > 1 for row in comparison["rows"])
 
 
-def remarks(comparison: dict[str, Any]) -> list[str]:
-    """Notes of the table and of its rows, what they rest on, and why rows, or seeds of a row, are missing."""
+def remarks(comparison: dict[str, Any], intervals: bool = True) -> list[str]:
+    """Notes of the table and of its rows, what they rest on, and why rows, or seeds of a row, are missing.
+
+    intervals: also those of the means over seeds.
+    """
     notes = list(comparison["notes"])
     if several(comparison):
         same = "; all begin with the same weights" if set(comparison["columns"]) <= set(EVALUATED) else ""
         notes.append(f"+- after a figure is the sample deviation of its seeds (n - 1){same}.")
-        notes += [line for row in comparison["rows"] if (line := _intervals(comparison, row))]
+        notes += [line for row in comparison["rows"] if intervals and (line := _intervals(comparison, row))]
     if seeds := sorted({seed["seed"] for row in comparison["rows"] for seed in row["seeds"]}):
         notes.append(f"Seed{'s' * (len(seeds) > 1)} of every row of ours: {', '.join(map(str, seeds))}.")
     notes += _terms(comparison)
