@@ -67,15 +67,18 @@ def read_split(
     workers: int | None = None,
     on_progress: Progress = lambda done, total: None,
 ) -> ProbedSplit:
-    """The wanted features of a split. Raises Refused as `evaluate` does, Stopped where a feature is not finite."""
+    """The wanted features of a split; where no picture is asked for, of all objects, and no view set is needed.
+
+    Raises Refused as `evaluate` does, Stopped where a feature is not finite.
+    """
     settings = settings_of(checkpoint, split, changes)
-    source = open_source(shards, settings, tower=pixel_statistics(checkpoint.recipe))
+    pictures = any(name.startswith("image") for name in wanted)
+    source = open_source(shards, settings, tower=pixel_statistics(checkpoint.recipe), pictures=pictures)
     image_size = networks[TRAINED].image.image_size
     for model in networks.values():
         model.look_at(settings.channel)
-    pictures = any(name.startswith("image") for name in wanted)
     numbers = batch_numbers(source.total, BATCH)
-    reader = labelled(source, settings, image_size, numbers, view_of=None if pictures else first_view)
+    reader = labelled(source, settings, image_size, numbers)
     keys: list[str] = []
     labels: list[int] = []
     rows: dict[str, dict[str, list[Tensor]]] = {name: defaultdict(list) for name in networks}
@@ -94,11 +97,6 @@ def read_split(
         for network, by_name in rows.items()
     }
     return ProbedSplit(source.manifest, split, tuple(keys), np.array(labels, np.int64), found)
-
-
-def first_view(key: str, num_views: int) -> int:
-    """The one view that is read where no feature is of pictures."""
-    return 0
 
 
 def features_by_name(

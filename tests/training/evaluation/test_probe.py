@@ -275,3 +275,13 @@ def test_objects_without_labels_are_left_out_and_a_build_of_them_is_refused(run,
     none = relabelled(shards, tmp_path / "none", lambda key, label: None)
     said = typed("probe", run, "--shards", none, code=2)[1]
     assert said == f"{none}: no object of train has a label, which a probe needs"
+
+
+def test_a_probe_of_points_needs_no_pictures(run, shards, tmp_path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(shards, bare, ignore=shutil.ignore_patterns("views"))
+    (both, alone) = (probed(run, build, "--without-random") for build in (shards, bare))
+    assert alone == both
+    for more in (("--features", "image"), ("--retrieval",)):
+        told = typed("probe", run, "--shards", bare, *more, code=2)[1]
+        assert "has no such view set" in told
