@@ -19,7 +19,7 @@ from manifests.install import missing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LARGEST, MEDIAN, FULLEST = 400, 140, 22  # lines of a file, and files of a folder (design.md)
-ENTRIES = {"training.demo", "training.oracle"}  # what a person types after `python -m`
+ENTRIES = {"training.demo", "training.oracle", "training.paper_demo"}  # what a person types after `python -m`
 NAMED_BY_STRING = {"renderers/backend_table.py", "pipeline/datasets/__init__.py"}
 ROLE_BLOCKS = {
     "pipeline": ("torch", "torchvision", "open_clip", "timm", "safetensors"),

@@ -331,7 +331,9 @@ def _slots(options: argparse.Namespace) -> tuple[dict[str, str], ...]:
 
         gpus = visible_gpus()
         gpus = None if options.device == "auto" and not gpus else gpus
-    return slots_of(options.parallel, options.processes, gpus, len(os.sched_getaffinity(0)))
+    cores, threads = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    cores = int(threads) * options.parallel * options.processes if threads.isdigit() else cores  # as it was asked
+    return slots_of(options.parallel, options.processes, gpus, cores)
 
 
 def _weights(options: argparse.Namespace, console: Console) -> int:

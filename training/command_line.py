@@ -236,7 +236,7 @@ def _table(table: argparse.ArgumentParser) -> None:
     _add_plugin(table)
     _add_device(table)
     table.add_argument(
-        "--seeds", type=_numbers, default=(), metavar="0,1,2", help="each row with each: mean +- deviation"
+        "--seeds", type=numbers, default=(), metavar="0,1,2", help="each row with each: mean +- deviation"
     )
     table.add_argument("--processes", type=_some, default=1, metavar="N", help="of each fit, by torchrun: one a GPU")
     table.add_argument("--parallel", type=_some, default=1, metavar="K", help="runs at once, each on GPUs of its own")
@@ -309,7 +309,7 @@ def _add_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=_count, metavar="N", help="reader processes; default: data.workers, or 0")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
     """Different whole numbers, 0 or more."""
     return tuple(dict.fromkeys(_count(part.strip()) for part in text.split(",")))
 

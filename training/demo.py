@@ -12,32 +12,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
-import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from rich.console import Console
-from rich.text import Text
 
 from manifests import store
 from manifests.cli import exit_code
 from manifests.config import parse_changes
-from manifests.errors import Refused, Stopped
-from manifests.plain_text import PlainConsole, for_terminal, tell
-from manifests.records import json_text, read_json
-from training.child_commands import ENDING_SECONDS, Child, end
+from manifests.errors import Refused
+from manifests.plain_text import PlainConsole, tell
+from training.child_commands import Child
+from training.demo_stages import Session, Stages
 from training.reports import report
 from training.settings.fit_recipe import changes_of, keys_in, read_recipe
 
-SILENT_SECONDS = 7200.0  # of a stage
-SAMPLING_SECONDS = 0.5
-BESIDE_STATUS = 3  # columns of a terminal: a turning mark before a line, and one that stays free
 PRETRAIN_THREADS = REPORT_THREADS = 2
 ADAPT_THREADS = 1
 TRAININGS = {  # name: its recipe and method
@@ -46,7 +38,6 @@ TRAININGS = {  # name: its recipe and method
     "cross_most": ("small_cross_most", "cross_most"),
     "oracle": ("small_cross_most", "supervised"),
 }
-ABOUT, COSTS = "demo.json", ("seconds", "max_rss_mb")  # settings, and what the sessions before have cost
 QUICK = {  # name of a build or a training: its changed keys
     "build_source": ["parametric.objects=760"],
     "build_target": ["parametric.objects=855"],
@@ -70,98 +61,12 @@ class DemoSettings:
         return [*(QUICK[name] if self.quick else ()), *self.changes.get(name, self.builds)]
 
 
-class _MemoryPeak(threading.Thread):
-    """Measures the largest sum of resident memory of this process and its child processes, MB."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.max_rss_mb = 0.0
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        own = psutil.Process()
-        while not self._over.wait(SAMPLING_SECONDS):
-            total = 0
-            for process in [own, *own.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            self.max_rss_mb = max(self.max_rss_mb, total / 2**20)
-
-    def stop(self) -> float:
-        """Ends the thread and gives the maximum."""
-        self._over.set()
-        self.join(ENDING_SECONDS)
-        return self.max_rss_mb
-
-
-class _Demo:
-    """Starts commands and waits for them; when one of them fails or hangs, it ends all."""
-
-    def __init__(self, out: Path, console: Console) -> None:
-        self.out, self.console = out, console
-        self.seconds: dict[str, float] = {}
-        self._running: list[Child] = []
-
-    def start(self, name: str, *arguments: object, threads: int = 1) -> Child:
-        """Starts `python -m ...` in the background."""
-        command = [sys.executable, "-m", *map(str, arguments)]
-        with open(self.out / "commands.txt", "a") as file:
-            file.write(f"OMP_NUM_THREADS={threads} {shlex.join(['python', *command[1:]])}\n")
-        # two threads that spin while they wait for each other are several times as slow on cores that others use, too
-        variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-        stage = Child(name, command, self.out / "logs" / f"{name}.log", SILENT_SECONDS, variables=variables)
-        self._running.append(stage)
-        return stage
-
-    def wait(self, *stages: Child) -> None:
-        """Waits for stages and shows their last lines. Raises Stopped where one of them fails or hangs."""
-        waiting = list(stages)
-        with self.console.status("") as status:
-            while waiting:
-                for stage in [s for s in waiting if s.process.poll() is not None]:
-                    waiting.remove(stage)
-                    self._running.remove(stage)
-                    self._finish(stage)
-                for stage in waiting:
-                    if reason := stage.hangs():
-                        raise Stopped(f"{stage.name}: {reason}; its last line: {stage.last_line()}")
-                status.update(self.progress(waiting))
-                time.sleep(0.2)
-
-    def progress(self, stages: Sequence[Child]) -> Text:
-        """What each stage does, a line of the terminal each: the last line of its log."""
-        room = self.console.width - BESIDE_STATUS
-        lines = (for_terminal(f"{stage.name:<13} {stage.last_line() or 'begins'}") for stage in stages)
-        return Text("\n  ".join(line[:room] for line in lines))
-
-    def _finish(self, stage: Child) -> None:
-        self.seconds[stage.name] = round(time.monotonic() - stage.started, 1)
-        if stage.process.returncode:
-            raise Stopped(f"{stage.name} failed ({stage.last_line()}); see {stage.log}")
-        self.console.print(f"{self.seconds[stage.name]:6.1f} s  {stage.name}")
-
-    def end_all(self) -> None:
-        """Ends the stages that still run."""
-        for stage in self._running:
-            stage.process.terminate()
-        for stage in self._running:
-            end(stage.process, ENDING_SECONDS)
-
-
 def run(out: Path, settings: DemoSettings, workers: int, console: Console) -> Path:
     """Runs every stage that is not finished and gives the path of the report. Raises Stopped when a stage fails.
 
     Raises Refused where OUT holds anything but a demonstration of these settings.
     """
-    before = _sessions_before(out, settings)
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    _note(out, settings, before)
-    (out / "commands.txt").write_text("")
-    started, memory = time.monotonic(), _MemoryPeak()
-    memory.start()
-    demo = _Demo(out, console)
+    session, demo = Session(out, asdict(settings)), Stages(out, console)
     try:
         _stages(demo, out, settings, workers)
         reporting = time.monotonic()
@@ -176,34 +81,9 @@ def run(out: Path, settings: DemoSettings, workers: int, console: Console) -> Pa
             )
     finally:
         demo.end_all()
-        cost = {
-            "seconds": round(before["seconds"] + time.monotonic() - started, 1),
-            "max_rss_mb": round(max(before["max_rss_mb"], memory.stop()), 1),
-        }
-        _note(out, settings, cost)
+        cost = session.end()
     console.print(f"{time.monotonic() - reporting:6.1f} s  report")
-    return report.write(found, out, **cost)
-
-
-def _sessions_before(out: Path, settings: DemoSettings) -> dict[str, float]:
-    """What sessions that were stopped have cost: seconds, and the largest memory."""
-    try:
-        about = read_json(str(out / ABOUT))
-    except ValueError as error:
-        raise Refused(f"{out / ABOUT} is damaged: {error}; delete {out} to begin again") from error
-    if about is None:
-        if out.exists() and any(out.iterdir()):
-            raise Refused(f"--out {out} is not empty and no demonstration (it has no {ABOUT})")
-        return dict.fromkeys(COSTS, 0.0)
-    if about.get("settings") != asdict(settings):
-        raise Refused(
-            f"--out {out} holds a demonstration of other settings: delete it, or choose another (make: DEMO=DIR)"
-        )
-    return {name: about[name] for name in COSTS}
-
-
-def _note(out: Path, settings: DemoSettings, cost: dict[str, float]) -> None:
-    store.write_bytes(str(out / ABOUT), json_text({"settings": asdict(settings), **cost}, indent=1).encode())
+    return report.write(found, out, cost["seconds"], cost["max_rss_mb"])
 
 
 def _changes_of_trainings(changes: list[str]) -> dict[str, list[str]]:
@@ -218,7 +98,7 @@ def _changes_of_trainings(changes: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def _stages(demo: _Demo, out: Path, settings: DemoSettings, workers: int) -> None:
+def _stages(demo: Stages, out: Path, settings: DemoSettings, workers: int) -> None:
     source, target, seeded = out / "source", out / "target", f"seed={settings.seed}"
 
     def build(name: str, recipe: str, place: Path, count: int) -> Child:

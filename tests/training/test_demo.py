@@ -18,7 +18,8 @@ from builders import REPOSITORY
 from training_runs import typed
 
 from manifests.plain_text import PlainConsole
-from training.demo import DemoSettings, _changes_of_trainings, _Demo, main
+from training.demo import DemoSettings, _changes_of_trainings, main
+from training.demo_stages import Stages
 
 SMALL = (
     *("--build", "parametric.objects=57", "--build", "parametric.test_fraction=0.5"),
@@ -135,7 +136,7 @@ def test_a_stage_that_fails_is_named_and_the_others_end(tmp_path) -> None:
 
 def test_ending_leaves_nothing_running(tmp_path) -> None:
     (tmp_path / "logs").mkdir()
-    stages = _Demo(tmp_path, None)
+    stages = Stages(tmp_path, None)
     sleeping = stages.start("sleeping", "http.server", "0")
     stages.end_all()
     assert sleeping.process.poll() is not None
@@ -143,7 +144,7 @@ def test_ending_leaves_nothing_running(tmp_path) -> None:
 
 def test_the_status_is_a_line_of_the_terminal_a_stage(tmp_path) -> None:
     (tmp_path / "logs").mkdir()
-    stages = _Demo(tmp_path, PlainConsole(width=80, file=io.StringIO()))
+    stages = Stages(tmp_path, PlainConsole(width=80, file=io.StringIO()))
     started = [stages.start(name, "http.server", "0") for name in ("pretrain", "build_target")]
     stages.end_all()
     started[0].log.write_text(f"first\n0:23:08 left  step 50/300  loss 10.2  {'right_image 0.07  ' * 9}\x1b[1m\n")

@@ -94,12 +94,8 @@ def keep_figure(judged: Judged, place: Place, figure: Figure, result: dict[str, 
     own = result if not task else result["also"][task - 1]
     values = {name: taken(own, path) for name, path in figure.values.items()}
     if figure.identity == judged.identity:
-        _keep(
-            judged,
-            place,
-            figure,
-            {name: result[name] for name in ("dataset", "split", "n", "step", "student", "teacher")},
-        )
+        kept = ("dataset", "split", "n", "step", "student", "teacher")
+        _keep(judged, place, figure, {name: result[name] for name in kept})
         return
     row = own | (own["rows"][int(number)] if (number := _row_number(figure)) and "rows" in own else {})
     facts = {name: row[name] for name in FACTS if row.get(name) is not None}

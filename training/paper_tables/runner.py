@@ -233,7 +233,7 @@ def _command(command: list[str], name: str, place: Place, until: Path | None = N
     log.parent.mkdir(parents=True, exist_ok=True)
     last, out, hung = [""], [""], ""
     with open(log, "a") as file:
-        file.write(f"$ {' '.join(command)}\n")
+        file.write(f"$ {shlex.join(command)}\n")
         file.flush()
         process = subprocess.Popen(
             command,
