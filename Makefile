@@ -14,7 +14,7 @@ TEST_PROCESSES ?= $(shell nproc 2>/dev/null || echo 2)
 INSTALL = $(BIN)/python -m pip install $(if $(SYSTEM_SITE),,--constraint constraints.txt) --editable
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo demo-quick crosspoint-demo wheel docs test test-slow lint mutants clean
+.PHONY: setup demo demo-quick crosspoint-demo clip2point-demo pointcmt-demo wheel docs test test-slow lint mutants clean
 
 setup: $(PROGRAMS)
 
@@ -39,7 +39,7 @@ demo: $(PROGRAMS)
 demo-quick: $(PROGRAMS)
 	$(BIN)/python -m training.demo --quick --out $(DEMO_QUICK) --seed $(SEED) --workers $(WORKERS)
 
-crosspoint-demo: $(PROGRAMS)
+crosspoint-demo clip2point-demo pointcmt-demo: $(PROGRAMS)
 	$(BIN)/python -m training.paper_demo $(@:-demo=) --out runs/$@ --workers $(WORKERS)
 
 wheel: $(PROGRAMS)
@@ -59,7 +59,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile -q
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder -q
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py --processes $(TEST_PROCESSES)

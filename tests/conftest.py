@@ -10,7 +10,13 @@ from hypothesis import settings
 
 settings.register_profile("always the same", deadline=None, derandomize=True)  # machines differ in speed and luck
 settings.load_profile("always the same")
+LONGEST = ("test_demo.py", "test_journeys.py", "test_fuzz_training.py")  # begun first, or one process waits for them
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def shared_folder() -> Path:

@@ -8,7 +8,7 @@ without a pause: while the last batches of one epoch are used, the first of the 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -306,8 +306,11 @@ class ViewsSamples(SupervisedSamples):
     """The same with all views in use of an object, (V, S, S, 3): PointCMT's batches.
 
     V is `data.num_views`, or how many the view set has. An object with fewer begins with its first again, which changes
-    no maximum over views. Making it raises Refused where neither says how many.
+    no maximum over views. Making it raises Refused where neither says how many. known: keys of objects whose pictures
+    are needed no more, which are black and not read.
     """
+
+    known: Container[str] = ()
 
     def __init__(self, source: Source, settings: DataSettings, *rest: Any) -> None:
         self.count = len(settings.views_of(source.preset.num_views or settings.num_views))
@@ -327,13 +330,16 @@ class ViewsSamples(SupervisedSamples):
     def _pictured(self, views: Sample, suffix: str) -> bool:
         """Whether a member of an object's views is read."""
         picture = split_view_member(suffix)
-        if picture is None or picture[1] != self.settings.channel:
+        if picture is None or picture[1] != self.settings.channel or views.key in self.known:
             return suffix == JSON
         return picture[0] in self.settings.views_of(num_views(views))
 
     def _pictures(self, drawn: Drawn) -> np.ndarray:
         """uint8 (V, S, S, 3)."""
-        size, used = self.form.image_size, self.settings.views_of(num_views(drawn.views))
+        size = self.form.image_size
+        if drawn.shape.key in self.known:
+            return np.zeros((self.count, size, size, 3), np.uint8)
+        used = self.settings.views_of(num_views(drawn.views))
         pictures = [self._picture(replace(drawn, view=view)) for view in used]
         strong = self.augment.image_magnitude or self.augment.image_flip or self.augment.image_crop < 1
         seen = [self._strong(each, drawn.rng) if strong else make_weak_picture(each, size) for each in pictures]

@@ -208,6 +208,8 @@ def _set_up(
     settings = recipe.data.model_copy(update={"workers": readers})
     pairs = partial(PairSamples, *_depth_of(recipe, shards)) if isinstance(recipe, Clip2PointRecipe) else None
     samples = (pairs or kind)(source, settings, recipe.augment, form, own, recipe.seed, *place)
+    if isinstance(samples, ViewsSamples) and isinstance(student, CrossModalModel) and student.adapter and not readers:
+        samples.known = student.adapter.kept  # of objects whose features are kept no picture is read
     loader = Loader(samples, pin)
     student.to(device).train()
     updates = updates_of(student, recipe, samples.num_batches)

@@ -56,13 +56,15 @@ def generator_step(student: CrossModalModel, teacher: None, batch: LabelledBatch
 
 
 def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: PointCmtRecipe) -> Step:
-    """Cross-entropy of the points, and what the pictures add."""
+    """Cross-entropy of the points, and what the pictures add; where no term is of pictures, none is looked at."""
     head = student.points_head
     assert isinstance(head, SharedSpaceHead)
+    own = head.feature(student.point_features(batch.points))
+    if not recipe.pointcmt.of_pictures:
+        return weigh(*labelled(head.classify(own), batch.label, recipe.pointcmt))
     with torch.no_grad():
         picture = student.object_features(batch.images)
         answers = student.image_logits(picture)
-    own = head.feature(student.point_features(batch.points))
     return transfer(student, head, own, picture, answers, batch.label, recipe.pointcmt)
 
 
@@ -78,8 +80,7 @@ def transfer(
     """The losses of features (B, D) of points and pictures, and of the teacher's logits (B, C). A term of weight 0 is
     not computed."""
     logits = head.classify(own)
-    terms = {"points": smoothed_cross_entropy(logits, label, settings.smoothing, settings.smoothing_form)}
-    weights = {"points": 1.0}
+    terms, weights, figures = labelled(logits, label, settings)
     for name in ("feature", "classifier", "hinton", "normalized"):
         if weight := getattr(settings, name):
             weights[name] = weight
@@ -92,8 +93,15 @@ def transfer(
         terms["hinton"] = divergence(logits, answers, settings.kl)
     if "normalized" in weights:
         terms["normalized"] = normalised_feature_error(own, picture, settings.normalize)
-    figures = {"right_points": right(logits, label), "right_teacher": right(answers, label)}
-    return weigh(terms, weights, figures)
+    return weigh(terms, weights, figures | {"right_teacher": right(answers, label)})
+
+
+def labelled(
+    logits: Tensor, label: Tensor, settings: TransferSettings
+) -> tuple[dict[str, Tensor], dict[str, float], dict[str, Tensor]]:
+    """What the points learn of labels alone: the loss, its weight, and how many are right."""
+    loss = smoothed_cross_entropy(logits, label, settings.smoothing, settings.smoothing_form)
+    return {"points": loss}, {"points": 1.0}, {"right_points": right(logits, label)}
 
 
 def right(logits: Tensor, label: Tensor) -> Tensor:

@@ -43,9 +43,14 @@ def missing(rows: Iterable[Judged], place: Place, header: str = "") -> list[Miss
     found: dict[Missing, dict[str, None]] = {}
     for judged in with_beginnings(rows, place):
         if known_outcome(judged, place).status != "done":
-            for each in (*_of_shards(judged, header), *_of_columns(judged, header), *_of_weights(judged)):
+            for each in _of_row(judged, header):
                 found.setdefault(each, {})[judged.row.name] = None
     return [Missing(each.what, each.remedy, each.stops, each.is_file, tuple(names)) for each, names in found.items()]
+
+
+def _of_row(judged: Judged, header: str) -> list[Missing]:
+    builds = (*_of_shards(judged, header), *_of_columns(judged, header))
+    return [*builds, *_of_depth(judged), *_of_weights(judged)]
 
 
 def _of_columns(judged: Judged, header: str) -> Iterator[Missing]:
@@ -54,6 +59,26 @@ def _of_columns(judged: Judged, header: str) -> Iterator[Missing]:
         if figure.lacks:
             build = _build_of(figure.lacks, header) or f"--shards {figure.lacks}=BUILD"
             yield Missing(f"no build of {figure.lacks}", build, all(each.lacks for each in judged.figures))
+
+
+def _of_depth(judged: Judged) -> Iterator[Missing]:
+    """View sets on which a depth tower is judged: training may draw its maps from clouds, and so need none of them."""
+    views, key = judged.recipe.judged_data.views, "data.views" if judged.recipe.every_view else "clip2point.depth"
+    if not judged.recipe.has_depth_tower or "views" in judged.row.evaluate:
+        return
+    asked = [
+        each for each in judged.figures if not any(word.startswith("data.views=") for word in each.column.arguments)
+    ]
+    for shards in dict.fromkeys(each.shards for each in asked if each.shards):
+        told = shards == judged.shards and views == judged.recipe.data.views  # as what training reads
+        if not told and asked_view_set(shards, views) is None:
+            yield _no_view_set(shards, views, key, all(each.shards in (shards, None) for each in judged.figures))
+
+
+def _no_view_set(shards: str, name: str, key: str, stops: bool) -> Missing:
+    make = f"python -m pipeline views {name} --shards {shards}"
+    others = f"{key}={'|'.join(view_set_names(shards)) or 'NAME'}"
+    return Missing(f"{shards} has no view set {name}", make if name in preset_names() else others, stops)
 
 
 def _of_shards(judged: Judged, header: str) -> Iterator[Missing]:
@@ -73,9 +98,7 @@ def _of_shards(judged: Judged, header: str) -> Iterator[Missing]:
     if not judged.recipe.reads_pictures:
         pass
     elif view_set is None:
-        make = f"python -m pipeline views {data.views} --shards {shards}"
-        others = f"data.views={'|'.join(view_set_names(shards)) or 'NAME'}"
-        yield Missing(f"{shards} has no view set {data.views}", make if data.views in preset_names() else others, True)
+        yield _no_view_set(shards, data.views, "data.views", True)
     elif data.channel not in view_set.preset.channels:
         remedy = f"data.channel={'|'.join(view_set.preset.channels)}"
         yield Missing(f"view set {data.views} of {shards} has no channel {data.channel}", remedy, True)

@@ -217,3 +217,8 @@ class TransferSettings(DistanceSettings):
     detach_target: bool = True
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.2
     smoothing_form: Literal["upstream", "torch"] = "upstream"
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether a term is of the teacher's feature or answers."""
+        return any((self.feature, self.classifier, self.hinton, self.normalized))

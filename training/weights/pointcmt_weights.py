@@ -61,9 +61,8 @@ def require_stages(recipe: FitRecipe) -> None:
     if isinstance(recipe, GeneratorRecipe):
         needed["teacher"] = True
     if isinstance(recipe, PointCmtRecipe):
-        weights = recipe.pointcmt
-        needed["generator"] = weights.feature > 0
-        needed["teacher"] = any((weights.feature, weights.classifier, weights.hinton, weights.normalized))
+        needed["generator"] = recipe.pointcmt.feature > 0
+        needed["teacher"] = recipe.pointcmt.of_pictures
     for key in (key for key, wanted in needed.items() if wanted and not getattr(recipe.init, key)):
         raise Refused(f"method={recipe.method} needs init.{key}=RUN, a run of method={TAKEN[key][0]}")
 

@@ -14,7 +14,7 @@ class Linear:
     """A model whose features and logits are linear in a picture's first pixels."""
 
     image_width = 5
-    image_head = None
+    image_head = adapter = None
 
     def image_features(self, pictures: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(pictures.flatten(1)[:, :5] + 0.1, dim=1)

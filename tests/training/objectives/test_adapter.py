@@ -20,9 +20,13 @@ from training_runs import ONE_STEP, typed
 
 from manifests.config import parse_changes
 from manifests.layout import read_manifest
+from manifests.samples import Sample
 from training import load
+from training.data import loader
 from training.data.batch import normalized
 from training.data.dataset import Source, open_source
+from training.data.decode import picture_of
+from training.data.loader import ViewsSamples
 from training.data.part_of_split import part_of
 from training.data.subsets import classes_of
 from training.data.whole_split import SplitReader
@@ -280,6 +284,29 @@ def test_a_broken_run_goes_on_as_if_unbroken(shards: Path, begun: Path, adapted:
     shutil.rmtree(whole)
     typed(*command, *SHORT, "save_every=2")
     found = load_file(whole / "model.safetensors")
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_no_picture_is_read_twice(shards: Path, begun: Path, adapted: tuple[Path, str], tmp_path, monkeypatch) -> None:
+    """Of objects whose features are kept; the weights are those of a run that reads all."""
+    decoded: Counter[str] = Counter()
+
+    def counted(views: Sample, *rest):
+        decoded[views.key] += 1
+        return picture_of(views, *rest)
+
+    monkeypatch.setattr(loader, "picture_of", counted)
+    run = tmp_path / "run"
+    typed("fit", "small_adapter", "--shards", shards, "--run", run, f"init.image={begun}", *SHORT, "optimizer.epochs=3")
+    assert set(decoded) == set((run / "objects.txt").read_text().split())
+    assert set(decoded.values()) == {10}
+    whole = tmp_path / "whole"
+    monkeypatch.setattr(ViewsSamples, "known", property(lambda samples: (), lambda samples, keys: None))
+    typed(
+        "fit", "small_adapter", "--shards", shards, "--run", whole, f"init.image={begun}", *SHORT, "optimizer.epochs=3"
+    )
+    assert set(decoded.values()) != {10}
+    found, expected = (load_file(step_folders(each)[-1] / "model.safetensors") for each in (run, whole))
     assert all(found[name].equal(expected[name]) for name in expected)
 
 

@@ -165,9 +165,10 @@ def test_weights_of_other_sizes_or_none_are_refused(training, shards, pretrained
 
 
 def test_only_supervised_methods_are_given_labels(shards, tmp_path) -> None:
-    assert {"pretrain", "supervised", "parts"} == SUPERVISED
+    stages = {"multiview", "cross_modal_generator", "pointcmt"}
+    assert {"pretrain", "supervised", "parts", "adapter", *stages} == SUPERVISED
     assert set(METHODS) == set(RECIPE_OF)
-    for name in METHODS.keys() - {"parts"}:  # which needs a build with parts: test_part_segmentation.py
+    for name in METHODS.keys() - {"parts", "adapter", "clip2point", *stages}:  # on builds of their own in their tests
         recipe = "small_cross_most" if name == "supervised" else f"small_{name}"
         batch = next(iter(state_of(recipe, shards, tmp_path / name, f"method={name}").loader))
         assert hasattr(batch, "label") is (name in SUPERVISED), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from training.data.dataset import open_source
 from training.data.whole_split import SplitReader
 from training.evaluation.evaluate import examine
 from training.models.clip import pixel_statistics
+from training.models.cross_modal import CrossModalModel
 from training.models.resnet import ResNetTower
 from training.networks.cloud_generator import CloudGenerator, SharedSpaceHead
 from training.networks.pointnet2 import PointCmtPointNet2
@@ -256,6 +258,15 @@ def test_runs_that_do_not_fit(shards: Path, stages: dict[str, Path], tmp_path: P
     said = typed("fit", method, "--shards", shards, "--run", run, *VIEWS, *SHORT, *given, code=2)[1]
     assert words in " ".join(said.split())
     assert not run.exists()
+
+
+def test_a_student_without_a_teacher_looks_at_no_picture(shards: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(CrossModalModel, "object_features", lambda self, images: pytest.fail("a picture was looked at"))
+    keys = (*VIEWS, *SHORT, *STUDENT, "pointcmt.feature=0", "pointcmt.classifier=0", "log_every=1")
+    typed("fit", "pointcmt", "--shards", shards, "--run", tmp_path / "run", *keys)
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").open()))
+    assert [row["loss"] == row["loss_points"] for row in rows] == [True, True]
+    assert "right_teacher" not in rows[0]
 
 
 def test_a_teacher_of_other_classes(shards: Path, stages: dict[str, Path], tmp_path: Path) -> None:

@@ -316,6 +316,8 @@ def test_what_is_missing_is_said_at_once(shards, tmp_path, monkeypatch) -> None:
     }
     rows = [Row(name=name, label=name, recipe="modelnet40", run=name, changes=each) for name, each in settings.items()]
     rows.append(Row(name="other", label="o", recipe="redwood", run="other"))
+    depth = {"clip2point": {"depth": "depth10_release", "points": 64}}
+    rows.append(Row(name="judged", label="j", recipe="small_clip2point", run="j", shards="modelnet40", changes=depth))
     few = {"data": {"num_points": 64}}
     found = missing.missing(resolve(rows, Builds({"modelnet40": str(shards)}, (), None), few), Place(tmp_path))
     told = {each.what: each for each in found}
@@ -323,6 +325,12 @@ def test_what_is_missing_is_said_at_once(shards, tmp_path, monkeypatch) -> None:
     assert (told["no build of redwood"].remedy, told["no build of redwood"].rows) == (build, ("other",))
     assert told[f"{shards} has no split val"].stops
     assert told[f"{shards} has no view set frames20"].remedy == f"python -m pipeline views frames20 --shards {shards}"
+    release = told[f"{shards} has no view set depth10_release"]
+    assert (release.remedy, release.rows, release.stops) == (
+        f"python -m pipeline views depth10_release --shards {shards}",
+        ("judged",),
+        True,
+    )
     assert told[f"view set depth10 of {shards} has no channel rgb"].remedy == "data.channel=depth"
     few_points = told[f"{shards} has clouds of 256 points, fewer than the 4096 of the recipe"]
     assert not few_points.stops
