@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from manifests.config import Settings
-from training.settings.data import DataSettings, PictureAugmentSettings
+from training.settings.data import DataSettings, PictureAugmentSettings, ViewSetName
 from training.settings.objective import Weight
 from training.settings.run_recipe import FitRecipe
 
@@ -27,8 +27,8 @@ class Clip2PointSettings(Settings):
     intra: Weight = 1.0
     cross: Weight = 1.0
     temperature: Annotated[float, Field(gt=0)] = 0.07
-    depth: str = "depth10_release"
-    maps: Annotated[tuple[str, ...], Field(max_length=2)] = ()
+    depth: ViewSetName = "depth10_release"
+    maps: Annotated[tuple[ViewSetName, ...], Field(max_length=2)] = ()
     points: Annotated[int, Field(ge=1)] = 1024
     sampling: Literal["farthest", "random"] = "farthest"
 

@@ -26,6 +26,9 @@ def views_of(count: int, num_views: int, choice: Literal["even", "first"]) -> Se
 Positive = Annotated[int, Field(ge=1)]
 
 
+ViewSetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")]  # a folder in OUT/views
+
+
 class DataSettings(Settings):
     """What is read of a build.
 
@@ -45,7 +48,7 @@ class DataSettings(Settings):
     (training.data.shard_cache); all processes of the machine may share it. cache_gb: its size at most.
     """
 
-    views: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")] = "rgb12"  # a folder in OUT/views
+    views: ViewSetName = "rgb12"
     channel: Literal["rgb", "depth", "gray"] = "rgb"
     split: str = "train"
     num_points: Positive = 8192

@@ -208,7 +208,11 @@ def test_classes_by_a_key_as_by_the_flag(shards, adapted) -> None:
     [
         ("RUN", ("image.model=ViT-B-16",), "image=... is for weights without a run: RUN brings its own towers"),
         ("RUN", ("--recipe", "modelnet40"), "--recipe is for weights without a run"),
-        ("RUN", ("seed=1",), "evaluate takes keys of data, prompts, classes, image, init, points, not seed"),
+        (
+            "RUN",
+            ("seed=1",),
+            "evaluate takes keys of data, prompts, classes, views_weight, image, init, points, not seed",
+        ),
         ("RUN", ("prompts=no_such_set",), "no_such_set is no prompt with {}, no shipped set"),
         ("RUN", ("classes=mug", "--classes", "mug"), "classes=mug: --classes or data.classes says it already"),
         ("RUN", ("init=openai",), "init=...: name a key of init"),

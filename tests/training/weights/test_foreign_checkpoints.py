@@ -186,7 +186,15 @@ def words_of(kind: type[BaseModel], prefix: str = "") -> set[str]:
 def test_every_key_that_may_hold_a_path_is_known() -> None:
     """A new key of text must be thought of: here, and in training.settings.fit_recipe.checkpoint_recipe where it names
     a file."""
-    weights = {"image.pretrained", "init.all", "init.image", "init.points"}  # never read for a checkpoint
-    names = {"image.model", "data.views", "data.split", "data.classes"}  # of a list, or held to a pattern
+    towers = {"init.all", "init.image", "init.points", "init.teacher", "init.generator"}
+    weights = {"image.pretrained", *towers}  # never read for a checkpoint
+    names = {
+        "image.model",
+        "data.views",
+        "data.split",
+        "data.classes",
+        "clip2point.depth",
+        "clip2point.maps",
+    }  # of a list, or held to a pattern
     words = set().union(*map(words_of, RECIPE_OF.values()))
     assert words == weights | names | {"prompts", "data.cache", "data.objects"}

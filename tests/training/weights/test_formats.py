@@ -510,7 +510,7 @@ def run(training, shards, tmp_path_factory) -> Path:
 
 
 def test_one_tower_of_a_run_of_ours(run) -> None:
-    from training.settings.fit_recipe import InitSettings
+    from training.settings.model import InitSettings
     from training.weights.checkpoint import open_checkpoint
 
     recipe = open_checkpoint(str(run)).recipe
