@@ -70,7 +70,8 @@ def test_at_evaluation_outputs_are_upstreams(golden: Path, case: str) -> None:
                 close(features, arrays[f"eval_extra1_f{of}"], tolerance)
 
 
-ROUNDED = {"pointnet2_msg_yanx": 1e-9, "pointmlp": 1e-9, "pointmlp_elite": 1e-9}  # measured 1e-10 to 4e-10
+# the same batch in another order moves their gradients by 2e-10 to 2e-9
+ROUNDED = {"pointnet2_msg_yanx": 1e-9, "pointmlp": 1e-9, "pointmlp_elite": 1e-9}
 
 
 @pytest.mark.parametrize("case", CASES)

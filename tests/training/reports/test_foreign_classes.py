@@ -21,7 +21,9 @@ from manifests.plain_text import for_csv, for_terminal
 from training import demo, oracle
 from training.__main__ import main
 from training.loop.metric_log import append_histograms, cut_rows
-from training.paper_tables.table_rows import builds_of, read_table, resolve
+from training.paper_tables.judged_rows import resolve
+from training.paper_tables.table_builds import builds_of
+from training.paper_tables.table_rows import read_table
 from training.plots.scatter import scatter_picture
 
 SMALL = (
@@ -206,7 +208,7 @@ def test_a_table_shows_labels_and_no_more(named, tmp_path) -> None:
     file.write_text(to_toml({"title": TABLE["title"], "notes": TABLE["notes"]}) + rows)
     given = ("--shards", f"modelnet40={named}", "--recipe", "small_cross_most", "--run", folder)
     table = read_table(str(file))
-    (judged,) = resolve(table.rows, builds_of([f"modelnet40={named}"], table.rows), {}, "small_cross_most")
+    (judged,) = resolve(table.rows, builds_of([f"modelnet40={named}"], table.variants), {}, "small_cross_most")
     result = {"identity": judged.identity, "student": {"image": 1, "image_star": 2, "points": 80}, "n": 9, "step": 1}
     (folder / "results").mkdir(parents=True)
     (folder / f"results/ours-{judged.identity[:8]}.json").write_text(json.dumps(result))
