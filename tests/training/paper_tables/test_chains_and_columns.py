@@ -335,3 +335,15 @@ def test_a_chain_that_was_killed_goes_on_with_the_stage_that_is_left(training, s
     assert (tmp_path / "logs/pre.txt").read_text() == before
     logged = [line.partition(",")[0] for line in (tmp_path / "stage/log.csv").read_text().splitlines()[1:]]
     assert logged == [str(step) for step in range(1, 17)]
+
+
+def test_a_row_with_one_tower_is_asked_about_that_one() -> None:
+    """`points` of a table that lists its columns is EVALUATED's; those of pictures are no number of such a run."""
+    table = read_table("clip2point-2")
+    found = {each.row.name: each for each in resolve(table.rows, Builds({}, (), None), {}, columns=table.columns)}
+    alone = [each for each in found.values() if each.recipe.towers == ("points",) and each.row.judge != ()]
+    assert alone
+    assert all([list(figure.values) for figure in each.figures] == [["points"]] for each in alone)
+    both = read_table("6")
+    (row, *_) = resolve(both.rows, Builds({}, (), None), {}, columns=both.columns)
+    assert list(row.figures[0].values) == ["image", "image_star", "points"]
