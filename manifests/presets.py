@@ -200,6 +200,11 @@ class PointViews(_Views):
         return self
 
     @property
+    def released_discs(self) -> tuple[float, float] | None:
+        """As of every preset."""
+        return (self.disc_radius, self.half_extent) if self.merge == "disc" and self.mapping == "clip2point" else None
+
+    @property
     def channels(self) -> list[str]:
         """The pictures of each view."""
         return ["depth"]

@@ -43,6 +43,11 @@ class ViewPreset(Settings):
         """Whether its renderer draws on a GPU."""
         return False
 
+    @property
+    def released_discs(self) -> tuple[float, float] | None:
+        """Of CLIP2Point's released renderer: its discs' radius (half a picture = 1) and `half_extent`; else None."""
+        return None
+
     def needs_source(self, store_meshes: bool) -> bool:
         """Whether views of stored objects need --source; store_meshes: whether the build has stored its meshes."""
         return self.reads is not None or (self.needs_mesh and not store_meshes)

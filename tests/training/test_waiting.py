@@ -19,7 +19,7 @@ from rich.console import Console
 from manifests import patience
 from manifests.errors import Refused, Stopped
 from manifests.patience import PATIENCE, READER_SECONDS
-from training import child_commands, demo
+from training import child_commands, demo_stages
 from training.child_commands import COMMAND_SECONDS, Watch
 from training.data import reader_processes
 from training.data.dataset import open_source
@@ -327,11 +327,11 @@ def test_a_row_whose_command_hangs_fails_and_its_processes_end(tmp_path, monkeyp
 
 def test_a_stage_of_the_demonstration_that_hangs_is_named_and_all_end(tmp_path, monkeypatch) -> None:
     """Also one that takes no notice of SIGTERM."""
-    monkeypatch.setattr(demo.sys, "executable", str(hanging(tmp_path)))
-    monkeypatch.setattr(demo, "ENDING_SECONDS", 1.0)
+    monkeypatch.setattr(demo_stages.sys, "executable", str(hanging(tmp_path)))
+    monkeypatch.setattr(demo_stages, "ENDING_SECONDS", 1.0)
     monkeypatch.setenv(COMMAND_SECONDS, "1")
     (tmp_path / "logs").mkdir()
-    stages = demo._Demo(tmp_path, Console(quiet=True))
+    stages = demo_stages.Stages(tmp_path, Console(quiet=True))
     started = [stages.start(name, "training", "fit") for name in ("first", "second")]
     with pytest.raises(Stopped, match="first: no sign of life for 1 s"):
         stages.wait(*started)

@@ -20,7 +20,7 @@ from torch import Tensor
 from manifests.errors import Refused
 from manifests.layout import asked_view_set
 from manifests.picture_mapping import Statistics, mean_and_deviation
-from manifests.presets import AnyViews, PointViews, load_preset
+from manifests.presets import AnyViews, load_preset
 from manifests.samples import JSON, Sample, split_view_member
 from renderers.point_depth_torch import DISTANCE_SPREAD, turned_pictures
 from training.data.batch import normalized
@@ -118,13 +118,14 @@ def live_of(preset: AnyViews, name: str, points: int, random: bool, tower: Stati
 
     Raises Refused unless it is the released renderer, whose distance is a zoom.
     """
-    if not isinstance(preset, PointViews) or preset.merge != "disc" or preset.mapping != "clip2point":
+    discs = preset.released_discs
+    if discs is None:
         raise Refused(
             f"clip2point.depth={name}: maps at random distances are drawn by merge=disc and mapping=clip2point alone, "
             "as depth10_release has them; clip2point.maps takes stored ones of other presets"
         )
     pixels = mean_and_deviation("depth", preset, tower)
-    return Live(preset.disc_radius, preset.half_extent, points, random, pixels)
+    return Live(*discs, points, random, pixels)
 
 
 class PairSamples(EpochSamples):

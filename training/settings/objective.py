@@ -202,7 +202,7 @@ class TransferSettings(DistanceSettings):
     """Stage III of PointCMT, what a point network learns beside its labels.
 
     feature: weight of eq. 5, the distance of generated clouds (30 on a mean). classifier: weight of eq. 7. hinton: of
-    eq. 6, the teacher's own logits. normalized: of eq. 13, features themselves, in the form `normalize`: `moments`
+    eq. 6, the teacher's own logits. normalized: of eq. 13, features themselves. normalize: their form, `moments`
     (Normalize-I) or `norm` (Normalize-II). kl: eq. 6 and 7 are the `mean` over a batch (printed) or its `sum`
     (released). detach_target: the classifier learns nothing from what it says of the picture (paper; released: false).
     smoothing, smoothing_form: as of `supervised`.
