@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from training.data.point_augment import LABELLED, moved_clouds, strong_clouds, weak_clouds
 from training.settings.data import AugmentSettings, CrossPointAugmentSettings, LabelledAugmentSettings
 from training.settings.part_settings import PartAugmentSettings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,11 @@ class RawBatch:
 
     def pin_memory(self) -> RawBatch:
         """In memory that a GPU reads by itself; DataLoader(pin_memory=True) calls it."""
-        return _mapped(self, Tensor.pin_memory)
+        return mapped(self, Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        here = _moved(self, device)
+        here = moved(self, device)
         return Batch(
             self.keys,
             normalized(here.weak_image, self.mean, self.deviation),
@@ -101,7 +104,7 @@ class LabelledBatch:
 
     def to(self, device: torch.device) -> LabelledBatch:
         """The batch on a device."""
-        return _moved(self, device)
+        return moved(self, device)
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,11 @@ class RawLabelledBatch:
 
     def pin_memory(self) -> RawLabelledBatch:
         """In memory that a GPU reads by itself; DataLoader(pin_memory=True) calls it."""
-        return _mapped(self, Tensor.pin_memory)
+        return mapped(self, Tensor.pin_memory)
 
     def to(self, device: torch.device) -> LabelledBatch:
         """The batch on a device."""
-        here = _moved(self, device)
+        here = moved(self, device)
         images = normalized(here.images, self.mean, self.deviation)
         augmented = LABELLED[self.augment.labelled_points]
         return LabelledBatch(self.keys, images, augmented(here.points, here.seed), here.label)
@@ -156,25 +159,26 @@ class RawPartLabelledBatch:
 
     def pin_memory(self) -> RawPartLabelledBatch:
         """In memory that a GPU reads by itself; DataLoader(pin_memory=True) calls it."""
-        return _mapped(self, Tensor.pin_memory)
+        return mapped(self, Tensor.pin_memory)
 
     def to(self, device: torch.device) -> PartLabelledBatch:
         """The batch on a device."""
-        here = _moved(self, device)
+        here = moved(self, device)
         points = moved_clouds(here.points, here.seed, self.augment.cloud_scale, self.augment.cloud_shift)
         return PartLabelledBatch(self.keys, points, here.parts, here.category)
 
 
 AnyRawBatch = RawBatch | RawLabelledBatch | RawPartLabelledBatch
-AnyBatch = TypeVar("AnyBatch", RawBatch, LabelledBatch, RawLabelledBatch, RawPartLabelledBatch)
+AnyBatch = TypeVar("AnyBatch", bound="DataclassInstance")
 
 
-def _moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
-    """All tensors on a device. Copies from pinned memory run while the device computes."""
-    return _mapped(batch, lambda value: value.to(device, non_blocking=device.type != "cpu"))
+def moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
+    """All tensors of a batch on a device. Copies from pinned memory run while the device computes."""
+    return mapped(batch, lambda value: value.to(device, non_blocking=device.type != "cpu"))
 
 
-def _mapped(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+def mapped(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+    """A batch with all its tensors changed."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
     return replace(batch, **changed)
@@ -182,12 +186,14 @@ def _mapped(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
 
 def normalized(pictures: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
     """float32 of uint8 RGB (..., 3, S, S)."""
-    middle, width = _constants(mean, deviation, pictures.device)
+    middle, width = pixel_constants(mean, deviation, pictures.device)
     return pictures.float().div_(255).sub_(middle).div_(width)  # `float` has made a copy
 
 
 @lru_cache(maxsize=16)
-def _constants(mean: tuple[float, ...], deviation: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def pixel_constants(
+    mean: tuple[float, ...], deviation: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """(3, 1, 1) each, kept on the device: copying them there at each step would wait for it."""
     middle, width = (torch.tensor(values, device=device)[:, None, None] for values in (mean, deviation))
     return middle, width

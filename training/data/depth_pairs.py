@@ -9,7 +9,7 @@ Shape letters: B objects, M maps of each, S side of a picture, N points.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -23,7 +23,7 @@ from manifests.picture_mapping import Statistics, mean_and_deviation
 from manifests.presets import AnyViews, load_preset
 from manifests.samples import JSON, Sample, split_view_member
 from renderers.point_depth_torch import DISTANCE_SPREAD, turned_pictures
-from training.data.batch import normalized
+from training.data.batch import mapped, moved, normalized, pixel_constants
 from training.data.dataset import Shard, Source, open_source
 from training.data.decode import picture_of
 from training.data.image_augment import weak_picture
@@ -77,15 +77,11 @@ class RawPairBatch:
 
     def pin_memory(self) -> RawPairBatch:
         """In memory that a GPU reads by itself; DataLoader(pin_memory=True) calls it."""
-        return self._mapped(lambda value: value.pin_memory())
-
-    def _mapped(self, change: Any) -> RawPairBatch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
+        return mapped(self, Tensor.pin_memory)
 
     def to(self, device: torch.device) -> PairBatch:
         """The batch on a device, where maps are drawn."""
-        here = self._mapped(lambda value: value.to(device, non_blocking=device.type != "cpu"))
+        here = moved(self, device)
         image = normalized(here.image, *self.pixels[0])
         if self.live is not None:
             return PairBatch(
@@ -102,9 +98,9 @@ def drawn_pairs(points: Tensor, seed: Tensor, rotation: Tensor, image: Tensor, l
     """
     chosen = random_part(points, seed, live.points) if live.random else points[:, : live.points]
     distances = 1 + (uniforms(seed, DISTANCE, 2) - 0.5) * (2 * DISTANCE_SPREAD)
-    size, middle = image.shape[-1], [torch.tensor(each, device=points.device) for each in live.pixels]
-    maps = turned_pictures(chosen, rotation, distances, size, live.half_extent, live.disc_radius)
-    return (maps[:, :, None] - middle[0][:, None, None]) / middle[1][:, None, None]
+    middle, width = pixel_constants(*live.pixels, points.device)
+    maps = turned_pictures(chosen, rotation, distances, image.shape[-1], live.half_extent, live.disc_radius)
+    return (maps[:, :, None] - middle) / width
 
 
 def depth_preset(shards: str, name: str) -> AnyViews:
@@ -159,10 +155,9 @@ class PairSamples(EpochSamples):
             raise Refused(f"clip2point.maps: {names} have different numbers of views, and view i stands beside view i")
 
     @property
-    def batch_bytes(self) -> int:
+    def num_pictures(self) -> int:
         """With the stored maps."""
-        pictures = 1 + len(self.sets)
-        return self.batch_size * (pictures * 3 * self.form.image_size**2 + self.num_points * 3 * np.float32().nbytes)
+        return 1 + len(self.sets)
 
     @property
     def num_points(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -103,8 +103,13 @@ class EpochSamples(IterableDataset[Any]):
     @property
     def batch_bytes(self) -> int:
         """Bytes of a batch on its way from a reader: its pictures and clouds; the rest is negligible."""
-        pictures = len(self.pictures) + self.form.views - 1 if self.source.view_set else 0
-        return self.batch_size * (pictures * 3 * self.form.image_size**2 + self.num_points * 3 * np.float32().nbytes)
+        pixels = self.num_pictures * self.form.image_size**2
+        return self.batch_size * 3 * (pixels + self.num_points * np.float32().nbytes)
+
+    @property
+    def num_pictures(self) -> int:
+        """How many pictures a sample has."""
+        return len(self.pictures) + self.form.views - 1 if self.source.view_set else 0
 
     @property
     def num_points(self) -> int:
@@ -319,10 +324,9 @@ class ViewsSamples(SupervisedSamples):
         super().__init__(source, settings, *rest)
 
     @property
-    def batch_bytes(self) -> int:
-        """With all pictures."""
-        pictures = (self.count - 1) * 3 * self.form.image_size**2
-        return super().batch_bytes + self.batch_size * pictures
+    def num_pictures(self) -> int:
+        """One of each view."""
+        return super().num_pictures + self.count - 1
 
     def _views_wanted(self, drawn: Callable[[Sample, str], bool]) -> Callable[[Sample, str], bool]:
         return self._pictured
@@ -340,7 +344,7 @@ class ViewsSamples(SupervisedSamples):
         if drawn.shape.key in self.known:
             return np.zeros((self.count, size, size, 3), np.uint8)
         used = self.settings.views_of(num_views(drawn.views))
-        pictures = [self._picture(replace(drawn, view=view)) for view in used]
+        pictures = [self._picture(drawn, view) for view in used]
         strong = self.augment.image_magnitude or self.augment.image_flip or self.augment.image_crop < 1
         seen = [self._strong(each, drawn.rng) if strong else make_weak_picture(each, size) for each in pictures]
         return np.stack([seen[number % len(seen)] for number in range(self.count)])
