@@ -11,15 +11,14 @@ from torch import Tensor
 
 from training.data.batch import LabelledBatch
 from training.models.cross_modal import CrossModalModel
-from training.objectives.losses import smoothed_cross_entropy
-from training.objectives.pointcmt import right
+from training.objectives.losses import right, smoothed_cross_entropy
 from training.objectives.step import Step, weigh
 from training.settings.adapter_recipe import AdapterRecipe
 
 MOST_KEPT = 2**29  # numbers of features, 2 GB, which is 52,000 objects of 10 views and two towers of CLIP
 
 
-def freeze(student: CrossModalModel) -> None:
+def freeze(student: CrossModalModel, recipe: AdapterRecipe) -> None:
     """Freezes all but the adapter; `student.train()` leaves frozen towers in eval mode."""
     student.requires_grad_(False)
     assert student.adapter is not None

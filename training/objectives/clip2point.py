@@ -20,7 +20,7 @@ from training.settings.clip2point_recipe import Clip2PointRecipe, Clip2PointSett
 NEWTON_STEPS = 12
 
 
-def freeze(student: CrossModalModel) -> None:
+def freeze(student: CrossModalModel, recipe: Clip2PointRecipe) -> None:
     """Freezes all but the depth tower and sigma; `student.train()` leaves frozen towers in eval mode."""
     for each in (student.image, student.points):
         each.requires_grad_(False)

@@ -18,13 +18,12 @@ from training.models.cross_modal import CrossModalModel
 from training.objectives import losses
 from training.objectives.step import Step, weigh
 from training.settings.fit_recipe import CrossPointRecipe
-from training.settings.objective import CrossPointSettings
 
 
-def freeze(student: CrossModalModel, settings: CrossPointSettings) -> None:
+def freeze(student: CrossModalModel, recipe: CrossPointRecipe) -> None:
     """Freezes what is not trained; `student.train()` leaves a frozen tower in eval mode."""
-    student.image.requires_grad_(settings.image == "trained")
-    if settings.has_heads:
+    student.image.requires_grad_(recipe.crosspoint.image == "trained")
+    if recipe.crosspoint.has_heads:
         student.points.projection.requires_grad_(False)
 
 

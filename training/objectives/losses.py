@@ -148,3 +148,8 @@ def biasedness(count_C: Tensor) -> Tensor:
     """
     share = count_C / count_C.sum().clamp(min=1)
     return torch.special.xlogy(share, share * len(count_C)).sum()
+
+
+def right(logits: Tensor, label: Tensor) -> Tensor:
+    """The share of logits (B, C, ...) that are highest at their label (B, ...), for the log."""
+    return (logits.detach().argmax(dim=1) == label).float().mean()

@@ -6,11 +6,11 @@ PointNet++ does.
 
 from __future__ import annotations
 
-import torch
 from torch.nn.functional import cross_entropy
 
 from training.data.batch import PartLabelledBatch
 from training.models.part_model import PartModel
+from training.objectives.losses import right
 from training.objectives.step import Step, weigh
 from training.settings.fit_recipe import PartsRecipe
 
@@ -25,6 +25,4 @@ def step(student: PartModel, teacher: None, batch: PartLabelledBatch, recipe: Pa
     kinds = logits.shape[1]
     share = recipe.parts.smoothing * kinds / max(kinds - 1, 1)
     loss = cross_entropy(logits, batch.parts, label_smoothing=min(share, 1.0))
-    with torch.no_grad():
-        right = (logits.argmax(dim=1) == batch.parts).float().mean()
-    return weigh({"parts": loss}, {"parts": 1.0}, {"right_points": right})
+    return weigh({"parts": loss}, {"parts": 1.0}, {"right_points": right(logits, batch.parts)})

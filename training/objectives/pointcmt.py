@@ -15,7 +15,7 @@ from training.data.batch import LabelledBatch
 from training.models.cross_modal import CrossModalModel
 from training.networks.cloud_generator import SharedSpaceHead
 from training.objectives.distillation import divergence, normalised_feature_error
-from training.objectives.losses import smoothed_cross_entropy
+from training.objectives.losses import right, smoothed_cross_entropy
 from training.objectives.step import Step, weigh
 from training.objectives.transport import earth_movers_distance
 from training.settings.objective import TransferSettings
@@ -102,8 +102,3 @@ def labelled(
     """What the points learn of labels alone: the loss, its weight, and how many are right."""
     loss = smoothed_cross_entropy(logits, label, settings.smoothing, settings.smoothing_form)
     return {"points": loss}, {"points": 1.0}, {"right_points": right(logits, label)}
-
-
-def right(logits: Tensor, label: Tensor) -> Tensor:
-    """Share of a batch that is answered right."""
-    return (logits.detach().argmax(dim=1) == label).float().mean()

@@ -53,12 +53,12 @@ def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: 
     scale = student.logit_scale.exp()
     terms = terms_of(image, text[caption], points, caption, scale, settings)
     with torch.no_grad():
-        right = {
-            "right_image": ((image @ text.T).argmax(dim=1) == caption).float().mean(),
-            "right_points": ((points @ text.T).argmax(dim=1) == caption).float().mean(),
+        shares = {
+            "right_image": losses.right(image @ text.T, caption),
+            "right_points": losses.right(points @ text.T, caption),
         }
     weights = {name: value for name, value in settings.model_dump().items() if name in terms}
-    return weigh(terms, weights, right | {"logit_scale": scale.detach()})
+    return weigh(terms, weights, shares | {"logit_scale": scale.detach()})
 
 
 def captions_of(tokens_CL: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:

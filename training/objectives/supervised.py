@@ -8,12 +8,11 @@ With `supervised.head=own` and `supervised.towers=points` it is the classifier o
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from training.data.batch import LabelledBatch
 from training.models.cross_modal import CrossModalModel
-from training.objectives.losses import smoothed_cross_entropy
+from training.objectives.losses import right, smoothed_cross_entropy
 from training.objectives.step import Step, weigh
 from training.settings.fit_recipe import SupervisedRecipe
 
@@ -45,6 +44,5 @@ def step(student: CrossModalModel, teacher: None, batch: LabelledBatch, recipe: 
     terms = {name: smoothed_cross_entropy(each, batch.label, *form) for name, each in logits.items()}
     if "points" in logits and (term := student.points.regulariser()) is not None:
         terms["regulariser"] = term
-    with torch.no_grad():
-        right = {f"right_{name}": (each.argmax(dim=1) == batch.label).float().mean() for name, each in logits.items()}
-    return weigh(terms, dict.fromkeys(terms, 1.0), right | {"logit_scale": student.logit_scale.exp().detach()})
+    shares = {f"right_{name}": right(each, batch.label) for name, each in logits.items()}
+    return weigh(terms, dict.fromkeys(terms, 1.0), shares | {"logit_scale": student.logit_scale.exp().detach()})

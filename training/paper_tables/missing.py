@@ -95,11 +95,9 @@ def _of_shards(judged: Judged, header: str) -> Iterator[Missing]:
         )
     if data.split not in manifest.splits:
         yield Missing(f"{shards} has no split {data.split}", f"data.split={'|'.join(manifest.splits)}", True)
-    if not judged.recipe.reads_pictures:
-        pass
-    elif view_set is None:
+    if judged.recipe.reads_pictures and view_set is None:
         yield _no_view_set(shards, data.views, "data.views", True)
-    elif data.channel not in view_set.preset.channels:
+    if judged.recipe.reads_pictures and view_set is not None and data.channel not in view_set.preset.channels:
         remedy = f"data.channel={'|'.join(view_set.preset.channels)}"
         yield Missing(f"view set {data.views} of {shards} has no channel {data.channel}", remedy, True)
     stored = manifest.recipe.get("num_points", data.num_points)
@@ -132,9 +130,7 @@ def _of_weights(judged: Judged) -> Iterator[Missing]:
 
 def _build_of(variant: str, header: str) -> str:
     """The command of a table's header that makes this build, or empty."""
-    text = header.replace("\\\n#", "")
-    found = re.search(rf"^#\s+(python -m pipeline build .*--out \S*/{re.escape(variant)}(?: .*)?)$", text, re.MULTILINE)
-    return " ".join(found[1].split()) if found else ""
+    return _first_command(header, r"\s+", rf"pipeline build .*--out \S*/{re.escape(variant)}(?: .*)?")
 
 
 def _build_command(recipe: str) -> str:
@@ -148,6 +144,11 @@ def _fit_command(recipe: str) -> str:
 def _command_of(recipe: str, program: str) -> str:
     """The first command of this program in the header of a recipe; a recipe of one's own may have none there."""
     path = RECIPES / f"{recipe}.toml" if not recipe.endswith(".toml") else Path(recipe)
-    text = path.read_text().replace("\\\n#", "") if path.is_file() else ""
-    found = re.search(rf"^#   (python -m {program} .*)$", text, re.MULTILINE)
-    return " ".join(found[1].split()) if found else f"python -m {program} ..."
+    text = path.read_text() if path.is_file() else ""
+    return _first_command(text, "   ", f"{program} .*") or f"python -m {program} ..."
+
+
+def _first_command(header: str, indent: str, pattern: str) -> str:
+    """The first `python -m` of a header, indented so, that goes on as the pattern does; in one line, or empty."""
+    found = re.search(rf"^#{indent}(python -m {pattern})$", header.replace("\\\n#", ""), re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""

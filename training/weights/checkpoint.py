@@ -35,7 +35,7 @@ from training.settings.fit_recipe import (
     PretrainRecipe,
     SupervisedRecipe,
 )
-from training.settings.pointcmt_recipes import GeneratorRecipe, MultiviewRecipe, PointCmtRecipe
+from training.settings.pointcmt_recipes import ViewsRecipe
 from training.weights.formats import below, first_not_finite, require_finite
 from training.weights.pointcmt_weights import heads_of, take_stages
 from training.weights.pretrained import Loaded, initial_towers
@@ -50,6 +50,15 @@ from training.weights.run_folder import (
     step_folders,
     with_its_plugins,
 )
+
+FREEZES: dict[type[FitRecipe], Callable[..., None]] = {  # what methods, and plugins that build on them, do not train
+    PretrainRecipe: pretrain.freeze,
+    CrossPointRecipe: crosspoint.freeze,
+    SupervisedRecipe: supervised.freeze,
+    ViewsRecipe: pointcmt.freeze,
+    Clip2PointRecipe: clip2point.freeze,
+    AdapterRecipe: adapter.freeze,
+}
 
 
 @dataclass(frozen=True)
@@ -105,21 +114,13 @@ def build_model(
         if recipe.has_depth_tower:
             model.add_depth_tower(towers.depth)
         take_stages(model, recipe, prompt_names, on_weights)
-        if isinstance(recipe, PretrainRecipe):
-            pretrain.freeze(model, recipe)
-        if isinstance(recipe, CrossPointRecipe):
-            if recipe.crosspoint.has_heads:
-                model.add_contrast_heads()
-            crosspoint.freeze(model, recipe.crosspoint)
-        if isinstance(recipe, SupervisedRecipe):
-            supervised.freeze(model, recipe)
-        if isinstance(recipe, MultiviewRecipe | GeneratorRecipe | PointCmtRecipe):
-            pointcmt.freeze(model, recipe)
-        if isinstance(recipe, Clip2PointRecipe):
-            clip2point.freeze(model)
+        if isinstance(recipe, CrossPointRecipe) and recipe.crosspoint.has_heads:
+            model.add_contrast_heads()
         if isinstance(recipe, AdapterRecipe):
             model.adapter = GatedAdapter(recipe.adapter, towers.image.embed_dim)
-            adapter.freeze(model)
+        for kind, freeze in FREEZES.items():
+            if isinstance(recipe, kind):
+                freeze(model, recipe)
         own = from_plugins.methods().get(recipe.method)
         if own is not None and own.freeze is not None:
             own.freeze(model, recipe)

@@ -98,7 +98,7 @@ def golden_model(folder: Path, about: dict) -> CrossModalModel:
     points = point_tower(BACKBONE_SETTINGS["pointnet"](backbone="pointnet"), size["output_dim"])
     model = CrossModalModel(image, points, torch.zeros(size["output_dim"], 2), 1.0)
     model.add_depth_tower()
-    freeze(model)
+    freeze(model, read_recipe("clip2point", {}))
     model.freeze_scale()
     return model.double()
 
