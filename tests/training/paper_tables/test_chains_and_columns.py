@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -19,8 +20,9 @@ from training_runs import typed
 
 from manifests.errors import Refused
 from training.__main__ import main
+from training.command_line import add_probe_tasks
 from training.paper_tables import missing, runner, seed_statistics
-from training.paper_tables.columns import taken
+from training.paper_tables.columns import TASK_FLAGS, taken
 from training.paper_tables.judged_rows import resolve
 from training.paper_tables.place import Place
 from training.paper_tables.results import known_outcome
@@ -283,6 +285,13 @@ def test_a_missing_build_is_named_with_its_command(shards, table, tmp_path) -> N
     assert (found.line(), found.stops) == (told, False)
     (pre,) = [each for each in rows if each.row.name == "pre"]
     assert known_outcome(pre, Place(tmp_path)).lacks == {"elsewhere": "no build of elsewhere"}
+
+
+def test_a_columns_flags_are_those_of_a_further_probe() -> None:
+    program = argparse.ArgumentParser(add_help=False)
+    add_probe_tasks(program)
+    words = {action.option_strings[0]: int(action.nargs != 0) for action in program._actions}
+    assert words == TASK_FLAGS
 
 
 def test_what_a_value_is_taken_from() -> None:
